@@ -1,0 +1,222 @@
+"""What one training step costs as tasks accumulate: plain finetuning, PAH, and PAH with a backbone pass per old head.
+
+    python benchmarks/step_cost.py --json step_cost.json
+
+A row "after t tasks" times steps on task t + 1, so t old heads are protected. The three forms see the same batch and
+take turns step by step: whatever else slows the machine slows all of them. Wanted on resnet18-slim, batch 64, 32x32,
+after 20 tasks: PAH at most 1.8 times finetuning (the teacher's forward pass alone makes it 1.33), and at least 8 times
+faster than a pass per head.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pah.config import derived_seed, generator
+from pah.data.stream import Batch, Examples, Normalization, Task
+from pah.losses import distillation, stack_heads
+from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms
+from pah.methods.bounds import Finetune, StoredHeadOptions
+from pah.methods.pah import PAH, PAHOptions
+from pah.models.backbones import BACKBONES
+from pah.models.network import Network
+from pah.trainer import begin
+
+CHANNELS = 3
+WARM_UP = 3  # steps of each form before its steps count
+SEED = 0
+
+
+class PassPerHead(PAH):
+    """PAH's losses the way the published code computes them: 2t + 1 backbone passes over a batch of images.
+
+    The student and the teacher run again for every old head, and old prototypes go through the network task by task.
+    Elsewhere the comparison is generous: the teacher's heads and its answers to prototypes are computed once a task,
+    and aligning prototypes computes no gradients of weights.
+    """
+
+    def _image_terms(self, batch: Batch) -> Terms:
+        """L_hm from one pass, L_sm from a student pass and a teacher pass for each old head."""
+        terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
+        if self.teacher is not None:
+            o, old = self.options, self.old_tasks
+            answers = torch.cat([self.network(batch.x, [k], detach=[k]) for k in old], dim=1)  # (B, ΣC_j)
+            student = stack_heads(answers, self.network.sizes(old))  # (B, J, C)
+            teacher = torch.stack([self.teacher(batch.x)[:, k] for k in old], dim=1)  # (B, J, C)
+            terms["L_sm"] = distillation(teacher, student, o.temperature, o.direction, o.over_tasks)
+        return terms
+
+    def _prototype_answers(self, tasks: Sequence[int]) -> Tensor:
+        """f(p | its own task), a backbone pass for each task's prototypes: (P, C), all tasks being of one size."""
+        answers = super()._prototype_answers
+        return torch.cat([answers([k]) for k in tasks])
+
+
+FORMS: dict[str, tuple[type[Method], MethodOptions]] = {
+    "finetune_ms": (Finetune, StoredHeadOptions()),
+    "pah_ms": (PAH, PAHOptions()),
+    "per_head_ms": (PassPerHead, PAHOptions()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median milliseconds of a step of each form after `tasks` tasks were learned."""
+
+    tasks: int
+    finetune_ms: float
+    pah_ms: float
+    per_head_ms: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed: a backbone by name, images in a step, their side in pixels, classes a task, steps timed."""
+
+    backbone: str
+    batch: int
+    image: int
+    classes: int
+    repeats: int
+
+
+def measure(setting: Setting, tasks: Sequence[int]) -> Iterator[Row]:
+    """A row for each number of learned tasks, which must ascend: the same three methods grow from row to row."""
+    methods = {form: build(form, setting) for form in FORMS}
+    for learned in tasks:
+        for method in methods.values():
+            grow(method, learned, setting)
+        yield Row(learned, **median_ms(methods, first_batch(synthetic_task(learned, setting), setting), setting))
+
+
+def build(form: str, setting: Setting) -> Method:
+    """A method of that form on a fresh network; all forms start from the same backbone weights."""
+    method, options = FORMS[form]
+    torch.manual_seed(derived_seed(SEED, "network"))
+    backbone = BACKBONES[setting.backbone]().build(CHANNELS)
+    network = Network(backbone, options.build_heads(backbone.features, CHANNELS), CHANNELS)
+    return method(network, OptimizerOptions(), options).to(memory_format=torch.channels_last)
+
+
+def grow(method: Method, learned: int, setting: Setting) -> None:
+    """Bring the method to the beginning of the task that follows `learned` tasks; what it knows does not matter."""
+    for index in range(method.task + 1, learned + 1):
+        method.release()
+        begin(method, synthetic_task(index, setting), SEED)
+    method.train()
+
+
+def synthetic_task(index: int, setting: Setting) -> Task:
+    """A task of noise images, enough of them for a batch and for one of every class."""
+    count = max(setting.batch, setting.classes)
+    shape = (count, CHANNELS, setting.image, setting.image)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator(SEED, index, "images"))
+    labels = torch.arange(count) % setting.classes
+    names = tuple(f"class {label}" for label in range(setting.classes))
+    normalization = Normalization((0.5,) * CHANNELS, (0.25,) * CHANNELS)
+    train = Examples(pixels, torch.arange(count), labels)
+    return Task(index, names, tuple(range(setting.classes)), normalization, train)
+
+
+def first_batch(task: Task, setting: Setting) -> Batch:
+    """The task's first images, normalised and laid out as the stream hands them to a method."""
+    rows = task.train.rows[: setting.batch]
+    x = task.normalization(task.train.pixels[rows]).contiguous(memory_format=torch.channels_last)
+    return Batch(x, task.train.labels[: setting.batch], torch.full((setting.batch,), task.index))
+
+
+def median_ms(methods: dict[str, Method], batch: Batch, setting: Setting) -> dict[str, float]:
+    """Median milliseconds of a step of each method, which take turns."""
+    times: dict[str, list[float]] = {form: [] for form in methods}
+    for _ in range(WARM_UP + setting.repeats):
+        for form, method in methods.items():
+            started = time.perf_counter()
+            method.observe(batch)
+            times[form].append(1000 * (time.perf_counter() - started))
+    return {form: round(statistics.median(taken[WARM_UP:]), 3) for form, taken in times.items()}
+
+
+def as_table(rows: Sequence[Row], title: str) -> Table:
+    """The rows, with the two ratios that matter."""
+    table = Table(title=title, caption="milliseconds, and how many times one takes the other")
+    for column in ("after tasks", "finetune", "PAH", "per head", "PAH / finetune", "per head / PAH"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        milliseconds = (f"{ms:.1f}" for ms in (row.finetune_ms, row.pah_ms, row.per_head_ms))
+        ratios = (f"{row.pah_ms / row.finetune_ms:.2f}", f"{row.per_head_ms / row.pah_ms:.2f}")
+        table.add_row(str(row.tasks), *milliseconds, *ratios)
+    return table
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return number
+
+
+def ascending(text: str) -> list[int]:
+    """Whole numbers above 0 between commas, smallest first and each once."""
+    return sorted({positive(part) for part in text.split(",")})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--backbone", choices=list(BACKBONES), default="resnet18-slim", help="with its default options")
+    add("--batch", type=positive, default=64, help="images in a step")
+    add("--image", type=positive, default=32, help="side of an image in pixels")
+    add("--classes", type=positive, default=10, help="classes of each task")
+    add("--tasks", type=ascending, default=[1, 2, 5, 10, 20], help="numbers of learned tasks, e.g. 1,2,5")
+    add("--repeats", type=positive, default=20, help=f"timed steps of each form, after {WARM_UP} that warm up")
+    add("--threads", type=positive, default=None, help="threads of torch; its own choice unless given")
+    add("--json", type=Path, default=None, help="write the rows to this file as well")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, show and write; returns the exit status."""
+    options = parser().parse_args(words)
+    if options.json is not None:  # learn now, not after minutes, that it cannot be written
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.touch()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    threads = torch.get_num_threads()
+    setting = Setting(options.backbone, options.batch, options.image, options.classes, options.repeats)
+    console = Console()
+    rows = []
+    with console.status("timing steps"):
+        for row in measure(setting, options.tasks):
+            rows.append(row)
+    side = f"{setting.image}x{setting.image}"
+    console.print(as_table(rows, f"median step: {setting.backbone}, batch {setting.batch}, {side}, {threads} threads"))
+    if options.json is not None:
+        found = {
+            "rows": [asdict(row) for row in rows],
+            "backbone": setting.backbone,
+            "batch": setting.batch,
+            "image": setting.image,
+            "classes": setting.classes,
+            "threads": threads,
+            "torch": torch.__version__,
+            "repeats": setting.repeats,
+        }
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

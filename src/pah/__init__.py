@@ -1,0 +1,30 @@
+"""Continual learning without stored samples: Prototype Augmented Hypernetworks."""
+
+from pah.config import InputError
+from pah.data.augment import AugmentOptions
+from pah.data.stream import Stream, StreamOptions, Task
+from pah.methods.base import Method, OptimizerOptions
+from pah.methods.pah import PAH, PAHOptions
+from pah.models.backbones import ConvNetOptions, SlimResNet18Options
+from pah.runs import RunConfig, build_method, load_stream
+from pah.trainer import TrainingOptions, TrainState, train
+
+__all__ = [
+    "PAH",
+    "AugmentOptions",
+    "ConvNetOptions",
+    "InputError",
+    "Method",
+    "OptimizerOptions",
+    "PAHOptions",
+    "RunConfig",
+    "SlimResNet18Options",
+    "Stream",
+    "StreamOptions",
+    "Task",
+    "TrainState",
+    "TrainingOptions",
+    "build_method",
+    "load_stream",
+    "train",
+]

@@ -1,0 +1,131 @@
+"""Files that are either whole or not there: a checkpoint, from which a run continues, and a finished model.
+
+Everything is safetensors and JSON: reading a file never runs code.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pah.config import InputError
+
+FILE = "state.safetensors"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` so that at any moment, even a power cut, `path` holds all of the old file or all of the new.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written; the old file is untouched.
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise InputError(f"{path}: expected to write {len(data)} bytes, got: {error.strerror or error}") from None
+
+
+def write_json(path: Path, content: object) -> None:
+    """`content` as indented JSON, written whole or not at all."""
+    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; InputError if it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: expected a JSON file, got: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, got: {error}") from None
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    """Replace the checkpoint in `folder`: tensors, and facts that JSON can hold, in one file with a checksum."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    write_file(folder / FILE, safetensors.torch.save(plain, {"facts": text, "sha256": _digest(plain, text)}))
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of the checkpoint in `folder`.
+
+    Raises:
+        InputError: it is missing, truncated, or its checksum does not fit.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(f"{path}: expected a checkpoint, found none")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected a whole checkpoint, got a truncated or corrupt one ({reason})") from None
+    text = metadata.get("facts", "")
+    if metadata.get("sha256") != _digest(tensors, text):
+        raise InputError(f"{path}: expected a checkpoint that fits its checksum, got a corrupt one")
+    return tensors, json.loads(text)
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state as named tensors: `<optimizer>/<parameter>/<name>`."""
+    return {
+        f"{i}/{index}/{name}": value
+        for i, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, for optimizers built over the same parameters."""
+    for i, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            owner, index, name = key.split("/")
+            if owner == str(i):
+                state.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], value)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with the parameter's strides: a fused optimizer walks both in the order of memory."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """A checksum over names, types, shapes and numbers of the tensors, and the text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,149 @@
+"""What a person sees of a run: a live display on a terminal, plain lines elsewhere, tables at the end."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from pah.data.stream import Stream
+from pah.runs import Progress as Happened
+from pah.runs import RunConfig
+from pah.trainer import EpochDone, StepDone, TaskDone
+
+SMOOTHING = 0.9  # of the shown speed, per step
+
+
+class Watcher:
+    """Shows a run as it goes; used as a context, handed to the run as its `watch`."""
+
+    def __init__(self, console: Console, config: RunConfig) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.speed = 0.0  # images a second
+        self.bar = Progress(
+            TextColumn("[bold]{task.fields[method]}"),
+            TextColumn("task {task.fields[where]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.method = config.method
+        self.row = self.bar.add_task("", total=None, method=config.method, where="-", detail="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, happened: Happened) -> None:
+        """Show one event."""
+        event = happened.event
+        if isinstance(event, StepDone):
+            if self.live:
+                self._step(event, happened)
+        elif isinstance(event, EpochDone):
+            if not self.live:
+                self._epoch(event, happened)
+        else:
+            self._task(event, happened)
+
+    def _step(self, event: StepDone, happened: Happened) -> None:
+        state, epochs = happened.state, happened.config.training.epochs
+        now = event.images / event.seconds
+        self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * now if self.speed else now
+        steps = event.steps_done + event.steps_left
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
+        self.bar.update(
+            self.row,
+            total=steps,
+            completed=event.steps_done,
+            where=f"{state.task + 1}/{len(happened.stream.tasks)}  epoch {state.epoch + 1}/{epochs}",
+            detail=f"{terms}  {self.speed:.0f} images/s  {time_left(seconds_left(happened))} left",
+        )
+
+    def _epoch(self, event: EpochDone, happened: Happened) -> None:
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        self.console.print(
+            f"{self.method}  task {event.task + 1}/{len(happened.stream.tasks)}  "
+            f"epoch {event.epoch + 1}/{happened.config.training.epochs}  {terms}  "
+            f"{event.images_per_second:.0f} images/s  {time_left(seconds_left(happened))} left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _task(self, event: TaskDone, happened: Happened) -> None:
+        accuracies = " ".join(f"{accuracy:.1f}" for accuracy in event.accuracies)
+        self.console.print(
+            f"{self.method}  learned task {event.task + 1} ({happened.stream.tasks[event.task].name}); "
+            f"accuracy on each task so far, %: {accuracies}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def seconds_left(happened: Happened) -> float:
+    """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
+    tasks, state = happened.stream.tasks, happened.state
+    epochs = happened.config.training.epochs
+    cumulative = happened.all_tasks_seen
+    per_task = [sum(len(t.train) for t in (tasks[: k + 1] if cumulative else [task])) for k, task in enumerate(tasks)]
+    total = epochs * sum(per_task)
+    return state.seconds / max(state.images, 1) * (total - state.images)
+
+
+def time_left(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def matrix_table(results: dict[str, Any]) -> Table:
+    """The accuracy matrix: a row after each task learned, a column for each task."""
+    table = Table(title=f"{results['method']} on {results['benchmark']}: accuracy in % (seed {results['seed']})")
+    table.add_column("after task", justify="right")
+    for k in range(len(results["accuracy_matrix"])):
+        table.add_column(f"on {k + 1}", justify="right")
+    for k, row in enumerate(results["accuracy_matrix"]):
+        table.add_row(str(k + 1), *(f"{accuracy:.1f}" for accuracy in row))
+    return table
+
+
+def summary_table(all_results: list[dict[str, Any]]) -> Table:
+    """The metrics of runs side by side."""
+    table = Table(
+        title="average accuracy (AA), forgetting (FM), backward transfer (BWT), learning accuracy (LA), in %",
+        title_style="",
+    )
+    table.add_column("method")
+    columns = {
+        "AA": "average_accuracy",
+        "FM": "forgetting",
+        "BWT": "backward_transfer",
+        "LA": "learning_accuracy",
+        "task not given": "class_incremental_accuracy",
+    }
+    for title in columns:
+        table.add_column(title, justify="right")
+    for results in all_results:
+        table.add_row(results["method"], *(f"{results[key]:.2f}" for key in columns.values()))
+    return table
+
+
+def stream_table(stream: Stream) -> Table:
+    """The tasks of a stream, their classes and their numbers of images."""
+    table = Table()
+    for title in ("task", "classes", "training", "validation", "test"):
+        table.add_column(title, justify="left" if title == "classes" else "right")
+    for task in stream.tasks:
+        counts = (len(task.train), len(task.validation), len(task.test))
+        table.add_row(str(task.index + 1), ", ".join(task.class_names), *map(str, counts))
+    return table

@@ -1,0 +1,165 @@
+"""The commands. Exit status: 0 done, 2 bad input (one line on stderr), 130 after Ctrl-C with the state saved."""
+
+import dataclasses
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from pah import runs
+from pah.cli import display, options
+from pah.config import InputError, unknown
+from pah.data.benchmarks import BENCHMARKS
+from pah.methods.base import MethodOptions
+
+USAGE = """usage: pah COMMAND ...
+
+  pah run [BENCHMARK]   learn a stream of tasks and measure what is kept   (pah run --help)
+  pah resume RUN        continue a run that was stopped or killed
+  pah data [BENCHMARK]  a benchmark's tasks, classes, and where its images come from
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    console = Console()
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries' notes to developers are no answer to a user
+            return COMMANDS[words[0]](console, words[1:])
+    except InputError as error:
+        print(f"pah: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # what nobody foresaw: a path too long, a folder that may not be entered
+        reason = error.strerror or " ".join(str(error).split())
+        print(f"pah: {error.filename or words[0]}: expected to read or write, got: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before training began: there is nothing to save
+        return 130
+
+
+def run(console: Console, words: list[str]) -> int:
+    """`pah run`: learn a stream, with other methods beside it if asked."""
+    request = options.run_request(words)
+    others = {config: beside(request, config) for config in request.beside if config != request.config}
+    if not request.overwrite:
+        for config, folder in others.items():  # not only when the first has trained for an hour
+            runs.refuse_other_run(folder, config)
+    finished = []
+    with stoppable() as stop:
+        for config, folder in ({request.config: request.out} | others).items():
+            with display.Watcher(console, config) as watch:
+                try:
+                    results = runs.start(
+                        config,
+                        folder,
+                        overwrite=request.overwrite,
+                        watch=watch,
+                        stop=lambda: bool(stop),
+                        checkpoint_seconds=request.checkpoint_seconds,
+                    )
+                except runs.StoppedError:
+                    return say_stopped(folder, stop)
+            finished.append((results, folder))
+            console.print(display.matrix_table(results))
+    show(console, finished)
+    return 0
+
+
+def resume(console: Console, words: list[str]) -> int:
+    """`pah resume`: continue a run from its checkpoint."""
+    if set(words) & {"-h", "--help"}:
+        print(USAGE, end="")
+        return 0
+    if len(words) != 1 or words[0].startswith("-"):
+        raise InputError(f"resume: expected one run folder, got {' '.join(words) or 'none'}")
+    folder = Path(words[0])
+    if not (folder / runs.CONFIG).is_file():
+        raise InputError(f"{folder}: expected a run folder, which holds {runs.CONFIG}, found none")
+    config = options.read_config(folder / runs.CONFIG)
+    with stoppable() as stop, display.Watcher(console, config) as watch:
+        try:
+            results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop))
+        except runs.StoppedError:
+            return say_stopped(folder, stop)
+    console.print(display.matrix_table(results))
+    show(console, [(results, folder)])
+    return 0
+
+
+def data(console: Console, words: list[str]) -> int:
+    """`pah data`: list the benchmarks, or one benchmark's tasks and classes."""
+    if not words:
+        for name, bench in BENCHMARKS.items():
+            console.print(f"{name:20} {bench.summary}", highlight=False)
+        return 0
+    config = options.run_request(words).config
+    bench = BENCHMARKS[config.benchmark]
+    stream = runs.load_stream(dataclasses.replace(config, method_options=MethodOptions()))
+    channels, height, width = stream.image_shape
+    console.print(f"{config.benchmark}: {bench.summary}", highlight=False)
+    console.print(
+        f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}, from {stream.where}", highlight=False
+    )
+    console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
+    console.print(display.stream_table(stream))
+    return 0
+
+
+def beside(request: options.Request, config: runs.RunConfig) -> Path:
+    """The folder of a run beside the one that was asked for."""
+    if request.out == request.config.folder and config.folder != request.out:
+        return config.folder
+    return request.out.with_name(f"{request.out.name}-{config.method}")
+
+
+def show(console: Console, finished: list[tuple[dict[str, Any], Path]]) -> None:
+    """The metrics of the finished runs, and where they lie."""
+    console.print(display.summary_table([results for results, _ in finished]))
+    for results, folder in finished:
+        console.print(f"{results['method']}: results in {folder}", highlight=False, soft_wrap=True)
+
+
+def say_stopped(folder: Path, received: list[int]) -> int:
+    """Tell how to go on; the status a shell expects of a process stopped by that signal."""
+    print(f"pah: stopped, the state is saved; `pah resume {folder}` continues", file=sys.stderr)
+    return 128 + received[0]
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """Inside, Ctrl-C and SIGTERM are noted in the list, so that the run can save before it stops.
+
+    A second one acts at once.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+COMMANDS = {"run": run, "resume": resume, "data": data}
+
+logging.getLogger("datasets").setLevel(logging.ERROR)

@@ -1,0 +1,44 @@
+"""Augmentation of a batch as one selection of pixels, drawn from a seeded generator."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pah.config import require
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What may be changed of a training image; a test image is never changed.
+
+    Args:
+        crop: Shift each image by up to this many pixels each way; the border mirrors the image.
+        flip: Mirror each image left to right with probability one half.
+    """
+
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 0, "augment.crop", "at least 0", self.crop)
+
+
+def augment(pixels: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
+    """A shifted, perhaps mirrored, copy of each image: (B, C, H, W) -> the same shape, channels last in memory."""
+    b, _, h, w = pixels.shape
+    shift = torch.randint(-options.crop, options.crop + 1, (2, b, 1), generator=generator)
+    rows = _mirrored(shift[0] + torch.arange(h), h)  # (B, H)
+    columns = _mirrored(shift[1] + torch.arange(w), w)  # (B, W)
+    if options.flip:
+        flipped = torch.rand(b, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, w - 1 - columns, columns)
+    image = torch.arange(b)[:, None, None]
+    return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _mirrored(positions: Tensor, size: int) -> Tensor:
+    """Positions outside [0, size) folded back at the border pixel: -1 -> 1, size -> size - 2."""
+    period = max(2 * (size - 1), 1)
+    positions = positions.remainder(period)
+    return torch.minimum(positions, period - positions) if size > 1 else torch.zeros_like(positions)

@@ -1,0 +1,320 @@
+"""Finds a data set, on disk or on the Hugging Face hub, and understands its splits, columns and classes.
+
+Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pyarrow.dataset
+import torch
+from torch import Tensor
+
+from pah.config import InputError, generator, require
+from pah.data.decode import Encoded, Labels, cache_key, decode_once, first_line, reading
+
+TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
+
+Rows: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: pixels uint8 (N, C, H, W), labels int64 (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: label y has the name class_names[y], and every class has images in both splits."""
+
+    where: str  # path, hub id or "scikit-learn (embedded)"
+    class_names: tuple[str, ...]
+    train: Images
+    test: Images
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A data set located but not decoded."""
+
+    tables: dict[str, pyarrow.dataset.Dataset]  # training split, test split; the schema carries the features
+    files: list[Path]  # that hold it: while these are the same, so is the data set
+
+
+def load_digits() -> Source:
+    """Scikit-learn's 1,797 handwritten digits, pixels (N, 1, 8, 8), the same fifth of each class for testing."""
+    from sklearn.datasets import load_digits as bunch  # takes a second to import, and only digits need it
+
+    digits = bunch()
+    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)  # 0..16 -> 0..255
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for y in range(10):
+        rows = (labels == y).nonzero().squeeze(1)
+        test[rows[list(_fifth(len(rows), str(y)))]] = True
+    return Source(
+        where="scikit-learn (embedded)",
+        class_names=tuple("0123456789"),
+        train=Images(pixels[~test], labels[~test]),
+        test=Images(pixels[test], labels[test]),
+    )
+
+
+def load_source(data: str, *, label_column: str | None = None, image_size: int | None = None) -> Source:
+    """The data set `data`, decoded once and memory-mapped from then on.
+
+    data: a folder of Parquet files in the hub's layout (train-*.parquet, test-*.parquet, here or in data/);
+        a folder of class folders (train/<class>/ and test/<class>/; or <class>/, a fixed fifth of which is for
+        testing); TinyImageNet's own folder (val/val_annotations.txt); or a Hugging Face hub id
+    label_column: of the labels; None takes "label", "fine_label", the only ClassLabel or the only integers
+    image_size: resize the shorter side of every image to this and crop the centre; None leaves them as they are
+
+    Raises InputError, of one line, where the data are missing, unreadable or not a complete data set.
+    """
+    require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
+    with reading(data):
+        found = _find(data)
+        key = cache_key(found.files, label_column, image_size)
+    decoded = decode_once(key, lambda: _understand(found, data, label_column), image_size)
+    return Source(
+        where=data,
+        class_names=decoded.class_names,
+        train=Images(torch.from_numpy(decoded.train_pixels), torch.from_numpy(decoded.train_labels)),
+        test=Images(torch.from_numpy(decoded.test_pixels), torch.from_numpy(decoded.test_labels)),
+    )
+
+
+def _fifth(count: int, name: str) -> set[int]:
+    """Which of the `count` images of class `name` are for testing: the same ones in every run, of any seed."""
+    order = torch.randperm(count, generator=generator(0, "test part", name))
+    return set(order[: max(1, round(count / 5))].tolist())
+
+
+def _find(data: str) -> _Found:
+    path = Path(os.path.expanduser(data))  # Path's own method raises where a user is unknown
+    if data and path.is_dir():
+        return _find_local(path.resolve(), data)
+    if path.exists() or not HUB_ID.fullmatch(data):
+        came = "a file" if path.is_file() else "a path that does not exist"
+        raise InputError(f"{data!r}: expected a folder of images or Parquet files or a hub id, got {came}")
+    return _find_on_hub(data)
+
+
+def _find_local(folder: Path, data: str) -> _Found:
+    for find in (_find_parquet, _find_tiny_imagenet, _find_class_folders):
+        if (found := find(folder, data)) is not None:
+            return found
+    raise InputError(
+        f"{data}: expected train-*.parquet, train/<class>/ folders or <class>/ folders with images, found no images"
+    )
+
+
+def _splits(found: Mapping[str, T], data: str) -> dict[str, T]:
+    """The training split and the test split, in this order, of those `found` under their usual names."""
+    test = next((name for name in TEST_SPLITS if name in found), None)
+    if "train" not in found or test is None:
+        raise InputError(
+            f"{data}: expected a split train and one of {', '.join(TEST_SPLITS)}, got {', '.join(found) or 'none'}"
+        )
+    return {"train": found["train"], test: found[test]}
+
+
+def _find_parquet(folder: Path, data: str) -> _Found | None:
+    for base in (folder, folder / "data"):
+        shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
+        if any(shards.values()):
+            splits = _splits({split: files for split, files in shards.items() if files}, data)
+            tables = {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
+            return _Found(tables, [file for files in splits.values() for file in files])
+    return None
+
+
+def _find_tiny_imagenet(folder: Path, data: str) -> _Found | None:
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        return None
+    classes = _folders(folder / "train")
+    train = [(file, wnid.name) for wnid in classes for file in _images(wnid / "images")]
+    val = []
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        if not rest:
+            raise InputError(f"{annotations} line {number}: expected file, wnid and box between tabs, got {line!r}")
+        val.append((folder / "val" / "images" / file, rest.split("\t")[0]))
+    return _from_rows({"train": train, "val": val}, classes, annotations)
+
+
+def _find_class_folders(folder: Path, data: str) -> _Found | None:
+    children = {child.name: child for child in _folders(folder)}
+    parts = {name: _folders(children[name]) for name in ("train", *TEST_SPLITS) if name in children}
+    if any(parts.values()) or len(parts) > 1:  # otherwise "train" is the name of a class, as it is in CIFAR-100
+        splits = _splits(parts, data)
+        rows = {split: [(file, c.name) for c in classes for file in _images(c)] for split, classes in splits.items()}
+        return _from_rows(rows, [c for classes in splits.values() for c in classes])
+    rows = {"train": [], "test": []}
+    for name, child in children.items():
+        files = _images(child)
+        test = _fifth(len(files), name)
+        for i, file in enumerate(files):
+            rows["test" if i in test else "train"].append((file, name))
+    return _from_rows(rows, list(children.values()))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+
+
+def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Found | None:
+    """The image files of each split as an Arrow table; None if there are none at all.
+
+    classes: their folders, which count as well: a class may lack images, which is an error to come
+    others: files that say what is what
+    """
+    files = [file for split in rows.values() for file, _ in split]
+    if not files:
+        return None
+    names = sorted({name for split in rows.values() for _, name in split} | {folder.name for folder in classes})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    index = {name: y for y, name in enumerate(names)}
+    tables = {}
+    for split, examples in rows.items():
+        images = [{"bytes": None, "path": str(file)} for file, _ in examples]
+        labels = [index[name] for _, name in examples]
+        table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
+        tables[split] = pyarrow.dataset.dataset(table)
+    return _Found(tables, [*others, *classes, *files])
+
+
+def _find_on_hub(data: str) -> _Found:
+    online = _hub_answers()
+    try:
+        with _hub_settings(online):
+            loaded = datasets.load_dataset(data)
+    except Exception as error:  # the hub, its client and the builders of data sets raise what they like
+        came = first_line(error) if online else "a hub that cannot be reached, and no copy in its cache"
+        raise InputError(
+            f"{data!r}: expected a folder or a data set of the Hugging Face hub, got {came}; "
+            "--data PATH with a folder of Parquet files or of class folders would do"
+        ) from error
+    splits = _splits({str(split): part for split, part in loaded.items()}, data)
+    tables = {
+        split: pyarrow.dataset.dataset(part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata))
+        for split, part in splits.items()
+    }
+    return _Found(tables, [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
+
+
+def _hub_answers(seconds: float = 5.0) -> bool:
+    """Whether the hub answers at all; without it its client would retry for half a minute."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with suppress(Exception):
+            huggingface_hub.get_session().head(datasets.config.HF_ENDPOINT, timeout=seconds)
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)  # a broken network's name look-up ignores every time limit
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+@contextmanager
+def _hub_settings(online: bool) -> Iterator[None]:
+    """Within it `datasets` shows no progress and, unless `online`, keeps to its cache; its settings are global."""
+    offline = datasets.config.HF_HUB_OFFLINE
+    bars = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not datasets.are_progress_bars_disabled()
+    try:
+        datasets.config.HF_HUB_OFFLINE = offline or not online
+        if bars:
+            datasets.disable_progress_bars()
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _understand(found: _Found, data: str, label_column: str | None) -> tuple[tuple[str, ...], Encoded, Encoded]:
+    """Class names, training split and test split: the columns chosen, the labels read and checked."""
+    with reading(data):
+        features, test_features = (datasets.Features.from_arrow_schema(t.schema) for t in found.tables.values())
+    images, column = _image_column(features, data), _label_column(features, label_column, data)
+    names = getattr(features[column], "names", None)
+    if names != getattr(test_features.get(column), "names", None):
+        raise InputError(f"{data}: expected {column!r} to have the same class names in both splits, got different ones")
+    train, test = (
+        Encoded(where := f"{data}, split {split}", table, images, _labels(table, column, where))
+        for split, table in found.tables.items()
+    )
+    if names is None:  # plain integers; each class has a training image, so there are no more classes than those
+        highest = max(split.labels.max(initial=0) for split in (train, test))
+        names = [str(y) for y in range(min(highest + 1, len(train.labels)))]
+    for split in (train, test):
+        _check_labels(split, names)
+    return tuple(names), train, test
+
+
+def _image_column(features: datasets.Features, data: str) -> str:
+    """The only column of images, or of structs of bytes and path, as which Parquet from elsewhere stores them."""
+    images = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
+    ]
+    if len(images) != 1:
+        raise InputError(f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}")
+    return str(images[0])
+
+
+def _label_column(features: datasets.Features, asked: str | None, data: str) -> str:
+    """The column `asked` for; otherwise "label", "fine_label", the only ClassLabel or the only integers."""
+    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    integers = [name for name, kind in features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
+    usual = [name for name in ("label", "fine_label") if name in features][:1]
+    candidates = usual or classes or integers if asked is None else [asked]
+    if len(candidates) != 1 or candidates[0] not in (*classes, *integers):
+        wanted = "one column" if asked is None else f"a column {asked!r}"
+        columns = ", ".join(map(repr, features))
+        raise InputError(f"{data}: expected {wanted} of labels, ClassLabel or integers, got the columns {columns}")
+    return candidates[0]
+
+
+def _labels(table: pyarrow.dataset.Dataset, column: str, where: str) -> Labels:
+    with reading(where):
+        values = table.to_table(columns=[column]).column(0).cast(pyarrow.int64())
+        return np.asarray(values.fill_null(-1).to_numpy(), dtype=np.int64)  # -1: what data sets write for "unknown"
+
+
+def _check_labels(split: Encoded, names: list[str]) -> None:
+    """Raise InputError unless every label has a name and every name has images."""
+    wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+    if len(wrong):
+        came = f"row {wrong[0]}: expected a label from 0 to {len(names) - 1}, got {split.labels[wrong[0]]}"
+        raise InputError(f"{split.where}, {came}")
+    missing = np.setdiff1d(np.arange(len(names)), split.labels)
+    if len(missing):
+        raise InputError(f"{split.where}: expected images of every class, got none of {names[missing[0]]!r}")

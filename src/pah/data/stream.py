@@ -1,0 +1,236 @@
+"""A stream of tasks: a data set's classes in groups, and the batches that training and evaluation see.
+
+B: images of a batch, C: channels, H and W: height and width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pah.config import InputError, generator, require
+from pah.data.augment import AugmentOptions, augment
+from pah.data.sources import Images, Source
+
+ClassOrder = Literal["seed", "natural"]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a data set becomes a stream of tasks.
+
+    Args:
+        tasks: Number of tasks; the benchmark's own number unless given. Classes that do not divide evenly go to
+            the first tasks, one more each.
+        classes: Use only the first so many classes of the class order; all unless given.
+        class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
+        validation: Share of each class's training images that is held out, never trained on.
+    """
+
+    tasks: int | None = None
+    classes: int | None = None
+    class_order: ClassOrder = "seed"
+    validation: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.tasks is None or self.tasks >= 1, "stream.tasks", "at least 1", self.tasks)
+        require(self.classes is None or self.classes >= 2, "stream.classes", "at least 2", self.classes)
+        require(0 <= self.validation < 1, "stream.validation", "at least 0 and below 1", self.validation)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some images of a data set, selected and not copied: `pixels[rows]` and their `labels` within the task."""
+
+    pixels: Tensor  # uint8 (all images of the source, C, H, W)
+    rows: Tensor  # int64 (N,)
+    labels: Tensor  # int64 (N,), 0 to C_k - 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+NO_EXAMPLES = Examples(
+    torch.zeros(0, 1, 1, 1, dtype=torch.uint8),
+    torch.zeros(0, dtype=torch.int64),
+    torch.zeros(0, dtype=torch.int64),
+)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Pixel statistics of each channel, in 0..1, by which images are normalised."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(uint8 / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
+        mean = torch.tensor(self.mean)[:, None, None] * 255
+        scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
+        return (pixels.to(torch.float32) - mean) * scale
+
+
+@dataclass(frozen=True)
+class Task:
+    """A group of classes to learn. A task whose images are gone keeps its names and has no examples."""
+
+    index: int
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]  # the classes' labels in the data set; position = label within the task
+    normalization: Normalization
+    train: Examples = field(default=NO_EXAMPLES, repr=False)
+    validation: Examples = field(default=NO_EXAMPLES, repr=False)
+    test: Examples = field(default=NO_EXAMPLES, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The class names, the first three of them written out."""
+        shown = ", ".join(self.class_names[:3])
+        return shown if len(self.class_names) <= 3 else f"{shown}, +{len(self.class_names) - 3}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to learn from: x (B, C, H, W) float32 normalised, y (B,) label within its task, tasks (B,)."""
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks in the order in which they arrive."""
+
+    tasks: tuple[Task, ...]
+    normalization: Normalization
+    image_shape: tuple[int, int, int]  # channels, height, width
+    where: str
+
+    @property
+    def class_order(self) -> list[int]:
+        """The data set's labels in the order in which they arrive."""
+        return [label for task in self.tasks for label in task.labels]
+
+
+def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -> Stream:
+    """The data set in `tasks` groups of classes, ordered by `options` and `seed`.
+
+    Normalisation uses the first task's training images alone: nothing is known of a task before it arrives.
+
+    Raises:
+        InputError: more classes asked than there are, a task with a single class, or a class whose training
+            images do not suffice for the validation part.
+    """
+    groups = _class_groups(source.class_names, options, tasks, seed)
+    rows_of = [_rows_by_class(images.labels, len(source.class_names)) for images in (source.train, source.test)]
+    parts = []
+    for labels in groups:
+        kept, held = zip(*(_hold_out(rows_of[0][y], options.validation, seed, y) for y in labels), strict=True)
+        short = [source.class_names[y] for y, rows in zip(labels, kept, strict=True) if len(rows) == 0]
+        if short:
+            raise InputError(f"stream.validation {options.validation}: class {short[0]!r} keeps no training image")
+        tested = [rows_of[1][y] for y in labels]
+        train = _examples(source.train, kept)
+        parts.append((labels, train, _examples(source.train, held), _examples(source.test, tested)))
+    normalization = _statistics(parts[0][1])
+    stream_tasks = tuple(
+        Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, train, validation, test)
+        for k, (labels, train, validation, test) in enumerate(parts)
+    )
+    _, *shape = source.train.pixels.shape
+    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.where)
+
+
+def training_batches(
+    tasks: Sequence[Task], batch_size: int, options: AugmentOptions, seed: int, epoch: int, first: int = 0
+) -> Iterator[Batch]:
+    """One epoch over the training images of `tasks`, the last of which is the current one.
+
+    Batches are of (nearly) equal size, none above `batch_size`. Order and augmentation are named by (seed, task,
+    epoch, step), so an epoch that starts at batch `first` continues exactly as the whole one would.
+    """
+    current = tasks[-1].index
+    rows, labels, owners = _joined(tasks)
+    order = torch.randperm(len(rows), generator=generator(seed, current, epoch, "order"))
+    pixels, normalize = tasks[-1].train.pixels, tasks[-1].normalization
+    chosen = order.tensor_split(number_of_batches(len(rows), batch_size))
+    for step in range(first, len(chosen)):
+        pick = chosen[step]
+        changed = augment(pixels[rows[pick]], options, generator(seed, current, epoch, "augment", step))
+        yield Batch(normalize(changed), labels[pick], owners[pick])
+
+
+def number_of_batches(images: int, batch_size: int) -> int:
+    """How many batches of at most `batch_size` an epoch over `images` has."""
+    return -(-images // batch_size)
+
+
+def evaluation_batches(task: Task, part: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of one task, unchanged and in order: x (B, C, H, W), y (B,)."""
+    for rows, y in zip(part.rows.split(batch_size), part.labels.split(batch_size), strict=True):
+        yield task.normalization(part.pixels[rows]).contiguous(memory_format=torch.channels_last), y
+
+
+def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
+    """The labels of each task."""
+    total = len(class_names)
+    used = options.classes if options.classes is not None else total
+    require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
+    if tasks > used:
+        raise InputError(f"stream.tasks: expected at most one task a class pair, got {tasks} tasks of {used} classes")
+    if 2 * tasks > used:
+        raise InputError(
+            f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
+            f"which leaves a task with a single class; at most {used // 2} tasks"
+        )
+    order = torch.arange(total)
+    if options.class_order == "seed":
+        order = torch.randperm(total, generator=generator(seed, "class order"))
+    return [tuple(part.tolist()) for part in order[:used].tensor_split(tasks)]
+
+
+def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
+    """For each class, the rows of its images, ascending."""
+    order = labels.argsort(stable=True)
+    return list(order.split(labels.bincount(minlength=classes).tolist()))
+
+
+def _hold_out(rows: Tensor, share: float, seed: int, label: int) -> tuple[Tensor, Tensor]:
+    """A class's rows as (kept, held out); the same share of every class, at least one image of it if any."""
+    if share == 0:
+        return rows, rows[:0]
+    held = max(1, round(share * len(rows)))
+    shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "validation", label))]
+    return shuffled[held:].sort().values, shuffled[:held].sort().values
+
+
+def _examples(images: Images, rows_by_class: Sequence[Tensor]) -> Examples:
+    labels = [torch.full((len(rows),), label) for label, rows in enumerate(rows_by_class)]
+    return Examples(images.pixels, torch.cat(list(rows_by_class)), torch.cat(labels))
+
+
+def _statistics(part: Examples) -> Normalization:
+    """Mean and standard deviation of each channel over all pixels, in float64 and in pieces of 1,000 images."""
+    total = squares = torch.zeros(part.pixels.shape[1], dtype=torch.float64)
+    for rows in part.rows.split(1000):
+        values = part.pixels[rows].to(torch.float64) / 255
+        total = total + values.sum(dim=(0, 2, 3))
+        squares = squares + values.square().sum(dim=(0, 2, 3))
+    count = len(part) * part.pixels.shape[2] * part.pixels.shape[3]
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)  # a blank channel stays finite
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _joined(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, labels and owning tasks of all training images."""
+    owners = [torch.full((len(task.train),), task.index) for task in tasks]
+    return (
+        torch.cat([task.train.rows for task in tasks]),
+        torch.cat([task.train.labels for task in tasks]),
+        torch.cat(owners),
+    )

@@ -1,0 +1,132 @@
+"""What a method is: a network and the rule by which it learns from a batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pah.config import NonFiniteLossError, require
+from pah.data.stream import Batch, Task
+from pah.models.network import Heads, Network
+
+Terms = dict[str, Tensor]  # named loss terms, unweighted scalars
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer that every method uses, built anew for each task.
+
+    Args:
+        name: AdamW, or SGD with Nesterov momentum 0.9.
+        lr: Learning rate at its peak.
+        backbone_lr: Learning rate of the backbone at its peak; the same as `lr` unless given.
+        weight_decay: Weight decay of matrices and filters; biases, norms and prototypes have none.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    backbone_lr: float | None = None
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", "above 0", self.lr)
+        require(self.backbone_lr is None or self.backbone_lr > 0, "optimizer.backbone_lr", "above 0", self.backbone_lr)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+
+    def build(self, groups: Iterable[tuple[Iterable[nn.Parameter], float, float]]) -> torch.optim.Optimizer:
+        """An optimizer over (parameters, learning rate, weight decay) groups.
+
+        Each group keeps its peak rate as "peak_lr": the schedule multiplies it by a factor of the step.
+        """
+        described = [
+            {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for params, lr, decay in ((list(params), lr, decay) for params, lr, decay in groups)
+            if params
+        ]
+        if self.name == "sgd":
+            return torch.optim.SGD(described, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(described, fused=True)
+
+    def groups(
+        self, backbone: nn.Module, rest: Iterable[nn.Parameter]
+    ) -> list[tuple[list[nn.Parameter], float, float]]:
+        """Groups for the backbone and the `rest`, each split by whether weight decay applies."""
+        backbone_lr = self.lr if self.backbone_lr is None else self.backbone_lr
+        return [
+            ([p for p in params if (p.ndim > 1) == decayed], lr, self.weight_decay if decayed else 0.0)
+            for params, lr in ((list(backbone.parameters()), backbone_lr), (list(rest), self.lr))
+            for decayed in (True, False)
+        ]
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Options of a method; a subclass adds its own fields and builds what they describe."""
+
+    def check_stream(self, class_counts: Sequence[int]) -> None:
+        """Raise InputError if the method cannot learn tasks with these numbers of classes."""
+
+    def build_heads(self, features: int, channels: int) -> Heads:
+        """The kind of heads that the method works on, for D = `features` and images of `channels`."""
+        raise TypeError(f"{type(self).__name__} does not say its heads")
+
+
+class Method(nn.Module, ABC):
+    """A network and the rule by which it learns from a batch.
+
+    All that is learned lives in parameters and buffers, and `begin_task` fixes every shape: calling it for the
+    tasks seen and then loading a saved state restores a method.
+    """
+
+    learns_from: ClassVar[Literal["this task", "all tasks seen"]] = "this task"
+
+    def __init__(self, network: Network, optimizer: OptimizerOptions, options: MethodOptions) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer_options = optimizer
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.task = -1  # index of the task being learned, or of the last one learned
+
+    def begin_task(self, task: Task) -> None:
+        """Grow for the task, freeze what must not change, build the optimizers."""
+        self.task = task.index
+        self.network.heads.grow(len(task.class_names))
+
+    @abstractmethod
+    def observe(self, batch: Batch) -> Terms:
+        """Learn from a batch; return the named loss terms."""
+
+    def end_task(self, task: Task) -> None:
+        """Consolidate what was learned, with the task's data still at hand."""
+
+    def release(self) -> None:
+        """Let go of what only training needs."""
+        self.optimizers = []
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        """Logits of one task's head: (B, channels, H, W) -> (B, C_task)."""
+        return self.answers(x, [task])[0]
+
+    def answers(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
+        """Logits of several tasks' heads from one pass over the images: a (B, C_k) for each task."""
+        return list(self.network(x, tasks).split(self.network.sizes(tasks), dim=1))
+
+
+def descend(optimizer: torch.optim.Optimizer, terms: Terms, weights: Mapping[str, float] | None = None) -> Terms:
+    """One step down Σ weight · term (weight 1 unless given); returns the terms without their graph.
+
+    Raises:
+        NonFiniteLossError: a term is NaN or infinite; nothing has been changed.
+    """
+    for name, term in terms.items():
+        if not torch.isfinite(term):
+            raise NonFiniteLossError(name, term.item())
+    weights = weights or {}
+    loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {name: term.detach() for name, term in terms.items()}

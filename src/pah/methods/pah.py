@@ -1,0 +1,202 @@
+"""Prototype Augmented Hypernetworks (arXiv 2505.07450): heads generated from learnable class prototypes.
+
+B: images, J: old tasks, C: classes of the largest old task, P: old prototypes, one for each old class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pah.config import InputError, require
+from pah.data.stream import Batch, Examples, Task
+from pah.losses import Direction, Reduction, alignment, distillation, stack_heads
+from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
+from pah.methods.teacher import Teacher
+from pah.models.hypernetwork import Conditioning, unequal_message
+from pah.models.modes import BatchNormStatistics, evaluating, frozen
+from pah.models.network import GeneratedHeads, Network, apply_rows
+from pah.models.prototypes import Prototypes, PrototypeStart, shrink
+
+
+@dataclass(frozen=True)
+class PAHOptions(MethodOptions):
+    """Options of PAH; "published" is what the authors' code does where it differs from their paper.
+
+    Args:
+        stability: λ_sm, the weight of L_sm, old heads' answers to new images (published 0.5, with the sum).
+        alignment: λ_sp, the weight of L_sp, old prototypes' answers (published 1).
+        temperature: T, which softens the answers in L_sm (published 2).
+        over_tasks: L_sm and L_sp are the mean over old tasks (paper) or the sum (published).
+        direction: KL from the teacher to the student (paper) or from the student to the teacher (published).
+        conditioning: Υ sees a task's prototypes flattened, all tasks being of one size (paper), or class by class,
+            which takes unequal tasks.
+        hidden: Widths of the hypernetwork's hidden layers (published 16, 16).
+        prototype_size: Side of a prototype in pixels (published 10).
+        prototype_channels: 1 or 3 (published 1); never more than the images have.
+        prototype_start: A training image of the class (paper), the mean image of the class, or noise.
+        prototype_optimizer: Old prototypes have an optimizer of their own, stepped on L_sp, or share the main one.
+        prototype_lr: Learning rate of old prototypes with an optimizer of their own, at its peak.
+        teacher_batch_norm: The teacher normalises by its running statistics, or by the batch's (published).
+    """
+
+    stability: float = 3.0
+    alignment: float = 1.0
+    temperature: float = 2.0
+    over_tasks: Reduction = "mean"
+    direction: Direction = "teacher||student"
+    conditioning: Conditioning = "classwise"
+    hidden: tuple[int, ...] = (256,)
+    prototype_size: int = 10
+    prototype_channels: int = 3
+    prototype_start: PrototypeStart = "semantic"
+    prototype_optimizer: Literal["separate", "shared"] = "separate"
+    prototype_lr: float = 1e-3
+    teacher_batch_norm: BatchNormStatistics = "running"
+
+    def __post_init__(self) -> None:
+        require(self.stability >= 0, "method.stability", "at least 0", self.stability)
+        require(self.alignment >= 0, "method.alignment", "at least 0", self.alignment)
+        require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
+        require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
+        require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
+        require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
+        require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
+
+    def check_stream(self, class_counts: Sequence[int]) -> None:
+        """`flatten` needs the same number of classes in every task."""
+        if self.conditioning == "flatten" and len(set(class_counts)) > 1:
+            raise InputError(unequal_message(class_counts))
+
+    def build_heads(self, features: int, channels: int) -> GeneratedHeads:
+        """Generated heads, with prototypes of no more channels than the images have."""
+        prototypes = Prototypes(self.prototype_size, min(self.prototype_channels, channels))
+        return GeneratedHeads(features, prototypes, self.conditioning, self.hidden)
+
+
+class PAH(Method):
+    """L = L_hm + λ_sm L_sm + λ_sp L_sp; each term moves only what section 3 of the paper lets it move."""
+
+    answers_to_prototypes: Tensor | None
+
+    def __init__(self, network: Network, optimizer: OptimizerOptions, options: PAHOptions) -> None:
+        super().__init__(network, optimizer, options)
+        self.options = options
+        self.teacher: Teacher | None = None
+        self.register_buffer("answers_to_prototypes", None)  # (P, C) of the teacher, fixed for the task
+
+    @property
+    def heads(self) -> GeneratedHeads:
+        """The network's heads, which have to be generated ones."""
+        assert isinstance(self.network.heads, GeneratedHeads), "PAH needs generated heads"
+        return self.network.heads
+
+    @property
+    def old_tasks(self) -> range:
+        """The tasks learned before the current one."""
+        return range(self.task)
+
+    def begin_task(self, task: Task) -> None:
+        """Freeze the teacher, let the task's prototypes start, build the optimizers."""
+        old = range(task.index)
+        if old:
+            self.teacher = Teacher(self.network, old, self.options.teacher_batch_norm)
+            with torch.no_grad():
+                self.answers_to_prototypes = self._prototype_answers(old)
+        super().begin_task(task)
+        if len(task.train):
+            self.heads.prototypes.set(task.index, self._first_prototypes(task))
+        self.optimizers = self._build_optimizers()
+
+    def observe(self, batch: Batch) -> Terms:
+        """One step on L_hm and L_sm, then one on L_sp with the old prototypes' own optimizer."""
+        options = self.options
+        weights = {"L_sm": options.stability, "L_sp": options.alignment}
+        terms = self._image_terms(batch)
+        if not self._aligns:
+            return descend(self.optimizers[0], terms, weights)
+        if options.prototype_optimizer == "shared":
+            return descend(self.optimizers[0], terms | {"L_sp": self.alignment_loss()}, weights)
+        done = descend(self.optimizers[0], terms, weights)
+        return done | descend(self.optimizers[1], {"L_sp": self.alignment_loss()}, weights)
+
+    def release(self) -> None:
+        """The teacher goes: a finished model carries none."""
+        super().release()
+        self.teacher = None
+        self.answers_to_prototypes = None
+
+    def _image_terms(self, batch: Batch) -> Terms:
+        """L_hm and L_sm from one backbone pass and one call of the hypernetwork."""
+        old = self.old_tasks if self.teacher is not None and self.options.stability > 0 else range(0)
+        logits = self.network(batch.x, [*old, self.task], detach=old)  # (B, P + C_task)
+        of_old, of_task = logits.split([sum(self.network.sizes(old)), self.heads.sizes[self.task]], dim=1)
+        terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
+        if old and self.teacher is not None:
+            o = self.options
+            student = stack_heads(of_old, self.network.sizes(old))  # (B, J, C)
+            terms["L_sm"] = distillation(self.teacher(batch.x), student, o.temperature, o.direction, o.over_tasks)
+        return terms
+
+    def alignment_loss(self) -> Tensor:
+        """L_sp: a function of the old prototypes alone; no gradient reaches a weight, no buffer changes."""
+        assert self.answers_to_prototypes is not None, "begin_task() comes first"
+        assert self.heads.hypernetwork is not None, "begin_task() comes first"
+        with frozen(self.network.backbone, self.heads.hypernetwork):
+            answers = self._prototype_answers(self.old_tasks)
+        owners = self._owners(self.old_tasks, answers.device)
+        return alignment(self.answers_to_prototypes, answers, owners, self.options.direction, self.options.over_tasks)
+
+    def _prototype_answers(self, tasks: Sequence[int]) -> Tensor:
+        """f(p | its own task) for all prototypes of the tasks, in one backbone batch: (P, C)."""
+        prototypes = self.heads.prototypes.of(tasks)
+        images = self.heads.prototypes.as_images(prototypes, self.network.channels)
+        with evaluating(self.network.backbone):  # prototypes must not leak into batch-norm statistics
+            features = self.network.backbone(images)
+        logits = apply_rows(features, self.heads.generate(prototypes, tasks))  # (P, P): every head on each
+        stacked = stack_heads(logits, self.network.sizes(tasks))  # (P, J, C)
+        return stacked[torch.arange(len(stacked)), self._owners(tasks, stacked.device)]
+
+    def _owners(self, tasks: Sequence[int], device: torch.device) -> Tensor:
+        """For each prototype of the tasks, the position of its task among them: (P,)."""
+        sizes = torch.tensor(self.network.sizes(tasks), device=device)
+        return torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+
+    @property
+    def _aligns(self) -> bool:
+        return self.teacher is not None and self.options.alignment > 0
+
+    def _build_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The main optimizer; with it the old prototypes', where they have one of their own and are aligned."""
+        assert self.heads.hypernetwork is not None
+        o, of = self.options, self.optimizer_options
+        old = [self.heads.prototypes.tasks[k] for k in self.old_tasks]
+        current = [self.heads.prototypes.tasks[self.task]]
+        shared = old if o.prototype_optimizer == "shared" else []
+        main = of.groups(self.network.backbone, self.heads.hypernetwork.parameters())
+        optimizers = [of.build([*main, (current + shared, of.lr, 0.0)])]
+        if self._aligns and not shared:
+            optimizers.append(of.build([(old, o.prototype_lr, 0.0)]))
+        return optimizers
+
+    def _first_prototypes(self, task: Task) -> Tensor:
+        """Where the task's prototypes start, (C, channels, s, s), from its own training images or from noise."""
+        prototypes, classes = self.heads.prototypes, len(task.class_names)
+        shape = (classes, prototypes.channels, prototypes.size, prototypes.size)
+        if self.options.prototype_start == "random":
+            return torch.randn(shape)
+        chosen = [torch.nonzero(task.train.labels == c).squeeze(1) for c in range(classes)]
+        if self.options.prototype_start == "semantic":
+            chosen = [which[torch.randint(len(which), (1,))] for which in chosen]
+        return torch.stack([_mean_image(task, task.train, which, shape[1:]) for which in chosen])
+
+
+def _mean_image(task: Task, part: Examples, which: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mean of the examples `which`, normalised and shrunk to `shape` = (channels, s, s)."""
+    mean = torch.stack([task.normalization(part.pixels[rows]).sum(dim=0) for rows in part.rows[which].split(1000)]).sum(
+        dim=0
+    ) / len(which)
+    return shrink(mean[None], shape[1], shape[0])[0]

@@ -1,0 +1,53 @@
+"""In which mode a module runs: contexts that leave every module as they found it.
+
+`nn.Module.train(mode)` is recursive and would also switch what must stay frozen; these restore each module's own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormStatistics = Literal["running", "batch"]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module, statistics: BatchNormStatistics = "running") -> Iterator[None]:
+    """Inside, the modules are in eval mode: no dropout, and no buffer changes.
+
+    Batch norm uses its running statistics, or with `statistics="batch"` those of the batch at hand (as the
+    published code of PAH does at test time), without writing them down.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    modes = [part.training for part in parts]
+    norms = [part for part in parts if isinstance(part, _BatchNorm)] if statistics == "batch" else []
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    for part in parts:
+        part.training = False
+    for norm in norms:
+        norm.running_mean = norm.running_var = None  # in eval mode, without these, it normalises by the batch
+    try:
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Inside, the modules' weights take part in no graph: gradients flow through them, none is computed for them.
+
+    Cheaper than detaching afterwards: the weight gradients, a third of a backward pass, are never computed.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

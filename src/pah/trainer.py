@@ -1,0 +1,227 @@
+"""The loop over tasks, epochs and batches, and the evaluation of every task seen.
+
+`train` is a generator: it computes and yields what happened; whoever iterates saves, logs and shows. At each yield
+the `TrainState` says exactly how far training has come, so that is where it may be saved, or left for good.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from pah.config import InputError, NonFiniteLossError, derived_seed, require
+from pah.data.augment import AugmentOptions
+from pah.data.stream import Stream, Task, evaluation_batches, number_of_batches, training_batches
+from pah.methods.base import Method
+from pah.models.modes import BatchNormStatistics, evaluating
+
+Part = Literal["test", "validation"]
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long and in what steps every method learns, and on what it is measured.
+
+    Args:
+        epochs: Passes over the training images of each task.
+        batch_size: Images in a step, at most.
+        schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
+            is constant.
+        evaluate_on: The test images, or the held-out validation part: what choices are made on.
+        test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
+            holds images of a single task (what the published code of PAH does; it is no honest evaluation).
+    """
+
+    epochs: int = 15
+    batch_size: int = 64
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    evaluate_on: Part = "test"
+    test_batch_norm: BatchNormStatistics = "running"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
+        require(2 <= self.batch_size <= 65536, "training.batch_size", "2 to 65536", self.batch_size)
+
+
+@dataclass
+class TrainState:
+    """How far training has come: everything a resume needs beside the method's own tensors."""
+
+    task: int = 0
+    began: bool = False  # the method's begin_task was called for `task`
+    epoch: int = 0
+    step: int = 0  # batches done in this epoch
+    term_sums: dict[str, float] = field(default_factory=dict)  # of the batches done in this epoch
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0  # spent in steps
+    seconds: float = 0.0  # spent in all, evaluation included
+    images: int = 0
+    matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
+    class_incremental: list[float] = field(default_factory=list)  # percent, after each task
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A batch was learned from."""
+
+    terms: dict[str, float]
+    images: int
+    seconds: float
+    steps_done: int  # in this task
+    steps_left: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is over: mean terms, learning rate at its end, and its speed."""
+
+    task: int
+    epoch: int
+    terms: dict[str, float]
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """A task was learned; `accuracies` are those of every task seen so far, in percent."""
+
+    task: int
+    accuracies: list[float]
+
+
+Event = StepDone | EpochDone | TaskDone
+
+
+def train(
+    method: Method, stream: Stream, options: TrainingOptions, augment: AugmentOptions, seed: int, state: TrainState
+) -> Iterator[Event]:
+    """Learn the stream from where `state` stands to its end.
+
+    Raises:
+        InputError: a loss became NaN or infinite: says which term, in which task and step.
+    """
+    for task in stream.tasks[state.task :]:
+        seen = stream.tasks[: task.index + 1]
+        if not state.began:
+            begin(method, task, seed)
+            state.began = True
+        for _ in range(state.epoch, options.epochs):
+            yield from _epoch(method, seen, options, augment, seed, state)
+        started = time.perf_counter()
+        method.end_task(task)
+        method.release()
+        accuracies, class_incremental = evaluate(method, seen, options)
+        state.matrix.append(accuracies)
+        state.class_incremental.append(class_incremental)
+        state.task, state.began, state.epoch = task.index + 1, False, 0
+        state.seconds += time.perf_counter() - started
+        yield TaskDone(task.index, accuracies)
+
+
+def _epoch(
+    method: Method,
+    seen: tuple[Task, ...],
+    options: TrainingOptions,
+    augment: AugmentOptions,
+    seed: int,
+    state: TrainState,
+) -> Iterator[Event]:
+    """The rest of the current task's epoch `state.epoch`, from batch `state.step` on."""
+    source = seen if method.learns_from == "all tasks seen" else seen[-1:]
+    images = sum(len(task.train) for task in source)
+    per_epoch = number_of_batches(images, options.batch_size)
+    total = options.epochs * per_epoch
+    method.train()
+    started = time.perf_counter()
+    for batch in training_batches(source, options.batch_size, augment, seed, state.epoch, first=state.step):
+        done = state.epoch * per_epoch + state.step
+        set_learning_rates(method, lr_factor(done, total, options.schedule))
+        torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # dropout and the like
+        try:
+            terms = {name: term.item() for name, term in method.observe(batch).items()}
+        except NonFiniteLossError as error:
+            raise InputError(
+                f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, step {state.step + 1} of {per_epoch}: "
+                "expected a finite loss; a lower --optimizer.lr may help"
+            ) from None
+        seconds = time.perf_counter() - started
+        _count(state, terms, len(batch.y), seconds)
+        yield StepDone(terms, len(batch.y), seconds, done + 1, total - done - 1)
+        started = time.perf_counter()
+    terms = {name: value / per_epoch for name, value in state.term_sums.items()}
+    lr = method.optimizer_options.lr * lr_factor((state.epoch + 1) * per_epoch - 1, total, options.schedule)
+    line = EpochDone(state.task, state.epoch, terms, lr, state.epoch_seconds, images / state.epoch_seconds)
+    state.epoch, state.step, state.term_sums, state.epoch_seconds = state.epoch + 1, 0, {}, 0.0
+    yield line
+
+
+def begin(method: Method, task: Task, seed: int) -> None:
+    """Begin a task, with what it draws named by (seed, task): replaying it draws the same."""
+    torch.manual_seed(derived_seed(seed, task.index, "begin"))
+    method.begin_task(task)
+
+
+def replay(method: Method, stream: Stream, state: TrainState, seed: int) -> None:
+    """Bring a fresh method into the shape that `state` describes, ready for its tensors to be loaded."""
+    for task in stream.tasks[: state.task + state.began]:
+        method.release()
+        begin(method, task, seed)
+    if not state.began:
+        method.release()
+
+
+def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[float], float]:
+    """Accuracy in percent on each task seen, task given; and over all their images together, task not given.
+
+    Not given, the answer is the class of the largest logit over all heads. One backbone pass an image.
+    """
+    indices = [task.index for task in seen]
+    # the statistics of a test batch depend on its size: then it is the size of training, as published
+    size = EVALUATION_BATCH if options.test_batch_norm == "running" else options.batch_size
+    correct, correct_class, count = [0] * len(seen), 0, 0
+    with torch.inference_mode(), evaluating(method, statistics=options.test_batch_norm):
+        for position, task in enumerate(seen):
+            offset = sum(len(t.class_names) for t in seen[:position])
+            part = task.test if options.evaluate_on == "test" else task.validation
+            for x, y in evaluation_batches(task, part, size):
+                answers = method.answers(x, indices)
+                correct[position] += int((answers[position].argmax(dim=1) == y).sum())
+                correct_class += int((torch.cat(answers, dim=1).argmax(dim=1) == y + offset).sum())
+            count += len(part)
+    sizes = [len(task.test if options.evaluate_on == "test" else task.validation) for task in seen]
+    return [100 * c / n for c, n in zip(correct, sizes, strict=True)], 100 * correct_class / count
+
+
+def lr_factor(step: int, total: int, schedule: str) -> float:
+    """The share of the peak learning rate at a step of a task of `total` steps: a pure function of the step."""
+    if schedule == "constant":
+        return 1.0
+    warm = max(1, total // 5)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (total - warm + 1)))
+
+
+def set_learning_rates(method: Method, factor: float) -> None:
+    """Set every group of the method's optimizers to its peak times `factor`."""
+    for optimizer in method.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def _count(state: TrainState, terms: dict[str, float], images: int, seconds: float) -> None:
+    """Put a finished step down."""
+    for name, value in terms.items():
+        state.term_sums[name] = state.term_sums.get(name, 0.0) + value
+    state.step += 1
+    state.images += images
+    state.epoch_seconds += seconds
+    state.train_seconds += seconds
+    state.seconds += seconds

@@ -1,0 +1,86 @@
+"""Imports point down only, siblings do not import each other, and no extra is needed to import `pah`."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pah
+
+ROOT = Path(pah.__file__).parent
+
+# lowest first; the modules of one entry are siblings
+LAYERS = [
+    {"config", "losses", "metrics"},
+    {"data.augment", "data.decode"},
+    {"data.sources"},
+    {"data.stream"},
+    {"data.benchmarks"},
+    {"models.backbones", "models.prototypes", "models.hypernetwork", "models.modes"},
+    {"models.network"},
+    {"methods.teacher", "methods.base"},
+    {"methods.pah", "methods.bounds"},
+    {"methods"},
+    {"checkpoint"},
+    {"trainer"},
+    {"runs"},
+    {"cli.options", "cli.display"},
+    {"cli.main"},
+    {"cli"},
+    {"__main__", ""},
+]
+PURE = {"config"}  # what every layer may use, its own included
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of `pah` that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pah":
+            assert node.module is not None
+            base = node.module.removeprefix("pah").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                names.add(inner if (ROOT / f"{inner.replace('.', '/')}.py").exists() else base)
+    return names
+
+
+def level(module: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        own = module_name(path)
+        if path.name == "__init__.py" and not path.read_text().strip():
+            continue
+        for other in imported(path):
+            if other not in PURE and level(other) >= level(own):
+                wrong.append(f"{own or 'pah'} imports {other}")
+    assert not wrong
+
+
+def test_importing_pah_imports_no_extra() -> None:
+    code = (
+        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'ray', 'gradio'}; "
+        "print(extras & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = [
+        module_name(path)
+        for path in ROOT.rglob("*.py")
+        if "cli" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not printing

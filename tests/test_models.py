@@ -1,0 +1,101 @@
+"""Backbones, and contexts that leave modules as they found them."""
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import changed, snapshot
+from pah.models.backbones import BACKBONES, SlimResNet18Options, TimmOptions
+from pah.models.modes import evaluating, frozen
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "features"),
+    [
+        ("convnet", 1, 8, 128),
+        ("convnet", 3, 32, 128),
+        ("resnet18", 3, 32, 512),
+        ("resnet18", 3, 64, 512),
+        ("resnet18-slim", 3, 32, 256),
+        ("resnet32", 3, 32, 64),
+    ],
+)
+def test_backbones_give_the_features_they_say(name: str, channels: int, size: int, features: int) -> None:
+    backbone = BACKBONES[name]().build(channels)
+    assert backbone.features == features
+    assert backbone(torch.randn(2, channels, size, size)).shape == (2, features)
+    assert backbone.eval()(torch.randn(1, channels, 5, 5)).shape == (1, features)  # a small prototype
+
+
+def test_published_sizes() -> None:
+    """ResNet-32 has 0.46 M parameters (He et al. 2016, table 6), CIFAR's ResNet-18 without its head 11.17 M."""
+    count = {name: sum(p.numel() for p in BACKBONES[name]().build(3).parameters()) for name in BACKBONES}
+    assert count["resnet32"] == pytest.approx(0.46e6, rel=0.02)
+    assert count["resnet18"] == pytest.approx(11.17e6, rel=0.001)
+
+
+def test_slim_options_change_the_network() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    narrow = SlimResNet18Options(width=8).build(3)
+    assert narrow.features == 64
+    stem = {stride: SlimResNet18Options(width=8, stem_stride=stride).build(3) for stride in (1, 2)}
+    sizes = {stride: next(iter(net.body.children()))(x).shape[-1] for stride, net in stem.items()}
+    assert sizes == {1: 32, 2: 16}
+
+
+def test_timm_models_are_backbones() -> None:
+    pytest.importorskip("timm")
+    backbone = TimmOptions(model="resnet10t").build(1)
+    assert backbone(torch.randn(2, 1, 32, 32)).shape == (2, backbone.features)
+
+
+def mixed() -> nn.Sequential:
+    """A module whose parts are in different modes, as a frozen teacher inside a training method is."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    net.train()
+    net[1].eval()
+    return net
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_evaluating_changes_nothing_and_restores_each_mode(statistics: str) -> None:
+    net = mixed()
+    before = snapshot(net)
+    modes = [part.training for part in net.modules()]
+    with evaluating(net, statistics=statistics):  # type: ignore[arg-type]
+        x = torch.randn(8, 1, 6, 6)
+        assert torch.equal(net(x), net(x))  # no dropout
+    assert not changed(net, before)
+    assert [part.training for part in net.modules()] == modes
+
+
+def test_evaluating_restores_after_an_error() -> None:
+    net = mixed()
+    before = snapshot(net)
+    modes = [part.training for part in net.modules()]
+    with pytest.raises(RuntimeError), evaluating(net, statistics="batch"):
+        net(torch.randn(1))
+    assert not changed(net, before)
+    assert [part.training for part in net.modules()] == modes
+
+
+def test_batch_statistics_are_those_of_the_batch() -> None:
+    norm = nn.BatchNorm2d(3)
+    x = 5 + 2 * torch.randn(16, 3, 4, 4)
+    with evaluating(norm, statistics="batch"):
+        out = norm(x)
+    assert out.mean().item() == pytest.approx(0, abs=1e-5)
+    assert out.std().item() == pytest.approx(1, abs=1e-2)
+
+
+def test_frozen_weights_let_gradients_through_and_get_none() -> None:
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    x = torch.randn(4, 3, requires_grad=True)
+    with frozen(layer):
+        out = layer(x).sum()
+    out.backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad  # it was not, so it is not

@@ -1,0 +1,151 @@
+"""The loop: schedule, evaluation, and what every registered method must do."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import digits
+from pah import AugmentOptions, TrainingOptions, TrainState, train
+from pah.data.stream import Stream
+from pah.methods import METHODS
+from pah.methods.base import Method, OptimizerOptions
+from pah.models.backbones import ConvNetOptions
+from pah.models.network import Network
+from pah.trainer import EpochDone, StepDone, TaskDone, evaluate, lr_factor, replay
+
+PLAIN = AugmentOptions()
+# accuracy in % after each of two tasks of two digits, three epochs; to change one, say why in the commit message
+GOLDEN = {
+    "pah": [[94.4], [75.0, 63.9]],
+    "finetune": [[93.1], [87.5, 95.8]],
+    "joint": [[93.1], [95.8, 98.6]],
+}
+
+
+def made(name: str, width: int = 4) -> Method:
+    torch.manual_seed(0)
+    backbone = ConvNetOptions(width=width).build(1)
+    options = METHODS[name].options()
+    network = Network(backbone, options.build_heads(backbone.features, 1), 1)
+    return METHODS[name].method(network, OptimizerOptions(lr=3e-3), options).to(memory_format=torch.channels_last)
+
+
+def finished(name: str, stream: Stream, epochs: int = 3, **options: Any) -> tuple[Method, TrainState, list[object]]:
+    method, state = made(name), TrainState()
+    events = list(train(method, stream, TrainingOptions(epochs=epochs, batch_size=32, **options), PLAIN, 0, state))
+    return method, state, list(events)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return digits(tasks=3, classes=6)
+
+
+def test_the_learning_rate_rises_falls_and_ends_near_zero() -> None:
+    factors = [lr_factor(step, 100, "one-cycle") for step in range(100)]
+    peak = factors.index(max(factors))
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert 0 < factors[-1] < 0.01
+    assert {lr_factor(step, 100, "constant") for step in range(100)} == {1.0}
+    assert 0 < lr_factor(0, 1, "one-cycle") <= 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_reports_finite_named_terms_and_a_full_matrix(name: str, stream: Stream) -> None:
+    _, state, events = finished(name, stream)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert all(event.terms and all(v == v and abs(v) < 100 for v in event.terms.values()) for event in steps)
+    assert [(event.task, event.epoch) for event in epochs] == [(t, e) for t in range(3) for e in range(3)]
+    assert [len(row) for row in state.matrix] == [1, 2, 3]
+    assert all(0 <= accuracy <= 100 for row in state.matrix for accuracy in row)
+    assert sum(isinstance(event, TaskDone) for event in events) == 3
+    assert state.images == sum(event.images for event in steps)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_restored_by_replaying_its_tasks_without_their_images(name: str, stream: Stream) -> None:
+    method, state, _ = finished(name, stream, epochs=1)
+    fresh = made(name)
+    replay(fresh, stream, state, seed=0)
+    fresh.load_state_dict(method.state_dict(), strict=True)
+    options = TrainingOptions()
+    assert evaluate(fresh, stream.tasks, options) == evaluate(method, stream.tasks, options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_equal_numbers_for_equal_seeds(name: str, stream: Stream) -> None:
+    one, other = (finished(name, stream, epochs=1) for _ in range(2))
+    assert one[1].matrix == other[1].matrix
+    for a, b in zip(one[0].state_dict().values(), other[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_joint_sees_the_images_of_all_tasks_and_others_only_their_own(stream: Stream) -> None:
+    sizes = [len(task.train) for task in stream.tasks]
+    for name, expected in (("joint", 3 * sizes[0] + 2 * sizes[1] + sizes[2]), ("finetune", sum(sizes))):
+        _, state, _ = finished(name, stream, epochs=1)
+        assert state.images == expected
+
+
+def test_finetuning_leaves_old_heads_alone(stream: Stream) -> None:
+    method = made("finetune")
+    heads = []
+    for event in train(method, stream, TrainingOptions(epochs=1, batch_size=32), PLAIN, 0, TrainState()):
+        if isinstance(event, TaskDone):
+            heads.append(method.network.heads.per_task()[0].detach().clone())
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+
+
+def test_evaluation_equals_counting_by_hand_and_changes_nothing(stream: Stream) -> None:
+    method, _, _ = finished("pah", stream, epochs=2)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    row, class_incremental = evaluate(method, stream.tasks, TrainingOptions())
+    method.eval()
+    right_class = 0
+    with torch.no_grad():
+        for k, task in enumerate(stream.tasks):
+            x = stream.normalization(task.test.pixels[task.test.rows])
+            assert row[k] == pytest.approx(100 * (method(x, k).argmax(1) == task.test.labels).double().mean().item())
+            over_all = torch.cat([method(x, j) for j in range(3)], dim=1).argmax(1)
+            right_class += int((over_all == task.test.labels + 2 * k).sum())
+    images = sum(len(task.test) for task in stream.tasks)
+    assert class_incremental == pytest.approx(100 * right_class / images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+
+
+def test_evaluation_can_use_the_validation_part_or_batch_statistics() -> None:
+    stream = digits(tasks=2, classes=4, validation=0.2)
+    method, _, _ = finished("finetune", stream, epochs=1)
+    choices = (
+        TrainingOptions(),
+        TrainingOptions(evaluate_on="validation"),
+        TrainingOptions(test_batch_norm="batch", batch_size=16),
+    )
+    test, validation, batch = (evaluate(method, stream.tasks, options)[0] for options in choices)
+    for task, accuracy in zip(stream.tasks, validation, strict=True):
+        correct = accuracy * len(task.validation) / 100
+        assert correct == pytest.approx(round(correct))
+    assert test != validation
+    assert test != batch
+
+
+def test_finetuning_forgets_and_pah_keeps() -> None:
+    """The point of it all, on real images: five tasks of two digits."""
+    stream = digits(seed=0)
+    old = {}
+    for name in ("finetune", "pah"):
+        _, state, _ = finished(name, stream, epochs=8)
+        old[name] = sum(state.matrix[-1][:-1]) / 4
+    assert old["pah"] > 85
+    assert old["pah"] > old["finetune"] + 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_golden_matrix(name: str) -> None:
+    _, state, _ = finished(name, digits(tasks=2, classes=4))
+    assert [pytest.approx(row, abs=1.5) for row in GOLDEN[name]] == state.matrix

@@ -1,0 +1,176 @@
+"""Writes the results table of README.md from the runs committed under results/.
+
+    python tools/readme.py            write the table between the two marker comments
+    python tools/readme.py --check    write nothing; exit 1 if README.md is not up to date
+
+A run is a folder results/<study>/<method>-seed<N>/ with metrics.json and config.yaml; all numbers come from these.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pah.checkpoint import read_json
+from pah.config import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+FIGURES = {  # column -> its name in metrics.json, in percent
+    "AA": "average_accuracy",
+    "FM": "forgetting",
+    "BWT": "backward_transfer",
+    "LA": "learning_accuracy",
+    "task not given": "class_incremental_accuracy",
+}
+LEGEND = """\
+Percent; mean ± sample standard deviation over seeds. AA: average accuracy over all tasks at the end; FM: forgetting;
+BWT: backward transfer; LA: accuracy on each task right after it was learned; all four with the task given at test
+time. Task not given: accuracy over all classes at once. Made from `results/` by `python tools/readme.py`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One committed run."""
+
+    study: str
+    method: str
+    setting: str  # in words
+    configuration: Mapping[str, Any]  # all of it but the seed, and where on a machine the data lay
+    figures: Mapping[str, float]  # by column, percent
+    minutes: float
+
+
+def read_runs(results: Path) -> list[Run]:
+    """All runs under `results`, by study, and in a study by method, PAH first.
+
+    Raises:
+        InputError: no run, one that cannot be read, or seeds of one method that differ in more than the seed.
+    """
+    runs = [read_run(path.parent) for path in sorted(results.glob("*/*-seed*/metrics.json"))]
+    if not runs:
+        raise InputError(f"{results}: expected runs in <study>/<method>-seed<N>/metrics.json, got none")
+    runs.sort(key=lambda run: (run.study, run.method != "pah", run.method))
+    for (study, method), seeds in by_method(runs):
+        if any(run.configuration != seeds[0].configuration for run in seeds):
+            raise InputError(f"{results / study}: expected one configuration for all seeds of {method}, got several")
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder; InputError if its files are broken, incomplete or of another run."""
+    metrics, config = read_json(folder / "metrics.json"), read_yaml(folder / "config.yaml")
+    try:
+        name = f"{metrics['method']}-seed{metrics['seed']}"
+        if name != folder.name:
+            raise InputError(f"{folder}: expected the run that the folder's name says, got {name}")
+        return Run(
+            study=folder.parent.name,
+            method=metrics["method"],
+            setting=describe(metrics, config),
+            configuration={key: value for key, value in config.items() if key not in ("seed", "data")},
+            figures={column: float(metrics[name]) for column, name in FIGURES.items()},
+            minutes=metrics["seconds"] / 60,
+        )
+    except KeyError as error:
+        raise InputError(f"{folder}: expected {error} in metrics.json or config.yaml, got none") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file; InputError if it is missing or holds no options."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected a configuration, got: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected options by name, got {type(content).__name__}")
+    return content
+
+
+def describe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What was learned, how long and on what: "10 tasks of 10 classes, 12 epochs a task, resnet18-slim (width 32)"."""
+    tasks = len(metrics["task_names"])
+    fewest, more = divmod(len(metrics["class_order"]), tasks)  # the first `more` tasks have one class more
+    classes = f"{fewest} to {fewest + 1}" if more else str(fewest)
+    training, backbone = config["training"], dict(config["backbone"])
+    name = backbone.pop("name")
+    options = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in backbone.items())
+    parts = [
+        f"{tasks} tasks of {classes} classes",
+        f"{training['epochs']} epoch{'s' if training['epochs'] > 1 else ''} a task",
+        f"{name} ({options})" if options else name,
+    ]
+    if training["evaluate_on"] != "test":
+        parts.append(f"measured on {training['evaluate_on']} images")
+    if training["test_batch_norm"] != "running":
+        parts.append(f"batch norm at test time by {training['test_batch_norm']}")
+    return ", ".join(parts)
+
+
+def by_method(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], list[Run]]]:
+    """The seeds of each study and method."""
+    for key, seeds in groupby(runs, key=lambda run: (run.study, run.method)):
+        yield key, list(seeds)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as a Markdown table, a line for each study and method; what a study is, is said once."""
+    lines = [
+        ["study", "method", "seeds", *FIGURES, "minutes"],
+        ["---", "---", "---:", *("---:" for _ in FIGURES), "---:"],
+    ]
+    said = ""
+    for (study, method), seeds in by_method(runs):
+        what = f"**{study}**: {seeds[0].setting}"
+        figures = [spread([run.figures[column] for run in seeds]) for column in FIGURES]
+        minutes = f"{statistics.fmean(run.minutes for run in seeds):.1f}"
+        lines.append(["" if what == said else what, method, str(len(seeds)), *figures, minutes])
+        said = what
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and ± the sample standard deviation if there are several values."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def with_results(readme: str, results: str) -> str:
+    """The README with `results` between its markers; InputError if it has not one of each, in this order."""
+    before, found_begin, rest = readme.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end) or BEGIN in rest or END in before + after:
+        raise InputError(f"README.md: expected {BEGIN} and, after it, {END}, once each")
+    return f"{before}{BEGIN}\n{results}\n{END}{after}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Write or check; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is not up to date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder that holds README.md and results/")
+    options = parser.parse_args(words)
+    readme = options.root / "README.md"
+    try:
+        now = readme.read_text(encoding="utf-8")
+        wanted = with_results(now, f"{table(read_runs(options.root / 'results'))}\n\n{LEGEND}")
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.check and now != wanted:
+        print(f"{readme} does not show what results/ holds: run python tools/readme.py", file=sys.stderr)
+        return 1
+    if not options.check:
+        readme.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
