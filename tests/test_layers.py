@@ -13,6 +13,7 @@ ROOT = Path(pah.__file__).parent
 LAYERS = [
     {"config", "losses", "metrics"},
     {"data.augment", "data.decode"},
+    {"data.columns"},
     {"data.sources"},
     {"data.stream"},
     {"data.benchmarks"},

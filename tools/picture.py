@@ -5,6 +5,7 @@ python tools/picture.py RUN RUN --out PATH   two other runs on the same stream
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pah.checkpoint import read_json
 from pah.config import InputError
@@ -24,7 +24,7 @@ from pah.config import InputError
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "results" / "split-cifar100"
 
-INCHES = (9.4, 3.5)  # about 900 px wide as an SVG: GitHub shows a README's pictures at that width
+INCHES = (9.4, 3.25)  # about 900 px wide as an SVG: GitHub shows a README's pictures at that width
 DPI = 200  # of the PNG, for sharp screens
 MAP = "viridis"  # as even with any colour vision, and in grey
 COLOURS = ("#0072B2", "#D55E00")  # blue and vermilion (Okabe and Ito): apart with any colour vision
@@ -108,14 +108,15 @@ def draw_matrix(axes: Axes, result: Result) -> None:
 
 def draw_averages(axes: Axes, results: Sequence[Result]) -> None:
     """Average accuracy over the tasks seen so far, a line for each method that says its name and where it ends."""
+    last = len(results[0].matrix)
+    tasks = range(1, last + 1)
     lines = [[statistics.fmean(row) for row in result.matrix] for result in results]
     highest = max(averages[-1] for averages in lines)
     for result, averages, colour in zip(results, lines, COLOURS, strict=True):
-        tasks = range(1, len(averages) + 1)
         axes.plot(tasks, averages, color=colour, marker="o", markersize=3.5, linewidth=1.8, clip_on=False)
         axes.annotate(
             f"{result.method}\n{averages[-1]:.1f} %",
-            (tasks[-1], averages[-1]),
+            (last, averages[-1]),
             xytext=(7, 0),
             textcoords="offset points",
             va="bottom" if averages[-1] == highest else "top",  # labels stay apart where lines end close together
@@ -125,7 +126,7 @@ def draw_averages(axes: Axes, results: Sequence[Result]) -> None:
         )
     axes.set_box_aspect(1)  # as tall as the matrices
     axes.set_ylim(0, 100)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xticks(range(last, 0, -math.ceil(last / 10)))  # at most ten, the last task among them
     axes.grid(axis="y", color="#E5E5E5")
     axes.set_axisbelow(True)
     axes.set_xlabel("tasks learned")

@@ -1,9 +1,10 @@
-"""Writes the results table of README.md from the runs committed under results/.
+"""Writes the tables of README.md from what is committed under results/.
 
-    python tools/readme.py            write the table between the two marker comments
+    python tools/readme.py            write each table between its two marker comments
     python tools/readme.py --check    write nothing; exit 1 if README.md is not up to date
 
-A run is a folder results/<study>/<method>-seed<N>/ with metrics.json and config.yaml; all numbers come from these.
+A run is a folder results/<study>/<method>-seed<N>/ with metrics.json and config.yaml; results/step-cost.json is what
+benchmarks/step_cost.py wrote. All numbers come from these.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from pah.checkpoint import read_json
 from pah.config import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 FIGURES = {  # column -> its name in metrics.json, in percent
     "AA": "average_accuracy",
@@ -133,7 +133,7 @@ def table(runs: Sequence[Run]) -> str:
         minutes = f"{statistics.fmean(run.minutes for run in seeds):.1f}"
         lines.append(["" if what == said else what, method, str(len(seeds)), *figures, minutes])
         said = what
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -142,13 +142,50 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def with_results(readme: str, results: str) -> str:
-    """The README with `results` between its markers; InputError if it has not one of each, in this order."""
-    before, found_begin, rest = readme.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not (found_begin and found_end) or BEGIN in rest or END in before + after:
-        raise InputError(f"README.md: expected {BEGIN} and, after it, {END}, once each")
-    return f"{before}{BEGIN}\n{results}\n{END}{after}"
+def step_table(path: Path) -> str:
+    """The cost of a step as a Markdown table, a line for each number of learned tasks."""
+    found = read_json(path)
+    lines = [
+        [
+            "tasks learned",
+            "finetune, ms",
+            "PAH, ms",
+            "PAH, a pass per old head, ms",
+            "PAH / finetune",
+            "per head / PAH",
+        ],
+        ["---:"] * 6,
+    ]
+    for row in found["rows"]:
+        finetune, pah, per_head = row["finetune_ms"], row["pah_ms"], row["per_head_ms"]
+        milliseconds = (f"{ms:.0f}" for ms in (finetune, pah, per_head))
+        lines.append([str(row["tasks"]), *milliseconds, f"{pah / finetune:.2f}", f"{per_head / pah:.1f}"])
+    side, threads = found["image"], found["threads"]
+    legend = (
+        f"Median of {found['repeats']} steps, in one process and taking turns: {found['backbone']}, batch "
+        f"{found['batch']}, {side}x{side}, tasks of {found['classes']} classes, {threads} threads, torch "
+        f"{found['torch']}."
+    )
+    return as_markdown(lines) + f"\n\n{legend}"
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the second being the rule, as a Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_section(readme: str, name: str, content: str) -> str:
+    """The README with `content` between the markers of that name.
+
+    Raises:
+        InputError: it has not one marker of each kind, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = readme.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end) or begin in rest or end in before + after:
+        raise InputError(f"README.md: expected {begin} and, after it, {end}, once each")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -160,7 +197,9 @@ def main(words: Sequence[str] | None = None) -> int:
     readme = options.root / "README.md"
     try:
         now = readme.read_text(encoding="utf-8")
-        wanted = with_results(now, f"{table(read_runs(options.root / 'results'))}\n\n{LEGEND}")
+        results = options.root / "results"
+        wanted = with_section(now, "results", f"{table(read_runs(results))}\n\n{LEGEND}")
+        wanted = with_section(wanted, "steps", step_table(results / "step-cost.json"))
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

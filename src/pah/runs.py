@@ -239,17 +239,22 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method) 
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
-    """Save the checkpoint, unless what was learned is of no use: then the last good one stays."""
-    for name, tensor in method.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(
-                f"{name} became NaN or infinite by task {state.task + 1}, epoch {state.epoch + 1}, step {state.step}: "
-                "expected finite weights; a lower --optimizer.lr may help"
-            )
+    _require_finite(method, state)
     tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
     tensors |= {f"optimizer/{k}": tensor for k, tensor in checkpoint.optimizer_tensors(method.optimizers).items()}
     facts = {"fingerprint": config.fingerprint, "state": asdict(state)}
     checkpoint.save(folder / CHECKPOINT, tensors, facts)
+
+
+def _require_finite(method: Method, state: TrainState) -> None:
+    """Raise InputError for weights that are of no use: the loss of a last step is seen by nobody."""
+    for name, tensor in method.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            inside = f"task {state.task + 1}, epoch {state.epoch + 1}, step {state.step}"
+            raise InputError(
+                f"{name} became NaN or infinite by {inside if state.began else f'the end of task {state.task}'}: "
+                "expected finite weights; a lower --optimizer.lr may help"
+            )
 
 
 def _restore(config: RunConfig, folder: Path, stream: Stream, method: Method) -> TrainState:

@@ -169,7 +169,7 @@ def _parser(bench: str, method: str, backbone: str) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file of options; the others override it")
     add = parser.add_argument
-    add("--benchmark", type=str, default="split-digits", help="which stream to learn; its name alone, as the first word, will do")
+    add("--benchmark", type=str, default="split-digits", help="which stream to learn; the first word may be its name")
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
     add("--label_column", type=str | None, default=None, help="column of the class, where it is not plain")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")

@@ -14,7 +14,6 @@ class Benchmark:
     summary: str
     tasks: int | None
     hub: str | None = None  # the Hugging Face data set to download; None: embedded, or given by --data
-    label_column: str | None = None
     defaults: Mapping[str, object] = field(default_factory=dict)
 
     def source(self, data: str | None, label_column: str | None, image_size: int | None) -> Source:
@@ -31,7 +30,7 @@ class Benchmark:
                 "benchmark split: expected --data PATH_OR_HUB_ID (a folder of class folders, a folder of Parquet "
                 "files or a Hugging Face data set), got none"
             )
-        return load_source(where, label_column=label_column or self.label_column, image_size=image_size)
+        return load_source(where, label_column=label_column, image_size=image_size)
 
 
 _IMAGES_32 = {"augment.crop": 4, "augment.flip": True, "backbone.name": "resnet18-slim"}
@@ -52,7 +51,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         "CIFAR-100, 32x32 colour, 100 classes",
         tasks=10,
         hub="uoft-cs/cifar100",
-        label_column="fine_label",
         defaults=_IMAGES_32,
     ),
     "split-tinyimagenet": Benchmark(

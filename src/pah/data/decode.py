@@ -111,7 +111,7 @@ def decode_once(
             "HF_DATASETS_CACHE=FOLDER names another place"
         ) from error
     if found is None:
-        raise InputError(f"{folder}: expected the set that was just written, got something else; is the disk sound?")
+        raise InputError(f"{folder}: expected the set as it was written, got other data; is the disk sound?")
     return found
 
 
@@ -134,6 +134,8 @@ def _checksum(file: Path) -> int:
 
 def _build(folder: Path, class_names: tuple[str, ...], train: Encoded, test: Encoded, image_size: int | None) -> None:
     """Decode both splits into a temporary folder, then put it in the place of `folder`, whole or not at all."""
+    for dead in folder.parent.glob(f"{folder.name}.*/"):  # under the lock: what a killed process left behind
+        shutil.rmtree(dead, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
         fresh = Path(temporary) / "set"  # a folder of its own, readable by others as the temporary one is not
         fresh.mkdir()

@@ -1,4 +1,4 @@
-"""Finds a data set, on disk or on the Hugging Face hub, and understands its splits, columns and classes.
+"""Finds a data set, on disk or on the Hugging Face hub, and its splits.
 
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pah.config import InputError, generator, require
-from pah.data.decode import Encoded, Labels, cache_key, decode_once, first_line, reading
+from pah.data.columns import Tables, understand
+from pah.data.decode import cache_key, decode_once, first_line, reading
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -56,15 +57,15 @@ class Source:
 class _Found:
     """A data set located but not decoded."""
 
-    tables: dict[str, pyarrow.dataset.Dataset]  # training split, test split; the schema carries the features
+    tables: Tables  # training split, test split
     files: list[Path]  # that hold it: while these are the same, so is the data set
 
 
 def load_digits() -> Source:
     """Scikit-learn's 1,797 handwritten digits, pixels (N, 1, 8, 8), the same fifth of each class for testing."""
-    from sklearn.datasets import load_digits as bunch  # takes a second to import, and only digits need it
+    from sklearn.datasets import load_digits as load  # takes a second to import, and only digits need it
 
-    digits = bunch()
+    digits = load()
     pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)  # 0..16 -> 0..255
     labels = torch.from_numpy(digits.target.astype(np.int64))
     test = torch.zeros(len(labels), dtype=torch.bool)
@@ -94,7 +95,7 @@ def load_source(data: str, *, label_column: str | None = None, image_size: int |
     with reading(data):
         found = _find(data)
         key = cache_key(found.files, label_column, image_size)
-    decoded = decode_once(key, lambda: _understand(found, data, label_column), image_size)
+    decoded = decode_once(key, lambda: understand(found.tables, data, label_column), image_size)
     return Source(
         where=data,
         class_names=decoded.class_names,
@@ -180,11 +181,15 @@ def _find_class_folders(folder: Path, data: str) -> _Found | None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [child for child in _visible(folder) if child.is_dir()]
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
 def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Found | None:
@@ -256,65 +261,3 @@ def _hub_settings(online: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
-
-
-def _understand(found: _Found, data: str, label_column: str | None) -> tuple[tuple[str, ...], Encoded, Encoded]:
-    """Class names, training split and test split: the columns chosen, the labels read and checked."""
-    with reading(data):
-        features, test_features = (datasets.Features.from_arrow_schema(t.schema) for t in found.tables.values())
-    images, column = _image_column(features, data), _label_column(features, label_column, data)
-    names = getattr(features[column], "names", None)
-    if names != getattr(test_features.get(column), "names", None):
-        raise InputError(f"{data}: expected {column!r} to have the same class names in both splits, got different ones")
-    train, test = (
-        Encoded(where := f"{data}, split {split}", table, images, _labels(table, column, where))
-        for split, table in found.tables.items()
-    )
-    if names is None:  # plain integers; each class has a training image, so there are no more classes than those
-        highest = max(split.labels.max(initial=0) for split in (train, test))
-        names = [str(y) for y in range(min(highest + 1, len(train.labels)))]
-    for split in (train, test):
-        _check_labels(split, names)
-    return tuple(names), train, test
-
-
-def _image_column(features: datasets.Features, data: str) -> str:
-    """The only column of images, or of structs of bytes and path, as which Parquet from elsewhere stores them."""
-    images = [
-        name
-        for name, kind in features.items()
-        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
-    ]
-    if len(images) != 1:
-        raise InputError(f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}")
-    return str(images[0])
-
-
-def _label_column(features: datasets.Features, asked: str | None, data: str) -> str:
-    """The column `asked` for; otherwise "label", "fine_label", the only ClassLabel or the only integers."""
-    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    integers = [name for name, kind in features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
-    usual = [name for name in ("label", "fine_label") if name in features][:1]
-    candidates = usual or classes or integers if asked is None else [asked]
-    if len(candidates) != 1 or candidates[0] not in (*classes, *integers):
-        wanted = "one column" if asked is None else f"a column {asked!r}"
-        columns = ", ".join(map(repr, features))
-        raise InputError(f"{data}: expected {wanted} of labels, ClassLabel or integers, got the columns {columns}")
-    return candidates[0]
-
-
-def _labels(table: pyarrow.dataset.Dataset, column: str, where: str) -> Labels:
-    with reading(where):
-        values = table.to_table(columns=[column]).column(0).cast(pyarrow.int64())
-        return np.asarray(values.fill_null(-1).to_numpy(), dtype=np.int64)  # -1: what data sets write for "unknown"
-
-
-def _check_labels(split: Encoded, names: list[str]) -> None:
-    """Raise InputError unless every label has a name and every name has images."""
-    wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
-    if len(wrong):
-        came = f"row {wrong[0]}: expected a label from 0 to {len(names) - 1}, got {split.labels[wrong[0]]}"
-        raise InputError(f"{split.where}, {came}")
-    missing = np.setdiff1d(np.arange(len(names)), split.labels)
-    if len(missing):
-        raise InputError(f"{split.where}: expected images of every class, got none of {names[missing[0]]!r}")

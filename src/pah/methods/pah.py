@@ -119,6 +119,7 @@ class PAH(Method):
         if not self._aligns:
             return descend(self.optimizers[0], terms, weights)
         if options.prototype_optimizer == "shared":
+            # L_sp last: a training pass after it would change the statistics that its gradient uses
             return descend(self.optimizers[0], terms | {"L_sp": self.alignment_loss()}, weights)
         done = descend(self.optimizers[0], terms, weights)
         return done | descend(self.optimizers[1], {"L_sp": self.alignment_loss()}, weights)
