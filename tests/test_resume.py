@@ -40,6 +40,7 @@ KINDS = {
     "shared optimizer": ("--method.prototype_optimizer", "shared"),
     "sgd": ("--optimizer.name", "sgd", "--optimizer.lr", "0.05", "--training.schedule", "constant"),
     "finetune with sgd": ("--method", "finetune", "--optimizer.name", "sgd", "--optimizer.lr", "0.05"),
+    "flattened": ("--method.conditioning", "flatten"),
     "uneven tasks": ("--method.conditioning", "classwise", "--classes", "7"),
     "published choices": (
         *("--method.prototype_channels", "1", "--method.prototype_start", "random", "--method.over_tasks", "sum"),
@@ -78,12 +79,13 @@ def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-@pytest.mark.parametrize("words", KINDS.values(), ids=KINDS)
-def test_every_kind_of_run_survives_two_deaths(
-    words: tuple[str, ...], tmp_path: Path, uninterrupted: Uninterrupted
-) -> None:
-    config = tiny(*words)
-    events = EVENTS_A_TASK if config.training.epochs == 2 else 7
+EVENTS = {"uneven tasks": 2 * (7 + 1) + 1, "residual network": 5 + 1 + 1}  # of the first task, where unusual
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_survives_two_deaths(kind: str, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    config = tiny(*KINDS[kind])
+    events = EVENTS.get(kind, EVENTS_A_TASK)
     cut_short(config, tmp_path / "run", events + 3, checkpoint_seconds=0)  # inside the second task
     cut_short(config, tmp_path / "run", events, ONLY_TASK_ENDS, go=runs.resume)  # inside the third
     runs.resume(config, tmp_path / "run")
@@ -210,9 +212,26 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(tmp_path: Path, unint
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == f"pah: stopped, the state is saved; `pah resume {folder}` continues\n"
-    assert 0 < len(log(folder)) < 40
+    task, epoch = (checkpoint.load(folder / "checkpoint")[1]["state"][key] for key in ("task", "epoch"))
+    assert 0 < 20 * task + epoch == len(log(folder)) < 40
     assert main(["resume", str(folder)]) == 0
     assert_same_run(folder, uninterrupted(tiny(*words)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_step_stops_after_that_step(
+    number: signal.Signals, tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = itertools.count(1)
+    hook = register_optimizer_step_pre_hook(lambda *_: signal.raise_signal(number) if next(steps) == 7 else None)
+    status = main(["run", *TINY, "--out", str(tmp_path / "run")])
+    hook.remove()
+    assert status == 128 + number
+    assert f"`pah resume {tmp_path / 'run'}` continues" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "run" / "checkpoint")[1]["state"]
+    assert (state["task"], state["epoch"], state["step"]) == (0, 1, 2)
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted(tiny()))
 
 
 def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
