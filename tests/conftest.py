@@ -13,7 +13,7 @@ import torch
 
 from pah import runs
 from pah.cli import options
-from pah.runs import RunConfig
+from pah.runconfig import RunConfig
 
 TINY = ("--epochs", "2", "--training.batch_size", "64", "--backbone.width", "4", "--classes", "6", "--tasks", "3")
 EVENTS_A_TASK = 13  # of a tiny run: two epochs of five steps, each with an end, and the task's end

@@ -33,7 +33,7 @@ from conftest import (
 )
 from pah import checkpoint, runs
 from pah.cli import main
-from pah.runs import RunConfig
+from pah.runconfig import RunConfig
 
 Refused = Callable[..., str]
 Uninterrupted = Callable[[RunConfig], Path]
@@ -122,9 +122,9 @@ WORDS = [
     (("run", "--augment.flip", "maybe"), ("augment.flip", "expected bool", "maybe")),
     (("run", "--training.schedule", "cosine"), ("training.schedule", "'one-cycle', 'constant'", "cosine")),
     (("run", "--epochs", "0"), ("training.epochs", "at least 1", "0")),
-    (("run", "--training.batch_size", "0"), ("training.batch_size", "2 to 65536", "0")),
-    (("run", "--training.batch_size", "1"), ("training.batch_size", "2 to 65536", "1")),
-    (("run", "--training.batch-size", "1"), ("training.batch_size", "2 to 65536", "1")),
+    (("run", "--training.batch_size", "0"), ("training.batch_size", "3 to 65536", "0")),
+    (("run", "--training.batch_size", "1"), ("training.batch_size", "3 to 65536", "1")),
+    (("run", "--training.batch-size", "1"), ("training.batch_size", "3 to 65536", "1")),
     (("run", "--seed", "-1"), ("seed", "0 to 2^63 - 1", "-1")),
     (("run", "--seed", str(2**63)), ("seed", "0 to 2^63 - 1", str(2**63))),
     (("run", "--optimizer.lr", "-1e-3"), ("optimizer.lr", "above 0", "-0.001")),

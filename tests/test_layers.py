@@ -11,7 +11,7 @@ ROOT = Path(pah.__file__).parent
 
 # lowest first; the modules of one entry are siblings
 LAYERS = [
-    {"config", "losses", "metrics"},
+    {"config", "losses", "metrics", "hub"},
     {"data.augment", "data.decode"},
     {"data.columns"},
     {"data.sources"},
@@ -24,6 +24,8 @@ LAYERS = [
     {"methods"},
     {"checkpoint"},
     {"trainer"},
+    {"runconfig", "runfolder"},
+    {"records"},
     {"runs"},
     {"cli.options", "cli.display"},
     {"cli.main"},

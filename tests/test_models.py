@@ -1,10 +1,14 @@
 """Backbones, and contexts that leave modules as they found them."""
 
+from pathlib import Path
+
+import huggingface_hub
 import pytest
 import torch
 from torch import nn
 
 from helpers import changed, snapshot
+from pah.config import InputError
 from pah.models.backbones import BACKBONES, SlimResNet18Options, TimmOptions
 from pah.models.modes import evaluating, frozen
 
@@ -47,6 +51,15 @@ def test_timm_models_are_backbones() -> None:
     pytest.importorskip("timm")
     backbone = TimmOptions(model="resnet10t").build(1)
     assert backbone(torch.randn(2, 1, 32, 32)).shape == (2, backbone.features)
+
+
+def test_weights_that_can_not_be_had_are_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr("pah.models.backbones.hub_answers", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"--backbone\.pretrained false"):
+        TimmOptions(pretrained=True, model="resnet18").build(3)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def mixed() -> nn.Sequential:

@@ -27,9 +27,9 @@ from conftest import (
     results,
     tiny,
 )
-from pah import checkpoint, runs
+from pah import checkpoint, records, runs
 from pah.cli import main
-from pah.runs import RunConfig
+from pah.runconfig import RunConfig, build_method
 
 Uninterrupted = Callable[[RunConfig], Path]
 
@@ -243,7 +243,7 @@ def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
 def test_ctrl_c_when_the_first_of_two_runs_is_over_stops_the_second(
     tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_model = runs.save_model
+    save_model = records.save_model
 
     def interrupted(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -304,7 +304,7 @@ def test_the_same_command_and_seed_give_the_same_run(tmp_path: Path, uninterrupt
 def test_another_seed_gives_another_class_order_and_other_weights(uninterrupted: Uninterrupted) -> None:
     one, other = uninterrupted(tiny()), uninterrupted(tiny("--seed", "1"))
     assert results(one)["class_order"] != results(other)["class_order"]
-    first, second = (runs.build_method(tiny("--seed", seed), channels=1).state_dict() for seed in "01")
+    first, second = (build_method(tiny("--seed", seed), (1, 8, 8)).state_dict() for seed in "01")
     assert not torch.equal(first["network.backbone.body.0.weight"], second["network.backbone.body.0.weight"])
 
 

@@ -17,7 +17,7 @@ from pah.trainer import EpochDone, StepDone, TaskDone, evaluate, lr_factor, repl
 PLAIN = AugmentOptions()
 # accuracy in % after each of two tasks of two digits, three epochs; to change one, say why in the commit message
 GOLDEN = {
-    "pah": [[94.4], [75.0, 63.9]],
+    "pah": [[94.4], [50.0, 80.6]],
     "finetune": [[93.1], [87.5, 95.8]],
     "joint": [[93.1], [95.8, 98.6]],
 }

@@ -6,7 +6,7 @@ from pah.data.stream import Stream, StreamOptions, Task
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions, SlimResNet18Options
-from pah.runs import RunConfig, build_method, load_stream
+from pah.runconfig import RunConfig, build_method, load_stream
 from pah.trainer import EpochDone, StepDone, TaskDone, TrainingOptions, TrainState, train
 
 __all__ = [

@@ -45,7 +45,8 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
-        require(2 <= self.batch_size <= 65536, "training.batch_size", "2 to 65536", self.batch_size)
+        # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
+        require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
 
 
 @dataclass

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from pah.data.stream import Stream
+from pah.runconfig import RunConfig
 from pah.runs import Progress as Happened
-from pah.runs import RunConfig
 from pah.trainer import EpochDone, StepDone, TaskDone
 
 SMOOTHING = 0.9  # of the shown speed, per step

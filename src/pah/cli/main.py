@@ -18,6 +18,8 @@ from pah.cli import display, options
 from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
+from pah.runconfig import RunConfig, load_stream
+from pah.runfolder import CONFIG, refuse_other_run
 
 USAGE = """usage: pah COMMAND ...
 
@@ -58,7 +60,7 @@ def run(console: Console, words: list[str]) -> int:
     others = {config: beside(request, config) for config in request.beside if config != request.config}
     if not request.overwrite:
         for config, folder in others.items():  # not only when the first has trained for an hour
-            runs.refuse_other_run(folder, config)
+            refuse_other_run(folder, config.as_dict())
     finished = []
     with stoppable() as stop:
         for config, folder in ({request.config: request.out} | others).items():
@@ -88,9 +90,9 @@ def resume(console: Console, words: list[str]) -> int:
     if len(words) != 1 or words[0].startswith("-"):
         raise InputError(f"resume: expected one run folder, got {' '.join(words) or 'none'}")
     folder = Path(words[0])
-    if not (folder / runs.CONFIG).is_file():
-        raise InputError(f"{folder}: expected a run folder, which holds {runs.CONFIG}, found none")
-    config = options.read_config(folder / runs.CONFIG)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: expected a run folder, which holds {CONFIG}, found none")
+    config = options.read_config(folder / CONFIG)
     with stoppable() as stop, display.Watcher(console, config) as watch:
         try:
             results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop))
@@ -109,7 +111,7 @@ def data(console: Console, words: list[str]) -> int:
         return 0
     config = options.run_request(words).config
     bench = BENCHMARKS[config.benchmark]
-    stream = runs.load_stream(dataclasses.replace(config, method_options=MethodOptions()))
+    stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
     channels, height, width = stream.image_shape
     console.print(f"{config.benchmark}: {bench.summary}", highlight=False)
     console.print(
@@ -120,7 +122,7 @@ def data(console: Console, words: list[str]) -> int:
     return 0
 
 
-def beside(request: options.Request, config: runs.RunConfig) -> Path:
+def beside(request: options.Request, config: RunConfig) -> Path:
     """The folder of a run beside the one that was asked for."""
     if request.out == request.config.folder and config.folder != request.out:
         return config.folder

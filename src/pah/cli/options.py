@@ -18,7 +18,7 @@ from pah.data.stream import StreamOptions
 from pah.methods import METHODS
 from pah.methods.base import OptimizerOptions
 from pah.models.backbones import BACKBONES, TimmOptions
-from pah.runs import RunConfig
+from pah.runconfig import RunConfig
 from pah.trainer import TrainingOptions
 
 SHORT = {  # what users say, and which option it is

@@ -21,7 +21,7 @@ class AugmentOptions:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        require(self.crop >= 0, "augment.crop", "at least 0", self.crop)
+        require(0 <= self.crop <= 4096, "augment.crop", "0 to 4096", self.crop)
 
 
 def augment(pixels: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:

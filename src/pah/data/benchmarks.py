@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pah.config import InputError, unknown
+from pah.config import InputError, require, unknown
 from pah.data.sources import Source, load_digits, load_source
 
 
@@ -23,6 +23,8 @@ class Benchmark:
             InputError: no such data, none given where they are needed, or no network.
         """
         if data is None and self is BENCHMARKS["split-digits"]:
+            for option, value in (("label_column", label_column), ("image_size", image_size)):
+                require(value is None, option, "none for the embedded digits", value)
             return load_digits()
         where = data if data is not None else self.hub
         if where is None:

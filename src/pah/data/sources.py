@@ -5,15 +5,13 @@ Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, o
 
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pyarrow
 import pyarrow.dataset
@@ -23,6 +21,7 @@ from torch import Tensor
 from pah.config import InputError, generator, require
 from pah.data.columns import Tables, understand
 from pah.data.decode import cache_key, decode_once, first_line, reading
+from pah.hub import hub_answers
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -214,7 +213,7 @@ def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Fo
 
 
 def _find_on_hub(data: str) -> _Found:
-    online = _hub_answers()
+    online = hub_answers()
     try:
         with _hub_settings(online):
             loaded = datasets.load_dataset(data)
@@ -230,21 +229,6 @@ def _find_on_hub(data: str) -> _Found:
         for split, part in splits.items()
     }
     return _Found(tables, [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
-
-
-def _hub_answers(seconds: float = 5.0) -> bool:
-    """Whether the hub answers at all; without it its client would retry for half a minute."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        with suppress(Exception):
-            huggingface_hub.get_session().head(datasets.config.HF_ENDPOINT, timeout=seconds)
-            answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)  # a broken network's name look-up ignores every time limit
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
 
 
 @contextmanager

@@ -180,8 +180,6 @@ def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int
     total = len(class_names)
     used = options.classes if options.classes is not None else total
     require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
-    if tasks > used:
-        raise InputError(f"stream.tasks: expected at most one task a class pair, got {tasks} tasks of {used} classes")
     if 2 * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "

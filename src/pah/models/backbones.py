@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.config import InputError, require, unknown
+from pah.hub import cache_only_unless, hub_answers
 
 
 class Backbone(nn.Module):
@@ -139,12 +140,16 @@ class TimmOptions:
         if not timm.is_model(self.model):
             raise unknown("timm backbone", self.model, timm.list_models())
         try:
-            body = timm.create_model(
-                self.model, pretrained=self.pretrained, num_classes=0, in_chans=channels, global_pool="avg"
-            )
+            with cache_only_unless(not self.pretrained or hub_answers()):
+                body = timm.create_model(
+                    self.model, pretrained=self.pretrained, num_classes=0, in_chans=channels, global_pool="avg"
+                )
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"backbone timm:{self.model} cannot be made: {reason}") from None
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(
+                f"backbone timm:{self.model}: expected weights in the cache or from the hub, got: {reason}; "
+                "--backbone.pretrained false starts from scratch"
+            ) from None
         return Backbone(body, int(body.num_features))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,99 @@
+"""What a finished run leaves: its metrics with where they came from, and its model."""
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from pah import checkpoint, metrics
+from pah.data.stream import Stream
+from pah.methods.base import Method
+from pah.models.network import GeneratedHeads
+from pah.runconfig import RunConfig
+from pah.runfolder import LEARNER, WEIGHTS
+from pah.trainer import TrainState
+
+
+def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method) -> None:
+    """The finished network as `model.safetensors`, and `learner.json`, which says what it is."""
+    tensors = {name: tensor.contiguous() for name, tensor in method.network.state_dict().items()}
+    data = safetensors.torch.save(tensors)
+    checkpoint.write_file(folder / WEIGHTS, data)
+    plain = config.as_dict()
+    learner = {
+        "format": 1,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "method": plain["method"],
+        "backbone": plain["backbone"],
+        "image_shape": list(stream.image_shape),
+        "normalization": asdict(stream.normalization),
+        "class_order": stream.class_order,
+        "tasks": [{"name": task.name, "classes": list(task.class_names)} for task in stream.tasks],
+        "data": stream.where,
+    }
+    checkpoint.write_json(folder / LEARNER, learner)
+
+
+def results(
+    config: RunConfig, stream: Stream, method: Method, state: TrainState, revision: str | None
+) -> dict[str, Any]:
+    """What `metrics.json` holds."""
+    heads = method.network.heads
+    hypernetwork = heads.hypernetwork if isinstance(heads, GeneratedHeads) else None
+    return {
+        "benchmark": config.benchmark,
+        "method": config.method,
+        "seed": config.seed,
+        "evaluated_on": config.training.evaluate_on,
+        "class_order": stream.class_order,
+        "task_names": [task.name for task in stream.tasks],
+        "accuracy_matrix": state.matrix,
+        **metrics.summary(state.matrix),
+        "class_incremental_accuracy": state.class_incremental[-1],
+        "parameters": {
+            "backbone": sum(p.numel() for p in method.network.backbone.parameters()),
+            "hypernetwork": sum(p.numel() for p in hypernetwork.parameters()) if hypernetwork else 0,
+            "per_task": [p.numel() for p in heads.per_task()],
+        },
+        "seconds": round(state.seconds, 3),
+        "images_per_second": round(state.images / state.train_seconds, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "versions": versions(),
+        "commit": revision,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, and the threads: their number decides the order of sums."""
+    packages = ("pah", "torch", "numpy", "datasets", "pillow", "scikit-learn")
+    found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return found | {"threads": str(torch.get_num_threads())}
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, with "+changes" if files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB (2^20 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

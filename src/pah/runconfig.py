@@ -1,0 +1,101 @@
+"""What a run computes: its configuration, and from it the stream of tasks and the untrained method."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pah.config import InputError, derived_seed, require
+from pah.data.augment import AugmentOptions
+from pah.data.benchmarks import benchmark
+from pah.data.stream import Stream, StreamOptions, make_stream
+from pah.methods import METHODS
+from pah.methods.base import Method, MethodOptions, OptimizerOptions
+from pah.methods.pah import PAHOptions
+from pah.models.backbones import BackboneOptions, ConvNetOptions
+from pah.models.modes import evaluating
+from pah.models.network import GeneratedHeads, Network
+from pah.trainer import TrainingOptions
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes; two runs of equal configuration are the same run."""
+
+    benchmark: str = "split-digits"
+    data: str | None = None
+    label_column: str | None = None
+    image_size: int | None = None
+    seed: int = 0
+    method: str = "pah"
+    method_options: MethodOptions = field(default_factory=PAHOptions)
+    backbone: str = "convnet"
+    backbone_options: BackboneOptions = field(default_factory=ConvNetOptions)
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
+        require(self.image_size is None or 1 <= self.image_size <= 4096, "image_size", "1 to 4096", self.image_size)
+        held_out = self.training.evaluate_on == "test" or self.stream.validation > 0
+        require(held_out, "training.evaluate_on validation", "stream.validation above 0", self.stream.validation)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as `config.yaml` writes it."""
+        plain = asdict(self)
+        for key in ("method", "backbone"):
+            plain[key] = {"name": plain[key], **plain.pop(f"{key}_options")}
+        plain["backbone"].pop("model", None)  # part of the name, timm:<model>
+        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the configuration."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes unless told otherwise."""
+        return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
+
+
+def load_stream(config: RunConfig) -> Stream:
+    """The run's stream of tasks; InputError if the data or the split is not possible."""
+    bench = benchmark(config.benchmark)
+    source = bench.source(config.data, config.label_column, config.image_size)
+    classes = config.stream.classes or len(source.class_names)
+    tasks = config.stream.tasks or bench.tasks or max(1, min(5, classes // 2))
+    stream = make_stream(source, config.stream, tasks, config.seed)
+    config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
+    return stream
+
+
+def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method:
+    """The untrained method on its network, for images of (channels, height, width); weights depend on the seed alone.
+
+    Raises:
+        InputError: the backbone cannot be made, or cannot take images or prototypes of this size.
+    """
+    channels, *size = image_shape
+    torch.manual_seed(derived_seed(config.seed, "network"))
+    backbone = config.backbone_options.build(channels)
+    heads = config.method_options.build_heads(backbone.features, channels)
+    sizes = {"images": tuple(size)}
+    if isinstance(heads, GeneratedHeads):
+        sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
+    for what, (height, width) in sizes.items():
+        try:
+            with torch.no_grad(), evaluating(backbone):
+                backbone(torch.zeros(1, channels, height, width))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"backbone {config.backbone}: expected one that takes {what} of {height}x{width}, got: {reason}"
+            ) from None
+    method = METHODS[config.method].method(Network(backbone, heads, channels), config.optimizer, config.method_options)
+    return method.to(memory_format=torch.channels_last)

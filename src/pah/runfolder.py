@@ -1,0 +1,93 @@
+"""A run folder: its files, its lock, its log, and the refusal to lose the run that it holds.
+
+config.yaml  log.jsonl  metrics.json  checkpoint/  model/
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from pah import checkpoint
+from pah.config import InputError
+from pah.trainer import EpochDone, TrainState
+
+CONFIG = "config.yaml"
+LOG = "log.jsonl"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint"
+MODEL = "model"
+WEIGHTS, LEARNER = "model.safetensors", "learner.json"  # in MODEL
+LOCK = ".lock"
+
+
+def run_files(folder: Path) -> list[Path]:
+    """What a run writes into its folder after its configuration."""
+    model = [folder / MODEL / name for name in (WEIGHTS, LEARNER)]
+    return [folder / METRICS, folder / LOG, folder / CHECKPOINT / checkpoint.FILE, *model]
+
+
+def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
+    """Raise InputError if the folder holds a run, be it that of `config`: nothing that was trained gets lost."""
+    if not any(file.exists() for file in (folder / CONFIG, *run_files(folder))):
+        return
+    try:
+        same = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) == config
+    except (OSError, ValueError, yaml.YAMLError):
+        same = False
+    if same and not (folder / METRICS).exists():
+        raise InputError(
+            f"{folder}: expected a folder without a run, got this run, unfinished: "
+            f"`pah resume {folder}` continues it, --overwrite starts anew"
+        )
+    kind = "this run, finished" if same else "another run"
+    raise InputError(
+        f"{folder}: expected a folder without a run, got one that holds {kind}: choose another --out, or --overwrite it"
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder: a second process is refused. The system lets go of the lock even if the process is killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: expected a free run folder, got one in use by another process") from None
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder to write in, got: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def append_log(path: Path, event: EpochDone) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event)) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: expected to write a line, got: {error.strerror}") from None
+
+
+def cut_log(path: Path, state: TrainState) -> None:
+    """Drop the log's lines of epochs that the state has yet to do: they will be done, and written, again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            done = (entry["task"], entry["epoch"]) < (state.task, state.epoch)
+        except (ValueError, KeyError, TypeError):  # a line that was cut while it was written
+            break
+        if not done:
+            break
+        kept.append(line + b"\n")
+    checkpoint.write_file(path, b"".join(kept))
