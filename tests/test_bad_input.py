@@ -132,6 +132,8 @@ WORDS = [
     (("run", "--method.hidden", "[16, 0]"), ("method.hidden", "at least 1", "[16, 0]")),
     (("run", "--checkpoint_seconds", "-1"), ("checkpoint_seconds", "at least 0", "-1")),
     (("run", "--image-size", "0"), ("image_size", "1 to 4096", "0")),
+    (("run", "--image-size", "16"), ("image_size", "none for the embedded digits", "16")),
+    (("run", "--augment.crop", str(10**20)), ("augment.crop", "0 to 4096", str(10**20))),
     (("run", "--data", "no/such/folder"), ("'no/such/folder'", "expected a folder", "does not exist")),
     (("data", "split", "--data", "no/such/folder"), ("'no/such/folder'", "does not exist")),
     (("run", "split"), ("split", "expected --data", "got none")),
@@ -290,7 +292,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(
     assert said(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 8}, {"method": "mean"}, {"training": 3}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"augment": {"crop": 1}}, {"method": "mean"}, {"training": 3}])
 def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any], run: Path, refused: Refused) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in change.items():
@@ -503,7 +505,7 @@ def test_words_override_the_configuration_file_wherever_it_is_named(here: Path) 
 
 
 def test_dashes_equal_underscores_in_options(here: Path) -> None:
-    one = resolved(*QUICK, "--image_size", "8", "--training.batch_size", "128", "--stream.class_order", "natural")
-    other = resolved(*QUICK, "--image-size", "8", "--training.batch-size=128", "--stream.class-order=natural")
+    one = resolved(*QUICK, "--training.batch_size", "128", "--stream.class_order", "natural")
+    other = resolved(*QUICK, "--training.batch-size=128", "--stream.class-order=natural")
     assert one == other
-    assert said(one, "image_size: 8", "batch_size: 128", "class_order: natural")
+    assert said(one, "batch_size: 128", "class_order: natural")
