@@ -117,12 +117,12 @@ def matrix_table(results: dict[str, Any]) -> Table:
     return table
 
 
+LEGEND = "in %: AA average accuracy, FM forgetting, BWT backward transfer, LA learning accuracy"
+
+
 def summary_table(all_results: list[dict[str, Any]]) -> Table:
     """The metrics of runs side by side."""
-    table = Table(
-        title="average accuracy (AA), forgetting (FM), backward transfer (BWT), learning accuracy (LA), in %",
-        title_style="",
-    )
+    table = Table()
     table.add_column("method")
     columns = {
         "AA": "average_accuracy",

@@ -132,6 +132,7 @@ def beside(request: options.Request, config: RunConfig) -> Path:
 def show(console: Console, finished: list[tuple[dict[str, Any], Path]]) -> None:
     """The metrics of the finished runs, and where they lie."""
     console.print(display.summary_table([results for results, _ in finished]))
+    console.print(display.LEGEND, highlight=False, soft_wrap=True)
     for results, folder in finished:
         console.print(f"{results['method']}: results in {folder}", highlight=False, soft_wrap=True)
 
