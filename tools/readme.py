@@ -107,6 +107,8 @@ def describe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"{training['epochs']} epoch{'s' if training['epochs'] > 1 else ''} a task",
         f"{name} ({options})" if options else name,
     ]
+    if side := config.get("image_size"):
+        parts.append(f"resized to {side}x{side}")
     if training["evaluate_on"] != "test":
         parts.append(f"measured on {training['evaluate_on']} images")
     if training["test_batch_norm"] != "running":
