@@ -57,7 +57,7 @@ def test_weights_that_can_not_be_had_are_one_line_at_once(monkeypatch: pytest.Mo
     pytest.importorskip("timm")
     monkeypatch.setattr("pah.models.backbones.hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"--backbone\.pretrained false"):
+    with pytest.raises(InputError, match=r"--backbone\.pretrained false needs none"):
         TimmOptions(pretrained=True, model="resnet18").build(3)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 

@@ -1,6 +1,7 @@
 """Streams of tasks, their batches and their normalisation, on the handwritten digits."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import torch
 from helpers import DIGITS, digits
 from pah.config import InputError, generator
 from pah.data.augment import AugmentOptions, augment
-from pah.data.stream import StreamOptions, evaluation_batches, make_stream, number_of_batches, training_batches
+from pah.data.stream import (
+    Examples,
+    StreamOptions,
+    evaluation_batches,
+    make_stream,
+    number_of_batches,
+    training_batches,
+)
 
 PLAIN = AugmentOptions()
 SHIFTED = AugmentOptions(crop=2, flip=True)
@@ -94,6 +102,19 @@ def test_seed_and_epoch_change_order_and_augmentation() -> None:
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))
     assert not torch.equal(first(0, 0), first(1, 0))
+
+
+def test_an_image_is_augmented_anew_in_each_epoch_and_step() -> None:
+    task = digits().tasks[0]
+    one = Examples(task.train.pixels, task.train.rows[:1].expand(64), torch.zeros(64, dtype=torch.int64))
+    same = replace(task, train=one)  # one image only, so that the order of images makes no difference
+    batches = {
+        (epoch, step): batch.x
+        for epoch in range(2)
+        for step, batch in enumerate(training_batches([same], 32, SHIFTED, seed=0, epoch=epoch))
+    }
+    for one_place, other_place in itertools.combinations(batches, 2):
+        assert not torch.equal(batches[one_place], batches[other_place])
 
 
 def test_joint_batches_mix_tasks_and_say_whose_an_image_is() -> None:

@@ -52,7 +52,7 @@ def distillation(
     """L_sm: how far the old heads' answers to images have moved, (B, J, C) twice -> scalar.
 
     T² / J Σ_j E_x KL(f_old(x | j) ‖ f(x | j)); "sum" leaves 1/J out, as the published code does. T² keeps the
-    gradient's scale independent of the temperature (Hinton et al. 2015, section 2.1).
+    gradient's scale independent of the temperature (Hinton et al. 2015, section 2).
     """
     return temperature**2 * _over_tasks(kl_divergence(teacher, student, temperature, direction).mean(dim=0), reduction)
 

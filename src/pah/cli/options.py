@@ -206,8 +206,6 @@ def _config(options: Namespace) -> RunConfig:
     """The checked configuration; whatever is out of range is refused by the dataclass that owns it."""
     nested = options.as_dict()
     method, backbone = nested["method"].pop("name"), nested["backbone"].pop("name")
-    if "hidden" in nested["method"]:
-        nested["method"]["hidden"] = tuple(nested["method"]["hidden"])
     return RunConfig(
         benchmark=nested["benchmark"],
         data=nested["data"],

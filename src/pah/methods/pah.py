@@ -78,7 +78,7 @@ class PAHOptions(MethodOptions):
 
 
 class PAH(Method):
-    """L = L_hm + λ_sm L_sm + λ_sp L_sp; each term moves only what section 3 of the paper lets it move."""
+    """L = L_hm + λ_sm L_sm + λ_sp L_sp, each term moving only what it may: images the network, L_sp old prototypes."""
 
     answers_to_prototypes: Tensor | None
 

@@ -27,7 +27,7 @@ class Backbone(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016, section 3.3)."""
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, section 3.2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ class TimmOptions:
                 )
         except (OSError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(
-                f"backbone timm:{self.model}: expected weights in the cache or from the hub, got: {reason}; "
-                "--backbone.pretrained false starts from scratch"
-            ) from None
+            expected, instead = f"a model for images of {channels} channels", ""
+            if self.pretrained:
+                expected, instead = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
+            raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{instead}") from None
         return Backbone(body, int(body.num_features))  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ def build_hypernetwork(
 
 
 class FlattenHypernetwork(nn.Module):
-    """θ_k = Υ(e_k) with e_k = flatten(p_k^1 … p_k^C), as in the paper (section 3): C is the same for every task."""
+    """θ_k = Υ(e_k) with e_k = flatten(p_k^1 … p_k^C), as in the paper: C is the same for every task."""
 
     def __init__(self, classes: int, numbers: int, features: int, hidden: Sequence[int]) -> None:
         super().__init__()
