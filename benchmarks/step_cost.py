@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +24,13 @@ from rich.table import Table
 from torch import Tensor
 
 from pah.config import derived_seed, generator
-from pah.data.stream import Batch, Examples, Normalization, Task
+from pah.data.augment import AugmentOptions
+from pah.data.stream import Batch, Examples, Normalization, Step, Task
 from pah.losses import distillation, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms
-from pah.methods.bounds import Finetune, StoredHeadOptions
+from pah.methods.bounds import Finetune
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import BACKBONES
-from pah.models.network import Network
 from pah.trainer import begin
 
 CHANNELS = 3
@@ -63,7 +64,7 @@ class PassPerHead(PAH):
 
 
 FORMS: dict[str, tuple[type[Method], MethodOptions]] = {
-    "finetune_ms": (Finetune, StoredHeadOptions()),
+    "finetune_ms": (Finetune, MethodOptions()),
     "pah_ms": (PAH, PAHOptions()),
     "per_head_ms": (PassPerHead, PAHOptions()),
 }
@@ -103,8 +104,8 @@ def build(form: str, setting: Setting) -> Method:
     """A method of that form on a fresh network; all forms start from the same backbone weights."""
     method, options = FORMS[form]
     torch.manual_seed(derived_seed(SEED, "network"))
-    backbone = BACKBONES[setting.backbone]().build(CHANNELS)
-    network = Network(backbone, options.build_heads(backbone.features, CHANNELS), CHANNELS)
+    build_backbone = partial(BACKBONES[setting.backbone]().build, CHANNELS)
+    network = options.build_network(build_backbone, (CHANNELS, setting.image, setting.image))
     return method(network, OptimizerOptions(), options).to(memory_format=torch.channels_last)
 
 
@@ -130,9 +131,11 @@ def synthetic_task(index: int, setting: Setting) -> Task:
 
 def first_batch(task: Task, setting: Setting) -> Batch:
     """The task's first images, normalised and laid out as the stream hands them to a method."""
-    rows = task.train.rows[: setting.batch]
-    x = task.normalization(task.train.pixels[rows]).contiguous(memory_format=torch.channels_last)
-    return Batch(x, task.train.labels[: setting.batch], torch.full((setting.batch,), task.index))
+    pixels = task.train.pixels[task.train.rows[: setting.batch]]
+    step = Step(SEED, task.index, 0, 0, AugmentOptions(), task.normalization)
+    return Batch(
+        step.prepare(pixels), task.train.labels[: setting.batch], torch.full((setting.batch,), task.index), pixels, step
+    )
 
 
 def median_ms(methods: dict[str, Method], batch: Batch, setting: Setting) -> dict[str, float]:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from pah.config import generator
+from pah.data.augment import AugmentOptions
 from pah.data.sources import Source, load_digits
-from pah.data.stream import Batch, Stream, StreamOptions, Task, make_stream
+from pah.data.stream import Batch, Step, Stream, StreamOptions, Task, make_stream
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions
@@ -25,15 +26,16 @@ def small_pah(seed: int = 0, **options: object) -> PAH:
     torch.manual_seed(seed)
     backbone = ConvNetOptions(width=4).build(1)
     chosen = PAHOptions(**{"prototype_size": 6, "hidden": (16,), **options})  # type: ignore[arg-type]
-    network = Network(backbone, chosen.build_heads(backbone.features, 1), 1)
+    network = Network(backbone, chosen.build_heads(backbone.features, 1), (1, 8, 8))
     return PAH(network, OptimizerOptions(), chosen).to(memory_format=torch.channels_last)
 
 
 def some_batch(task: Task, size: int = 16, seed: int = 0) -> Batch:
     """Training images of one task."""
     pick = torch.randint(len(task.train), (size,), generator=generator(seed, "batch"))
-    x = task.normalization(task.train.pixels[task.train.rows[pick]])
-    return Batch(x, task.train.labels[pick], torch.full((size,), task.index))
+    pixels = task.train.pixels[task.train.rows[pick]]
+    step = Step(seed, task.index, 0, seed, AugmentOptions(), task.normalization)
+    return Batch(step.prepare(pixels), task.train.labels[pick], torch.full((size,), task.index), pixels, step)
 
 
 def learned(method: Method, stream: Stream, tasks: int, steps: int = 3) -> Method:

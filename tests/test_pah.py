@@ -275,7 +275,7 @@ def test_prototypes_of_any_size_and_of_one_or_three_channels(size: int, channels
     backbone = BACKBONES["convnet"](width=4).build(3)
     options = small_pah(prototype_size=size, prototype_channels=channels).options
     method = PAH(
-        Network(backbone, options.build_heads(backbone.features, 3), 3), small_pah().optimizer_options, options
+        Network(backbone, options.build_heads(backbone.features, 3), (3, 8, 8)), small_pah().optimizer_options, options
     )
     colour = colour_stream()
     learned(method, colour, 2)
@@ -308,7 +308,7 @@ def test_the_first_loss_is_near_that_of_chance(backbone: str, classes: int, cond
     assert isinstance(heads, GeneratedHeads)
     heads.grow(classes)
     heads.prototypes.set(0, torch.randn(classes, 3, 10, 10))
-    network = Network(body, heads, 3).train()
+    network = Network(body, heads, (3, 8, 8)).train()
     loss = F.cross_entropy(network(torch.randn(64, 3, 32, 32), [0]), torch.arange(64) % classes)
     assert loss.item() == pytest.approx(math.log(classes), abs=0.25)
 

@@ -1,5 +1,6 @@
 """The loop: schedule, evaluation, and what every registered method must do."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.models.backbones import ConvNetOptions
-from pah.models.network import Network
 from pah.trainer import EpochDone, StepDone, TaskDone, evaluate, lr_factor, replay
 
 PLAIN = AugmentOptions()
@@ -25,9 +25,8 @@ GOLDEN = {
 
 def made(name: str, width: int = 4) -> Method:
     torch.manual_seed(0)
-    backbone = ConvNetOptions(width=width).build(1)
     options = METHODS[name].options()
-    network = Network(backbone, options.build_heads(backbone.features, 1), 1)
+    network = options.build_network(partial(ConvNetOptions(width=width).build, 1), (1, 8, 8))
     return METHODS[name].method(network, OptimizerOptions(lr=3e-3), options).to(memory_format=torch.channels_last)
 
 

@@ -16,7 +16,6 @@ import torch
 from pah import checkpoint, metrics
 from pah.data.stream import Stream
 from pah.methods.base import Method
-from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig
 from pah.runfolder import LEARNER, WEIGHTS
 from pah.trainer import TrainState
@@ -46,8 +45,7 @@ def results(
     config: RunConfig, stream: Stream, method: Method, state: TrainState, revision: str | None
 ) -> dict[str, Any]:
     """What `metrics.json` holds."""
-    heads = method.network.heads
-    hypernetwork = heads.hypernetwork if isinstance(heads, GeneratedHeads) else None
+    parameters = method.network.footprint()
     return {
         "benchmark": config.benchmark,
         "method": config.method,
@@ -58,11 +56,9 @@ def results(
         "accuracy_matrix": state.matrix,
         **metrics.summary(state.matrix),
         "class_incremental_accuracy": state.class_incremental[-1],
-        "parameters": {
-            "backbone": sum(p.numel() for p in method.network.backbone.parameters()),
-            "hypernetwork": sum(p.numel() for p in hypernetwork.parameters()) if hypernetwork else 0,
-            "per_task": [p.numel() for p in heads.per_task()],
-        },
+        "parameters": parameters
+        | {"total": parameters["backbone"] + parameters["hypernetwork"] + sum(parameters["per_task"])},
+        "stored_samples": method.stored_samples,
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / state.train_seconds, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import BackboneOptions, ConvNetOptions
 from pah.models.modes import evaluating
-from pah.models.network import GeneratedHeads, Network
+from pah.models.network import GeneratedHeads
 from pah.trainer import TrainingOptions
 
 
@@ -83,8 +84,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     """
     channels, *size = image_shape
     torch.manual_seed(derived_seed(config.seed, "network"))
-    backbone = config.backbone_options.build(channels)
-    heads = config.method_options.build_heads(backbone.features, channels)
+    network = config.method_options.build_network(partial(config.backbone_options.build, channels), image_shape)
+    backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
@@ -97,5 +98,5 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {what} of {height}x{width}, got: {reason}"
             ) from None
-    method = METHODS[config.method].method(Network(backbone, heads, channels), config.optimizer, config.method_options)
+    method = METHODS[config.method].method(network, config.optimizer, config.method_options)
     return method.to(memory_format=torch.channels_last)

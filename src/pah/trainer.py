@@ -116,6 +116,7 @@ def train(
         for _ in range(state.epoch, options.epochs):
             yield from _epoch(method, seen, options, augment, seed, state)
         started = time.perf_counter()
+        torch.manual_seed(derived_seed(seed, task.index, "end"))
         method.end_task(task)
         method.release()
         accuracies, class_incremental = evaluate(method, seen, options)

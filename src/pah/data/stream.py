@@ -24,18 +24,21 @@ class StreamOptions:
     Args:
         tasks: Number of tasks; the benchmark's own number unless given. Classes that do not divide evenly go to
             the first tasks, one more each.
+        first: Learn only the first so many of these tasks; all unless given.
         classes: Use only the first so many classes of the class order; all unless given.
         class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
         validation: Share of each class's training images that is held out, never trained on.
     """
 
     tasks: int | None = None
+    first: int | None = None
     classes: int | None = None
     class_order: ClassOrder = "seed"
     validation: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.tasks is None or self.tasks >= 1, "stream.tasks", "at least 1", self.tasks)
+        require(self.first is None or self.first >= 1, "stream.first", "at least 1", self.first)
         require(self.classes is None or self.classes >= 2, "stream.classes", "at least 2", self.classes)
         require(0 <= self.validation < 1, "stream.validation", "at least 0 and below 1", self.validation)
 
@@ -93,12 +96,37 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of training: whatever is drawn in it is named by (seed, task, epoch, index)."""
+
+    seed: int
+    task: int
+    epoch: int
+    index: int
+    options: AugmentOptions
+    normalization: Normalization
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The random numbers of this step for one purpose."""
+        return generator(self.seed, self.task, self.epoch, purpose, self.index)
+
+    def prepare(self, pixels: Tensor, purpose: str = "augment") -> Tensor:
+        """Images as the network learns from them, augmented and normalised: (B, C, H, W) uint8 -> float32."""
+        return self.normalization(augment(pixels, self.options, self.generator(purpose)))
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Images to learn from: x (B, C, H, W) float32 normalised, y (B,) label within its task, tasks (B,)."""
+    """Images to learn from: x (B, C, H, W) float32 normalised, y (B,) label within its task, tasks (B,).
+
+    `pixels` (B, C, H, W) uint8 are the same images before `step` prepared them: what a buffer stores.
+    """
 
     x: Tensor
     y: Tensor
     tasks: Tensor
+    pixels: Tensor
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -125,7 +153,8 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         InputError: more classes asked than there are, a task with a single class, or a class whose training
             images do not suffice for the validation part.
     """
-    groups = _class_groups(source.class_names, options, tasks, seed)
+    require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
+    groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
     rows_of = [_rows_by_class(images.labels, len(source.class_names)) for images in (source.train, source.test)]
     parts = []
     for labels in groups:
@@ -156,12 +185,13 @@ def training_batches(
     current = tasks[-1].index
     rows, labels, owners = _joined(tasks)
     order = torch.randperm(len(rows), generator=generator(seed, current, epoch, "order"))
-    pixels, normalize = tasks[-1].train.pixels, tasks[-1].normalization
+    pixels, normalization = tasks[-1].train.pixels, tasks[-1].normalization
     chosen = order.tensor_split(number_of_batches(len(rows), batch_size))
-    for step in range(first, len(chosen)):
-        pick = chosen[step]
-        changed = augment(pixels[rows[pick]], options, generator(seed, current, epoch, "augment", step))
-        yield Batch(normalize(changed), labels[pick], owners[pick])
+    for index in range(first, len(chosen)):
+        pick = chosen[index]
+        raw = pixels[rows[pick]]
+        step = Step(seed, current, epoch, index, options, normalization)
+        yield Batch(step.prepare(raw), labels[pick], owners[pick], raw, step)
 
 
 def number_of_batches(images: int, batch_size: int) -> int:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pah.methods.base import Method, MethodOptions
-from pah.methods.bounds import Finetune, Joint, StoredHeadOptions
+from pah.methods.bounds import Finetune, Joint
 from pah.methods.pah import PAH, PAHOptions
 
 
@@ -16,6 +16,6 @@ class Entry(NamedTuple):
 
 METHODS: dict[str, Entry] = {
     "pah": Entry(PAH, PAHOptions),
-    "finetune": Entry(Finetune, StoredHeadOptions),
-    "joint": Entry(Joint, StoredHeadOptions),
+    "finetune": Entry(Finetune, MethodOptions),
+    "joint": Entry(Joint, MethodOptions),
 }

@@ -1,16 +1,17 @@
 """What a method is: a network and the rule by which it learns from a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pah.config import NonFiniteLossError, require
 from pah.data.stream import Batch, Task
-from pah.models.network import Heads, Network
+from pah.models.backbones import Backbone
+from pah.models.network import Heads, Network, StoredHeads
 
 Terms = dict[str, Tensor]  # named loss terms, unweighted scalars
 
@@ -64,14 +65,24 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options of a method; a subclass adds its own fields and builds what they describe."""
+    """Options of a method; a subclass adds its own fields and builds what they describe.
+
+    `search` holds, by field, the values that tuning tries.
+    """
+
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     def check_stream(self, class_counts: Sequence[int]) -> None:
         """Raise InputError if the method cannot learn tasks with these numbers of classes."""
 
     def build_heads(self, features: int, channels: int) -> Heads:
         """The kind of heads that the method works on, for D = `features` and images of `channels`."""
-        raise TypeError(f"{type(self).__name__} does not say its heads")
+        return StoredHeads(features)
+
+    def build_network(self, build_backbone: Callable[[], Backbone], image_shape: tuple[int, int, int]) -> Network:
+        """The untrained network that the method works on, for images of `image_shape` (channels, H, W)."""
+        backbone = build_backbone()
+        return Network(backbone, self.build_heads(backbone.features, image_shape[0]), image_shape)
 
 
 class Method(nn.Module, ABC):
@@ -93,7 +104,7 @@ class Method(nn.Module, ABC):
     def begin_task(self, task: Task) -> None:
         """Grow for the task, freeze what must not change, build the optimizers."""
         self.task = task.index
-        self.network.heads.grow(len(task.class_names))
+        self.network.grow(len(task.class_names))
 
     @abstractmethod
     def observe(self, batch: Batch) -> Terms:
@@ -105,6 +116,11 @@ class Method(nn.Module, ABC):
     def release(self) -> None:
         """Let go of what only training needs."""
         self.optimizers = []
+
+    @property
+    def stored_samples(self) -> int:
+        """How many training images of earlier tasks the method keeps."""
+        return 0
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         """Logits of one task's head: (B, channels, H, W) -> (B, C_task)."""

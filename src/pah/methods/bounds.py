@@ -1,23 +1,11 @@
 """The two bounds that give a method's numbers meaning: no protection at all, and no need of any."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
 from pah.data.stream import Batch, Task
 from pah.losses import stack_heads
-from pah.methods.base import Method, MethodOptions, Terms, descend
-from pah.models.network import StoredHeads
-
-
-@dataclass(frozen=True)
-class StoredHeadOptions(MethodOptions):
-    """A bound has no options of its own."""
-
-    def build_heads(self, features: int, channels: int) -> StoredHeads:
-        """A stored linear head a task."""
-        return StoredHeads(features)
+from pah.methods.base import Method, Terms, descend
 
 
 class Finetune(Method):

@@ -154,7 +154,7 @@ class PAH(Method):
     def _prototype_answers(self, tasks: Sequence[int]) -> Tensor:
         """f(p | its own task) for all prototypes of the tasks, in one backbone batch: (P, C)."""
         prototypes = self.heads.prototypes.of(tasks)
-        images = self.heads.prototypes.as_images(prototypes, self.network.channels)
+        images = self.heads.prototypes.as_images(prototypes, self.network.image_shape[0])
         with evaluating(self.network.backbone):  # prototypes must not leak into batch-norm statistics
             features = self.network.backbone(images)
         logits = apply_rows(features, self.heads.generate(prototypes, tasks))  # (P, P): every head on each

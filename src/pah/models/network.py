@@ -5,6 +5,7 @@ B: images, J: tasks asked, R = Σ C_j: rows of their heads, D: features.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +100,26 @@ class GeneratedHeads(Heads):
 
 
 class Network(nn.Module):
-    """f(x | k) = head(β(x); θ_k): a backbone β and its heads."""
+    """f(x | k) = head(β(x); θ_k): a backbone β and its heads, for images of `image_shape` (channels, H, W)."""
 
-    def __init__(self, backbone: Backbone, heads: Heads, channels: int) -> None:
+    def __init__(self, backbone: Backbone, heads: Heads, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = heads
-        self.channels = channels  # of the images
+        self.image_shape = image_shape
+
+    def grow(self, classes: int) -> None:
+        """Make room for one more task; every shape is fixed from here on."""
+        self.heads.grow(classes)
+
+    def footprint(self) -> dict[str, Any]:
+        """How many numbers the model keeps: of the backbone, of a hypernetwork, and for each task seen (a list)."""
+        per_task = [p.numel() for p in self.heads.per_task()]
+        return {
+            "backbone": sum(p.numel() for p in self.backbone.parameters()),
+            "hypernetwork": sum(p.numel() for p in self.heads.parameters()) - sum(per_task),
+            "per_task": per_task,
+        }
 
     def head(self, task: int) -> tuple[Tensor, Tensor]:
         """The head of a task: weight (C, D) and bias (C,)."""
@@ -119,6 +133,18 @@ class Network(nn.Module):
     def forward(self, x: Tensor, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
         """Logits of all these heads from one backbone pass: (B, channels, H, W) -> (B, R)."""
         return apply_rows(self.backbone(x), self.heads.rows(tasks, detach))
+
+
+class TaskNetwork(Network, ABC):
+    """f(x | k) = head(β_k(x); θ_k): the features depend on the task, so every task asked costs a pass of its own."""
+
+    @abstractmethod
+    def features(self, x: Tensor, task: int) -> Tensor:
+        """The task's features of images: (B, channels, H, W) -> (B, D)."""
+
+    def forward(self, x: Tensor, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
+        """Logits of all these heads, each on its own task's features: (B, channels, H, W) -> (B, R)."""
+        return torch.cat([apply_rows(self.features(x, k), self.heads.rows([k], detach)) for k in tasks], dim=1)
 
 
 def apply_rows(features: Tensor, rows: Tensor) -> Tensor:
