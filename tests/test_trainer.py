@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from helpers import digits
 from pah import AugmentOptions, TrainingOptions, TrainState, train
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
+from pah.methods.pah import PAHOptions
 from pah.models.backbones import ConvNetOptions
+from pah.models.modes import computing
+from pah.models.network import apply_rows
 from pah.trainer import EpochDone, StepDone, TaskDone, evaluate, lr_factor, replay
 
 PLAIN = AugmentOptions()
@@ -94,6 +98,33 @@ def test_every_method_gives_equal_numbers_for_equal_seeds(name: str, stream: Str
     assert one[1].matrix == other[1].matrix
     for a, b in zip(one[0].state_dict().values(), other[0].state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_is_for_the_convolutions_of_training_alone(name: str, stream: Stream) -> None:
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    def note(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            seen[torch.is_autocast_enabled("cpu")].add(output.dtype)
+
+    with register_module_forward_hook(note):
+        method, state, _ = finished(name, stream, epochs=1, precision="bf16")
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}  # learning, evaluation
+    assert all(tensor.dtype != torch.bfloat16 for tensor in method.state_dict().values())
+    _, whole, _ = finished(name, stream, epochs=1)
+    means = [sum(of.matrix[-1]) / 3 for of in (state, whole)]
+    assert abs(means[0] - means[1]) < 10
+
+
+def test_bf16_leaves_heads_and_hypernetworks_exact() -> None:
+    heads = PAHOptions(hidden=(16,)).build_heads(32, 3)
+    heads.grow(4)
+    features = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    exact = apply_rows(features, heads.rows([0]))
+    with computing("bf16", features.device):
+        assert torch.equal(apply_rows(features, heads.rows([0])), exact)
+        assert not torch.equal(features @ heads.rows([0])[:, :-1].T, exact - heads.rows([0])[:, -1])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -17,11 +17,12 @@ from pah.config import InputError, NonFiniteLossError, derived_seed, require
 from pah.data.augment import AugmentOptions
 from pah.data.stream import Stream, Task, evaluation_batches, number_of_batches, training_batches
 from pah.methods.base import Method
-from pah.models.modes import BatchNormStatistics, evaluating
+from pah.models.modes import BatchNormStatistics, Precision, computing, evaluating
 
 Part = Literal["test", "validation"]
 
 EVALUATION_BATCH = 500
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class TrainingOptions:
         schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
             is constant.
         evaluate_on: The test images, or the held-out validation part: what choices are made on.
+        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it; weights,
+            heads and evaluation stay in fp32.
         test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
             holds images of a single task (what the published code of PAH does; it is no honest evaluation).
     """
@@ -42,6 +45,7 @@ class TrainingOptions:
     batch_size: int = 64
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     evaluate_on: Part = "test"
+    precision: Precision = "fp32"
     test_batch_norm: BatchNormStatistics = "running"
 
     def __post_init__(self) -> None:
@@ -112,7 +116,8 @@ def train(
     for task in stream.tasks[state.task :]:
         seen = stream.tasks[: task.index + 1]
         if not state.began:
-            begin(method, task, seed)
+            with computing(options.precision, CPU):
+                begin(method, task, seed)
             state.began = True
         for _ in range(state.epoch, options.epochs):
             yield from _epoch(method, seen, options, augment, seed, state)
@@ -148,7 +153,8 @@ def _epoch(
         set_learning_rates(method, lr_factor(done, total, options.schedule))
         torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # dropout and the like
         try:
-            terms = {name: term.item() for name, term in method.observe(batch).items()}
+            with computing(options.precision, CPU):
+                terms = {name: term.item() for name, term in method.observe(batch).items()}
         except NonFiniteLossError as error:
             raise InputError(
                 f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, step {state.step + 1} of {per_epoch}: "

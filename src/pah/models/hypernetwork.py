@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pah.config import InputError
+from pah.models.modes import full_precision
 
 Conditioning = Literal["flatten", "classwise"]
 
@@ -72,6 +73,14 @@ def unequal_message(sizes: Sequence[int]) -> str:
     )
 
 
+class _FullPrecision(nn.Sequential):
+    """Layers computed in float32, in whatever precision the backbone is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with full_precision(input.device):
+            return super().forward(input.float())  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _Rows(nn.Module):
     """An MLP that makes rows of a head at the scale that a head's rows have: weights of variance g² / D."""
 
@@ -101,4 +110,4 @@ def unit_variance_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Se
     mean_square = 0.5 if hidden else 1.0  # of a hidden unit after its ReLU; of an input
     nn.init.normal_(last.weight, std=1 / math.sqrt(mean_square * inputs))
     nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
+    return _FullPrecision(*layers, last)

@@ -7,10 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormStatistics = Literal["running", "batch"]
+Precision = Literal["fp32", "bf16"]
+
+
+def computing(precision: Precision, device: torch.device) -> torch.autocast:
+    """Inside, convolutions and matrix products are computed in that precision; weights stay float32."""
+    # no cache of converted weights: it would outlive a step of the optimizer inside
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Inside, all is computed in float32 again: what is small and has to be exact, heads and hypernetworks."""
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

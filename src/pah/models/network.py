@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pah.models.backbones import Backbone
 from pah.models.hypernetwork import Conditioning, build_hypernetwork
+from pah.models.modes import full_precision
 from pah.models.prototypes import Prototypes
 
 
@@ -152,5 +153,6 @@ class TaskNetwork(Network, ABC):
 
 
 def apply_rows(features: Tensor, rows: Tensor) -> Tensor:
-    """Linear heads at work: features (B, D), rows (R, D + 1) with the bias last -> logits (B, R)."""
-    return F.linear(features, rows[:, :-1], rows[:, -1])
+    """Linear heads at work: features (B, D), rows (R, D + 1) with the bias last -> logits (B, R), float32 always."""
+    with full_precision(features.device):
+        return F.linear(features.float(), rows[:, :-1], rows[:, -1])
