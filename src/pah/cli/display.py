@@ -13,10 +13,11 @@ from pah.data.stream import Stream
 from pah.diagnosis import TaskDiagnosis
 from pah.runconfig import RunConfig
 from pah.runs import Progress as Happened
+from pah.study.ablation import panel_rows
 from pah.study.table import table_rows
 from pah.trainer import EpochDone, StepDone, TaskDone
 
-SHOWN = 6  # columns of a comparison
+SHOWN = 6  # columns of a study's table
 SMOOTHING = 0.9  # of the shown speed, per step
 
 
@@ -96,12 +97,24 @@ class Watcher:
 
 def comparison_table(summary: dict[str, Any]) -> Table:
     """The first columns of a comparison, as many as a terminal is wide: a row a method."""
-    header, *rows = table_rows(summary)
+    return _first_columns(table_rows(summary), SHOWN)
+
+
+def ablation_tables(summary: dict[str, Any]) -> list[Table]:
+    """The first columns of an ablation's tables: one a factor, or one of all combinations."""
+    panels = summary["panels"]
+    return [
+        _first_columns(panel_rows(summary, of), SHOWN - 1 + len(of["factors"]), len(of["factors"])) for of in panels
+    ]
+
+
+def _first_columns(rows: list[list[str]], shown: int, names: int = 1) -> Table:
+    """Titles and rows as a table of so many columns, the first of which are `names`."""
     table = Table()
-    for title in header[:SHOWN]:
-        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell.replace("**", "") for cell in row[:SHOWN]))
+    for i, title in enumerate(rows[0][:shown]):
+        table.add_column(title, justify="left" if i < names else "right", no_wrap=i <= names)
+    for row in rows[1:]:
+        table.add_row(*(cell.replace("**", "") for cell in row[:shown]))
     return table
 
 

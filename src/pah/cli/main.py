@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from pah import checkpoint, diagnosis, runs
 from pah.cli import display, options
@@ -25,13 +26,15 @@ from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
 from pah.runfolder import CONFIG, refuse_other_run
+from pah.study import ablation
 from pah.study.comparison import choose, prepare, write
-from pah.study.grid import require_own, run_cells
+from pah.study.grid import Outcome, require_own, run_cells
 
 USAGE = """usage: pah COMMAND ...
 
   pah run [BENCHMARK]      learn a stream of tasks and measure what is kept   (pah run --help)
   pah compare [BENCHMARK]  the same stream with several methods and seeds     (pah compare --help)
+  pah ablate [BENCHMARK]   how one method's options change its result         (pah ablate --help)
   pah resume RUN           continue a run that was stopped or killed
   pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
   pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
@@ -124,14 +127,45 @@ def compare(console: Console, words: list[str]) -> int:
             with GridWatcher(console, cells, "runs") as watch:
                 outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
         except runs.StoppedError:
-            print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
-            return 128 + stop[0]
-    failed = [outcome for outcome in outcomes if outcome.metrics is None]
-    if cells and len(failed) < len(cells):
-        console.print(display.comparison_table(write(comparison.folder, outcomes)))
+            return say_study_stopped(stop)
+    tables = []
+    if any(outcome.metrics is not None for outcome in outcomes):
+        tables = [display.comparison_table(write(comparison.folder, outcomes))]
+    return show_study(console, tables, comparison.folder / "comparison.md", outcomes)
+
+
+def ablate(console: Console, words: list[str]) -> int:
+    """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
+    request = options.ablate_request(words)
+    ablation.prepare(request.ablation)
+    cells = request.ablation.cells()
+    with stoppable() as stop:
+        try:
+            with GridWatcher(console, cells, "runs") as watch:
+                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
+        except runs.StoppedError:
+            return say_study_stopped(stop)
+    tables = []
+    if any(outcome.metrics is not None for outcome in outcomes):
+        tables = display.ablation_tables(ablation.write(request.ablation, outcomes))
+    return show_study(console, tables, request.ablation.folder / "ablation.md", outcomes)
+
+
+def say_study_stopped(received: list[int]) -> int:
+    """Tell how to go on; the status a shell expects of a process stopped by that signal."""
+    print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
+    return 128 + received[0]
+
+
+def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Sequence[Outcome]) -> int:
+    """A study's tables, where they stand whole, and what failed; the exit status."""
+    for table in tables:
+        console.print(table)
+    if tables:
         console.print(display.LEGEND, highlight=False, soft_wrap=True)
-        console.print(f"the whole table: {comparison.folder / 'comparison.md'}", highlight=False, soft_wrap=True)
-    console.print(f"results in {comparison.folder}", highlight=False, soft_wrap=True)
+        console.print(f"the whole table: {whole}", highlight=False, soft_wrap=True)
+    console.print(f"results in {whole.parent}", highlight=False, soft_wrap=True)
+    failed = [outcome for outcome in outcomes if outcome.metrics is None]
     for outcome in failed:
         print(f"pah: {outcome.cell.folder.name} failed: {outcome.reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -221,6 +255,6 @@ def stoppable() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-COMMANDS = {"run": run, "compare": compare, "resume": resume, "diagnose": diagnose, "data": data}
+COMMANDS = {"run": run, "compare": compare, "ablate": ablate, "resume": resume, "diagnose": diagnose, "data": data}
 
 logging.getLogger("datasets").setLevel(logging.ERROR)

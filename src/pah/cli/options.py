@@ -1,15 +1,25 @@
 """What a command was asked to do: words -> a checked request."""
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import FLAGS, config_of, full_names, parse
+from pah.cli.parser import FLAGS, SHORT, changed, config_of, full_names, parse
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
+from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
+
+FIGURE_3 = (  # of the paper: what is varied unless said otherwise
+    "method.prototype_size=5,10,16,20",
+    "method.stability=0,0.1,0.25,0.5,1,3",
+    "method.alignment=0,1",
+    "method.prototype_start=semantic,random",
+)
 
 
 class Request(NamedTuple):
@@ -87,6 +97,68 @@ def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -
         elif hasattr(METHODS[method].options, "buffer"):
             words.append(word)
     return words
+
+
+class AblateRequest(NamedTuple):
+    """What `pah ablate` was asked to do."""
+
+    ablation: Ablation
+    checkpoint_seconds: float
+
+
+def ablate_request(words: Sequence[str]) -> AblateRequest:
+    """The request that the words after `pah ablate` make; InputError if they are not understood."""
+    words = full_names(words)
+    for kind in ("--vary=", "--grid="):  # all of them in one word, as the parser takes a list
+        if found := [word.removeprefix(kind) for word in words if word.startswith(kind)]:
+            words = [word for word in words if not word.startswith(kind)] + [kind + json.dumps(found)]
+    options = parse(words, "ablate")
+    require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
+    base = config_of(options)
+    seeds = _seeds(options.seeds)
+    require(bool(seeds), "seeds", "at least one", options.seeds)
+    if options.vary and options.grid:
+        raise InputError("grid: expected --vary or --grid, got both")
+    if not (options.vary or options.grid) and base.method != "pah":
+        raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
+    panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
+    folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
+    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds)
+
+
+def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
+    """A panel for each factor: the base with each of its values, and the base itself."""
+    panels = []
+    for name, values in _factors(base, said).items():
+        found = [changed(base, {name: value}, "ablate") for value in values]
+        panels.append(Panel((name,), tuple(dict.fromkeys(found if base in found else [base, *found]))))
+    return tuple(panels)
+
+
+def _crossed(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
+    """One panel: the base with every combination of the factors' values."""
+    factors = _factors(base, said)
+    combinations = (dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values()))
+    found = [changed(base, combination, "ablate") for combination in combinations]
+    return (Panel(tuple(factors), tuple(dict.fromkeys(found))),)
+
+
+def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
+    """ "method.stability=0,1" as an option's dotted name and its values, which are not checked yet."""
+    known = [name for name in flat(base) if "." in name]
+    factors: dict[str, list[str]] = {}
+    for text in said:
+        name, _, listed = text.partition("=")
+        name = "--" + name.strip().removeprefix("--").replace("-", "_")
+        name = SHORT.get(name, name).removeprefix("--")
+        values = [value.strip() for value in listed.split(";" if ";" in listed else ",") if value.strip()]
+        if not values:
+            raise InputError(f"vary or grid: expected NAME=V1,V2,..., got {text!r}")
+        if name not in known:
+            raise unknown("option", name, known)
+        require(name not in factors, f"vary or grid {name}", "each option once", text)
+        factors[name] = values
+    return factors
 
 
 def _seeds(listed: str) -> tuple[int, ...]:

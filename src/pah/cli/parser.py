@@ -1,10 +1,11 @@
 """The parser: words and YAML -> checked options. jsonargparse does the parsing, the dataclasses the checking."""
 
 import dataclasses
+import json
 import re
 from argparse import SUPPRESS
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -20,6 +21,7 @@ from pah.methods import METHODS
 from pah.methods.base import OptimizerOptions
 from pah.models.backbones import BACKBONES, TimmOptions
 from pah.runconfig import RunConfig
+from pah.study.ablation import flat
 from pah.trainer import TrainingOptions
 
 SHORT = {  # what users say, and which option it is
@@ -32,17 +34,23 @@ SHORT = {  # what users say, and which option it is
 }
 FLAGS = {"--overwrite", "--help", "-h", "--print_config"}  # options that take no value
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
-Command = Literal["run", "compare"]
+Command = Literal["run", "compare", "ablate"]
 DESCRIPTIONS: dict[Command, str] = {
     "run": "Learn a stream of tasks, one after another, and measure what is kept.",
     "compare": "Learn the same stream with several methods and seeds. The same command goes on where it was stopped; "
     "started twice, it shares the work. --<method>.<option> sets an option of one method (pah run --method NAME --help "
     "lists them), --buffer N the stored samples of each method that stores any.",
+    "ablate": "Learn the same stream with one method, its options changed one at a time (--vary) or in every "
+    "combination (--grid); with neither, PAH's prototypes and weights as in figure 3 of its paper. The other options "
+    "describe the base from which the cells differ. The same command goes on where it was stopped; started twice, it "
+    "shares the work; with another --vary, it adds to it.",
 }
 USAGES: dict[Command, str] = {
     "run": "pah run [BENCHMARK] [--method NAME] [--data PATH_OR_HUB_ID] [--OPTION VALUE] ...",
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
+    "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
 }
+VALUES = "; with ; between values where these contain commas themselves, as lists do: 'method.hidden=[64,64];[256]'"
 GROUPS = {
     "stream": StreamOptions,
     "augment": AugmentOptions,
@@ -94,6 +102,24 @@ def parse(words: list[str], command: Command) -> Namespace:
     return options
 
 
+def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> RunConfig:
+    """A configuration with other values, as they are typed, for some options by dotted name.
+
+    Of another method or backbone: the options that it has as well carry over, those that it lacks are left out.
+
+    Raises:
+        InputError: a value that an option does not take, or an option that there is not.
+    """
+    own = {name: value for name, value in flat(config).items() if value is not None}  # else it is the default
+    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()} | {**changes}
+    known = {action.dest for action in _parser(*_chosen(_as_words(said)), command)._actions}
+    return config_of(parse(_as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
+
+
+def _as_words(options: Mapping[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
 def _chosen(words: list[str]) -> tuple[str, str, str]:
     """Benchmark, method and backbone: they decide which other options there are, and their defaults."""
     said: dict[str, Any] = {}
@@ -128,7 +154,7 @@ def _by_dotted_name(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _parser(bench: str, method: str, backbone: str, command: Command) -> ArgumentParser:
-    short = {s: full for s, full in SHORT.items() if command == "run" or not full.startswith("--method.")}
+    short = {s: full for s, full in SHORT.items() if command != "compare" or not full.startswith("--method.")}
     parser = ArgumentParser(
         prog=f"pah {command}",
         exit_on_error=False,
@@ -151,13 +177,20 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
         add("--beside", type=str, default="", help="METHOD,…: the same stream with these methods too, for comparison")
         add("--overwrite", action="store_true", help="lose the run that the folder holds")
+    elif command == "ablate":
+        of = "NAME=V1,V2,…: run with each of these values of an option of the base (again for another option)"
+        crossed = "NAME=V1,V2,…: run with all combinations of these values (again for another option)"
+        add("--vary", type=list[str], default=[], metavar="NAME=V1,V2,...", help=of + VALUES)
+        add("--grid", type=list[str], default=[], metavar="NAME=V1,V2,...", help=crossed + VALUES)
+        add("--seeds", type=str, default="0", help="N,…: seeds for each cell")
+        add("--out", type=str | None, default=None, help="folder of the study (default: runs/ablate-<benchmark>)")
     else:
         add("--methods", type=str, default=",".join(METHODS), help="METHOD,…: which to compare (default: all)")
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
     add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
-    _add_options(parser, "method", method, METHODS[method].options, shown=command == "run")
+    _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(_backbone_options(backbone, {})))
     for group, options in GROUPS.items():
         _add_options(parser, group, None, options)
@@ -217,7 +250,9 @@ def _readable(message: str, parser: ArgumentParser) -> InputError:
     )
     if found:
         return unknown("option", found[1], [action.dest for action in parser._actions if action.dest not in NO_OPTIONS])
-    line = re.sub(r"argument (--[\w.]+): expected one argument", r"option \1: expected a value, got none", line)
+    line = re.sub(
+        r"argument (--[\w.]+)(?:/--[\w.]+\+)?: expected one argument", r"option \1: expected a value, got none", line
+    )
     line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
     line = re.sub(r"<class '(\w+)'>|typing\.(?=Literal)", r"\1", line)
     return InputError(re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", line))

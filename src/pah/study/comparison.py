@@ -12,14 +12,13 @@ from typing import Any
 
 from pah import checkpoint
 from pah.methods import METHODS
-from pah.records import read_predictions
 from pah.report.figures import accuracy_against_forgetting, require_matplotlib, save
 from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import METRICS, PREDICTIONS
+from pah.runfolder import METRICS
 from pah.study import tuning
-from pah.study.bootstrap import Correct, Interval, Pair, paired_bootstrap
-from pah.study.grid import Cell, Outcome, Watch, claim, require_own, run_cells, shared_part
-from pah.study.table import REFERENCE, as_markdown, summarise
+from pah.study.bootstrap import Correct, Interval
+from pah.study.grid import Cell, Outcome, Watch, claim, correct, require_own, run_cells, shared_part
+from pah.study.table import REFERENCE, as_markdown, differences, summarise
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,7 @@ def summary_of(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[str, Any
 
 def intervals(folder: Path, found: Sequence[dict[str, Any]]) -> dict[str, Interval]:
     """For each method, its difference in AA to the reference over the seeds that both finished."""
-    reference = {run["seed"]: _correct(folder, run) for run in found if run["method"] == REFERENCE}
-    pairs: dict[str, list[list[Pair]]] = {}
+    answers: dict[str, dict[int, list[Correct]]] = {}
     for run in found:
-        if run["method"] != REFERENCE and run["seed"] in reference:
-            both = zip(_correct(folder, run), reference[run["seed"]], strict=True)
-            pairs.setdefault(run["method"], []).append(list(both))
-    return {method: paired_bootstrap(of_seeds) for method, of_seeds in pairs.items()}
-
-
-def _correct(folder: Path, run: dict[str, Any]) -> list[Correct]:
-    """For each task, which of its images a run of the study answered correctly, task given."""
-    path = folder / f"{run['method']}-seed{run['seed']}" / PREDICTIONS
-    return [(of.given == of.labels).numpy() for of in read_predictions(path)]
+        answers.setdefault(run["method"], {})[run["seed"]] = correct(folder / f"{run['method']}-seed{run['seed']}")
+    return differences(answers, REFERENCE)

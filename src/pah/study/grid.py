@@ -7,7 +7,7 @@ Several processes may work on one grid: a cell belongs to the process that holds
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from filelock import FileLock
 
 from pah import checkpoint, runs
 from pah.config import InputError
+from pah.records import read_predictions
 from pah.runconfig import RunConfig
-from pah.runfolder import CONFIG, LOCK, METRICS, BusyError
+from pah.runfolder import CONFIG, LOCK, METRICS, PREDICTIONS, BusyError
+from pah.study.bootstrap import Correct
 
 STUDY = "study.yaml"
 ERROR = "error.txt"  # in a cell that failed for a reason that nobody foresaw
 LOOK_AGAIN = 2.0  # seconds between looks at cells that other processes hold
+OF_A_CELL = ("method", "seed")  # what the cells of a comparison differ in
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,21 @@ class Waiting:
 Watch = Callable[[Cell, runs.Progress | Outcome | Waiting], None]
 
 
-def claim(folder: Path, config: RunConfig) -> None:
-    """Make `folder` the study of this configuration (method and seed aside), or find that it is.
+def claim(folder: Path, config: RunConfig, but: Container[str] = OF_A_CELL) -> None:
+    """Make `folder` the study of this configuration (what it has by cell aside), or find that it is.
 
     Raises:
         InputError: it is the folder of another study, or of something else.
     """
-    path, shared = folder / STUDY, shared_part(config.as_dict())
+    path, shared = folder / STUDY, shared_part(config.as_dict(), but)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # two processes may begin a study at once
         if path.is_file():
-            found = shared_part(config.completed(checkpoint.read_yaml(path)))
+            written = checkpoint.read_yaml(path)
+            if ("method" in written) != ("method" in shared):  # one kind's cells are not the other's
+                kind = "an ablation" if "method" in written else "a comparison"
+                raise InputError(f"{folder}: expected a folder of this study, got that of {kind}")
+            found = shared_part(config.completed(written), but)
             if found != shared:
                 raise InputError(
                     f"{folder}: expected a folder of this study, got another's: {difference(found, shared)}"
@@ -71,9 +78,9 @@ def claim(folder: Path, config: RunConfig) -> None:
             checkpoint.write_file(path, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True).encode())
 
 
-def shared_part(config: Mapping[str, Any]) -> dict[str, Any]:
+def shared_part(config: Mapping[str, Any], but: Container[str] = OF_A_CELL) -> dict[str, Any]:
     """What all cells of a study have in common; where on a machine the data lie is no part of it."""
-    return {key: value for key, value in config.items() if key not in ("method", "seed", "data")}
+    return {key: value for key, value in config.items() if key != "data" and key not in but}
 
 
 def require_own(cells: Iterable[Cell]) -> None:
@@ -143,6 +150,11 @@ def _run(cell: Cell, watch: Watch, stop: Callable[[], bool], checkpoint_seconds:
         return Outcome(cell, None, f"{type(error).__name__}: {first} (details: {cell.folder / ERROR})")
     (cell.folder / ERROR).unlink(missing_ok=True)
     return Outcome(cell, metrics)
+
+
+def correct(folder: Path) -> list[Correct]:
+    """For each task, which of its images the finished run in this folder answered correctly, task given."""
+    return [(of.given == of.labels).numpy() for of in read_predictions(folder / PREDICTIONS)]
 
 
 def difference(found: Any, wanted: Any, name: str = "") -> str:

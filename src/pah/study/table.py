@@ -1,4 +1,4 @@
-"""The table of a comparison: finished runs of several methods as numbers (comparison.json) and as Markdown."""
+"""The tables of studies: finished runs as numbers (comparison.json, ablation.json) and as Markdown."""
 
 import statistics
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pah.config import InputError
-from pah.study.bootstrap import Interval
+from pah.study.bootstrap import Correct, Interval, paired_bootstrap
 
 REFERENCE = "pah"  # the method that the others are compared with
 BASE = "finetune"  # the method whose time is the unit
@@ -22,21 +22,20 @@ PERCENT = {  # column -> its name in metrics.json
 NEEDED = {"benchmark", "evaluated_on", "accuracy_matrix", "parameters", "stored_samples", "seconds", *PERCENT.values()}
 NONE = "–"
 
-LEGEND = """\
+COLUMNS = """\
 Percent; mean ± sample standard deviation over n seeds.
 AA: average accuracy over all tasks at the end; FM: forgetting; BWT: backward transfer; LA: accuracy on each task right
 after it was learned; all four with the task given at test time. Task not given: accuracy over all classes at once.
 
-AA minus {reference}: the difference on the same test images, over the seeds that both methods finished, with its
+AA minus {reference}: the difference on the same test images, over the seeds that both {rows} finished, with its
 {level:g} % interval from a paired bootstrap over seeds and images. From one seed, the interval covers the choice of
 test images only, not how another training would have come out; from fewer than about ten, it is too narrow where seeds
 differ much.
 
 Stored samples: training images kept for later tasks. Parameters: all that the model holds at the end; per new task:
-the mean number that belongs to one task alone. Time: of the whole run, relative to {base} on the same seed, as the
-runs ran: what else the machine did then is in it.
-
-Bold: the highest mean AA of the methods without stored samples; the bounds ({bounds}) do not compete."""
+the mean number that belongs to one task alone. Time: of the whole run, relative to {unit} on the same seed, as the
+runs ran: what else the machine did then is in it."""
+BOLD = "Bold: the highest mean AA of the methods without stored samples; the bounds ({bounds}) do not compete."
 
 
 def summarise(
@@ -62,9 +61,26 @@ def summarise(
     return {
         **_stream(runs[0]),
         "reference": REFERENCE,
-        "methods": {name: _entry(of, intervals.get(name), unit) for name, of in by_method.items()},
+        "methods": {name: entry(of, intervals.get(name), unit) for name, of in by_method.items()},
         "missing": [{key: cell[key] for key in ("method", "seed", "reason")} for cell in missing],
     }
+
+
+def differences(answers: Mapping[str, Mapping[int, Sequence[Correct]]], reference: str) -> dict[str, Interval]:
+    """For each name but the reference's, its difference in AA to the reference over the seeds that both have.
+
+    Args:
+        answers: by name and seed, for each task, which test images were answered correctly: boolean (N,).
+        reference: one of the names; without it, nothing can be told.
+    """
+    of_reference = answers.get(reference, {})
+    found = {}
+    for name, of_seeds in answers.items():
+        common = [seed for seed in of_seeds if seed in of_reference]
+        if name != reference and common:
+            pairs = [list(zip(of_seeds[seed], of_reference[seed], strict=True)) for seed in common]
+            found[name] = paired_bootstrap(pairs)
+    return found
 
 
 def _check(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -91,8 +107,8 @@ def _stream(run: Mapping[str, Any]) -> dict[str, Any]:
     return facts | {"tasks": len(run["accuracy_matrix"])}
 
 
-def _entry(runs: Sequence[Mapping[str, Any]], interval: Interval | None, unit: Mapping[int, float]) -> dict[str, Any]:
-    """One method over its seeds; `unit` has the seconds of `BASE` by seed."""
+def entry(runs: Sequence[Mapping[str, Any]], interval: Interval | None, unit: Mapping[int, float]) -> dict[str, Any]:
+    """One method, or one cell of an ablation, over its seeds; `unit` has the seconds by seed that count as 1."""
     relative = [run["seconds"] / unit[run["seed"]] for run in runs if run["seed"] in unit]
     return {
         "n": len(runs),
@@ -122,30 +138,40 @@ def as_markdown(summary: Mapping[str, Any]) -> str:
     titles, *rows = table_rows(summary)
     parts = [markdown_table([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])]
     parts.append("{benchmark}, {tasks} tasks, measured on {evaluated_on} images. ".format(**summary) + legend(summary))
-    if summary["missing"]:
-        cells = (f"- {_cell(cell)}: {' '.join(str(cell['reason']).split())}" for cell in summary["missing"])
-        parts.append("\n".join(["Failed or missing, and in no number above:", "", *cells]))
+    parts += missing_part((_cell(cell), cell["reason"]) for cell in summary["missing"])
     return "\n\n".join(parts) + "\n"
+
+
+def missing_part(cells: Iterable[tuple[str, str]]) -> list[str]:
+    """A paragraph with a line for each cell and the reason why it is missing; none if there is none."""
+    lines = [f"- {cell}: {' '.join(reason.split())}" for cell, reason in cells]
+    return ["\n".join(["Failed or missing, and in no number above:", "", *lines])] if lines else []
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The table's cells: the titles, then a row a method."""
     methods = summary["methods"]
-    difference = f"AA minus {summary['reference'].upper()} [{_level(methods):g} % interval]"
-    titles = ["method", "n", *PERCENT, difference, "stored samples", "parameters", "per new task", f"time / {BASE}"]
     best = best_without_samples(methods)
-    return [titles, *(_row(name, entry, bold=name in best) for name, entry in methods.items())]
+    rows = ([name, *row(of, bold=name in best)] for name, of in methods.items())
+    return [["method", *titles(summary["reference"].upper(), BASE, level(methods))], *rows]
+
+
+def titles(reference: str, unit: str, level: float) -> list[str]:
+    """Of the columns that `row` fills."""
+    minus = f"AA minus {reference} [{level:g} % interval]"
+    return ["n", *PERCENT, minus, "stored samples", "parameters", "per new task", f"time / {unit}"]
 
 
 def legend(summary: Mapping[str, Any]) -> str:
-    """What the columns say."""
-    words = {**summary, "reference": summary["reference"].upper()}
-    return LEGEND.format(**words, level=_level(summary["methods"]), base=BASE, bounds=", ".join(BOUNDS))
+    """What the columns of a comparison say."""
+    words = {"reference": summary["reference"].upper(), "rows": "methods", "unit": BASE}
+    columns = COLUMNS.format(**words, level=level(summary["methods"]))
+    return f"{columns}\n\n{BOLD.format(bounds=', '.join(BOUNDS))}"
 
 
-def _level(methods: Mapping[str, Mapping[str, Any]]) -> float:
-    """That of the intervals, in percent."""
-    return 100 * next((e["minus_reference"]["level"] for e in methods.values() if e["minus_reference"]), 0.95)
+def level(entries: Mapping[str, Mapping[str, Any]]) -> float:
+    """That of the entries' intervals, in percent."""
+    return 100 * next((e["minus_reference"]["level"] for e in entries.values() if e["minus_reference"]), 0.95)
 
 
 def best_without_samples(methods: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -158,14 +184,13 @@ def best_without_samples(methods: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {name for name, mean in means.items() if mean == max(means.values())}
 
 
-def _row(name: str, entry: Mapping[str, Any], bold: bool) -> list[str]:
-    """A method's cells."""
+def row(entry: Mapping[str, Any], bold: bool = False) -> list[str]:
+    """An entry's cells, from n on."""
     percent = [spread(list(entry[key]["by_seed"].values())) for key in PERCENT.values()]
     if bold:
         percent[0] = f"**{percent[0]}**"
     relative = entry["relative_seconds"]
     return [
-        name,
         str(entry["n"]),
         *percent,
         _difference(entry["minus_reference"]),
@@ -193,6 +218,15 @@ def count(number: float) -> str:
     if number < 999.5:
         return f"{number:.0f}"
     return f"{number / 1e3:.1f} k" if number < 999_950 else f"{number / 1e6:.2f} M"
+
+
+def shown(value: Any) -> str:
+    """An option's value as text, the same one for equal values: 0.5, 3 for 3.0, 64x64 for a list, true, none."""
+    if isinstance(value, list):
+        return "x".join(map(shown, value)) or "empty"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
