@@ -9,14 +9,14 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from helpers import digits
 from pah import AugmentOptions, TrainingOptions, TrainState, train
-from pah.data.stream import Stream
+from pah.data.stream import Stream, number_of_batches
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import computing
 from pah.models.network import apply_rows
-from pah.trainer import EpochDone, StepDone, TaskDone, evaluate, lr_factor, replay
+from pah.trainer import EpochDone, StepDone, TaskDone, answers, evaluate, lr_factor, replay
 
 PLAIN = AugmentOptions()
 # accuracy in % after each of two tasks of two digits, three epochs; to change one, say why in the commit message
@@ -146,6 +146,28 @@ def test_joint_sees_the_images_of_all_tasks_and_others_only_their_own(stream: St
     for name, expected in (("joint", 3 * sizes[0] + 2 * sizes[1] + sizes[2]), ("finetune", sum(sizes))):
         _, state, _ = finished(name, stream, epochs=1)
         assert state.images == expected
+
+
+def test_the_first_task_may_have_epochs_of_its_own(stream: Stream) -> None:
+    _, _, events = finished("pah", stream, epochs=1, first_epochs=3)
+    epochs = [(event.task, event.epoch) for event in events if isinstance(event, EpochDone)]
+    assert epochs == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    first = next(event for event in events if isinstance(event, StepDone))
+    assert first.steps_left + 1 == 3 * number_of_batches(len(stream.tasks[0].train), 32)
+    assert [event.lr < 1e-3 for event in events if isinstance(event, EpochDone)] == [False, False, True, True, True]
+
+
+def test_a_flipped_test_averages_the_logits_of_both_images(stream: Stream) -> None:
+    method, _, _ = finished("pah", stream, epochs=1)
+    task = stream.tasks[1]
+    x = task.normalization(task.test.pixels[task.test.rows])
+    with torch.inference_mode():
+        method.eval()
+        mean = torch.stack([method(x, 1), method(x.flip(3), 1)]).mean(dim=0)
+        plain = method(x, 1).argmax(dim=1)
+    found = answers(method, stream.tasks, TrainingOptions(flip_test=True))[1]
+    assert torch.equal(found.given, mean.argmax(dim=1))
+    assert not torch.equal(found.given, plain)
 
 
 def test_finetuning_leaves_old_heads_alone(stream: Stream) -> None:

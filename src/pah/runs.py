@@ -1,5 +1,7 @@
 """A run: a configuration trained in a folder, from the beginning or from its checkpoint."""
 
+import dataclasses
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,7 +32,7 @@ from pah.runfolder import (
     refuse_other_run,
     run_files,
 )
-from pah.trainer import EpochDone, Event, StepDone, TaskDone, TrainState, answers, replay, train
+from pah.trainer import EpochDone, Event, StepDone, TaskDone, TrainState, answers, evaluate, replay, train
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def _train(
     save_model(folder / MODEL, config, stream, method)
     save_predictions(folder / PREDICTIONS, answers(method, stream.tasks, config.training))
     found = results(config, stream, method, state, revision)
+    if config.training.flip_test:  # what the mirror images add can be told only beside what comes without them
+        plain = dataclasses.replace(config.training, flip_test=False)
+        found["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, plain)[0])
     checkpoint.write_json(folder / METRICS, found)
     return found
 

@@ -31,27 +31,36 @@ class TrainingOptions:
 
     Args:
         epochs: Passes over the training images of each task.
+        first_epochs: Passes over those of the first task, on whose features all others build; `epochs` unless given.
         batch_size: Images in a step, at most.
         schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
             is constant.
         evaluate_on: The test images, or the held-out validation part: what choices are made on.
         precision: In what the backbone computes while it learns: bf16 is faster where the processor has it; weights,
             heads and evaluation stay in fp32.
+        flip_test: The answer to an image is the mean of the logits of the image and of its mirror image.
         test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
             holds images of a single task (what the published code of PAH does; it is no honest evaluation).
     """
 
     epochs: int = 15
+    first_epochs: int | None = None
     batch_size: int = 64
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     evaluate_on: Part = "test"
     precision: Precision = "fp32"
+    flip_test: bool = False
     test_batch_norm: BatchNormStatistics = "running"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
+        require(self.epochs_of(0) >= 1, "training.first_epochs", "at least 1", self.first_epochs)
         # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
         require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
+
+    def epochs_of(self, task: int) -> int:
+        """Passes over the images of a task."""
+        return self.epochs if task > 0 or self.first_epochs is None else self.first_epochs
 
 
 @dataclass
@@ -119,7 +128,7 @@ def train(
             with computing(options.precision, CPU):
                 begin(method, task, seed)
             state.began = True
-        for _ in range(state.epoch, options.epochs):
+        for _ in range(state.epoch, options.epochs_of(task.index)):
             yield from _epoch(method, seen, options, augment, seed, state)
         started = time.perf_counter()
         torch.manual_seed(derived_seed(seed, task.index, "end"))
@@ -145,7 +154,7 @@ def _epoch(
     source = seen if method.learns_from == "all tasks seen" else seen[-1:]
     images = sum(len(task.train) for task in source)
     per_epoch = number_of_batches(images, options.batch_size)
-    total = options.epochs * per_epoch
+    total = options.epochs_of(state.task) * per_epoch
     method.train()
     started = time.perf_counter()
     for batch in training_batches(source, options.batch_size, augment, seed, state.epoch, first=state.step):
@@ -198,7 +207,7 @@ class Answers:
 def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> list[Answers]:
     """The method's answers to the images of each task seen; task not given, that of the largest logit of all heads.
 
-    One backbone pass an image, unless the features depend on the task.
+    One backbone pass an image (two with `flip_test`), unless the features depend on the task.
     """
     indices = [task.index for task in seen]
     # the statistics of a test batch depend on its size: then it is the size of training, as published
@@ -210,6 +219,9 @@ def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) ->
             given, not_given = [], []
             for x, _ in evaluation_batches(task, part, size):
                 logits = method.answers(x, indices)
+                if options.flip_test:
+                    mirrored = method.answers(x.flip(3), indices)
+                    logits = [(a + b) / 2 for a, b in zip(logits, mirrored, strict=True)]
                 given.append(logits[position].argmax(dim=1))
                 not_given.append(torch.cat(logits, dim=1).argmax(dim=1))
             found.append(Answers(part.labels, torch.cat(given), torch.cat(not_given)))

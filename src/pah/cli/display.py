@@ -62,7 +62,7 @@ class Watcher:
             self._task(event, happened)
 
     def _step(self, event: StepDone, happened: Happened) -> None:
-        state, epochs = happened.state, happened.config.training.epochs
+        state, epochs = happened.state, happened.config.training.epochs_of(happened.state.task)
         now = event.images / event.seconds
         self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * now if self.speed else now
         steps = event.steps_done + event.steps_left
@@ -79,7 +79,7 @@ class Watcher:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
         self.console.print(
             f"{self.method}  task {event.task + 1}/{len(happened.stream.tasks)}  "
-            f"epoch {event.epoch + 1}/{happened.config.training.epochs}  {terms}  "
+            f"epoch {event.epoch + 1}/{happened.config.training.epochs_of(event.task)}  {terms}  "
             f"{event.images_per_second:.0f} images/s  {time_left(seconds_left(happened))} left",
             highlight=False,
             soft_wrap=True,
@@ -121,10 +121,10 @@ def _first_columns(rows: list[list[str]], shown: int, names: int = 1) -> Table:
 def seconds_left(happened: Happened) -> float:
     """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
     tasks, state = happened.stream.tasks, happened.state
-    epochs = happened.config.training.epochs
+    training = happened.config.training
     cumulative = happened.all_tasks_seen
     per_task = [sum(len(t.train) for t in (tasks[: k + 1] if cumulative else [task])) for k, task in enumerate(tasks)]
-    total = epochs * sum(per_task)
+    total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
     return state.seconds / max(state.images, 1) * (total - state.images)
 
 
