@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -27,17 +28,18 @@ def stream() -> Stream:
     return digits(tasks=3, classes=7)  # tasks of 3, 2 and 2 classes
 
 
-def small(
-    name: str, optimizer: OptimizerOptions | None = None, heads: MethodOptions | None = None, **o: float
-) -> Method:
+def small(name: str, optimizer: OptimizerOptions | None = None, heads: MethodOptions | None = None, **o: Any) -> Method:
     torch.manual_seed(0)
     options = METHODS[name].options(**o)
     network = (heads or options).build_network(partial(ConvNetOptions(width=4).build, 1), (1, 8, 8))
     return METHODS[name].method(network, optimizer or OptimizerOptions(), options)
 
 
-def test_lwf_holds_each_old_heads_softened_answers_to_the_new_images(stream: Stream) -> None:
-    method = small("lwf", temperature=3.0)
+@pytest.mark.parametrize(("over_tasks", "divisor"), [("mean", 2), ("sum", 1)])
+def test_lwf_holds_each_old_heads_softened_answers_to_the_new_images(
+    stream: Stream, over_tasks: str, divisor: int
+) -> None:
+    method = small("lwf", temperature=3.0, over_tasks=over_tasks)
     assert isinstance(method, LwF)
     learned(method, stream, tasks=2, steps=4)
     method.release()
@@ -55,7 +57,7 @@ def test_lwf_holds_each_old_heads_softened_answers_to_the_new_images(stream: Str
             for i in range(len(batch.x)):
                 p, q = (torch.softmax(logits[i] / 3, dim=0) for logits in (before, now[j]))
                 expected += sum(float(p[c] * math.log(p[c] / q[c])) for c in range(classes))
-    expected *= 9 / (2 * len(batch.x))
+    expected *= 9 / (divisor * len(batch.x))
     assert learned_since
     assert method.observe(batch)["L_sm"].item() == pytest.approx(expected, rel=1e-4)
 

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from pah.config import require
 from pah.data.stream import Batch, Task
-from pah.losses import distillation, stack_heads
+from pah.losses import Reduction, distillation, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.methods.bounds import Finetune
 from pah.methods.teacher import Teacher
@@ -28,12 +28,14 @@ class LwFOptions(MethodOptions):
     Args:
         stability: Weight of L_sm, old heads' answers to new images (published 1).
         temperature: T, which softens the answers in L_sm (published 2).
+        over_tasks: L_sm is the mean over old tasks, or the sum (published).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
 
     stability: float = 10.0
     temperature: float = 2.0
+    over_tasks: Reduction = "mean"
 
     def __post_init__(self) -> None:
         require(self.stability >= 0, "method.stability", "at least 0", self.stability)
@@ -43,8 +45,7 @@ class LwFOptions(MethodOptions):
 class LwF(Method):
     """Learning without Forgetting (Li and Hoiem, ECCV 2016): L = L_hm + λ L_sm.
 
-    L_sm is PAH's, term by term: old heads' softened answers to new images stay those of the frozen network, in the
-    mean over old tasks (the paper sums). So PAH and LwF differ in where a head comes from, and in L_sp alone.
+    L_sm is PAH's, term by term: old heads' softened answers to new images stay those of the frozen network. So PAH and LwF differ in where a head comes from, and in L_sp alone.
     """
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: LwFOptions) -> None:
@@ -67,7 +68,8 @@ class LwF(Method):
         terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
         if self.teacher is not None:
             student = stack_heads(of_old, old)  # (B, J, C)
-            terms["L_sm"] = distillation(self.teacher(batch.x), student, self.options.temperature)
+            o = self.options
+            terms["L_sm"] = distillation(self.teacher(batch.x), student, o.temperature, reduction=o.over_tasks)
         return descend(self.optimizers[0], terms, {"L_sm": self.options.stability})
 
     def release(self) -> None:
