@@ -45,7 +45,8 @@ class LwFOptions(MethodOptions):
 class LwF(Method):
     """Learning without Forgetting (Li and Hoiem, ECCV 2016): L = L_hm + λ L_sm.
 
-    L_sm is PAH's, term by term: old heads' softened answers to new images stay those of the frozen network. So PAH and LwF differ in where a head comes from, and in L_sp alone.
+    L_sm is PAH's, term by term: old heads' softened answers to new images stay those of the frozen network. So PAH
+    and LwF differ in where a head comes from, and in L_sp alone.
     """
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: LwFOptions) -> None:

@@ -78,7 +78,7 @@ class _FullPrecision(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         with full_precision(input.device):
-            return super().forward(input.float())  # type: ignore[no-any-return, no-untyped-call]
+            return super().forward(input.to(next(self.parameters()).dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rows(nn.Module):
