@@ -153,6 +153,6 @@ class TaskNetwork(Network, ABC):
 
 
 def apply_rows(features: Tensor, rows: Tensor) -> Tensor:
-    """Linear heads at work: features (B, D), rows (R, D + 1) with the bias last -> logits (B, R), in the rows' precision."""
+    """Linear heads at work, in their own precision: features (B, D), rows (R, D + 1), bias last -> logits (B, R)."""
     with full_precision(features.device):
         return F.linear(features.to(rows.dtype), rows[:, :-1], rows[:, -1])
