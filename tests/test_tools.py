@@ -97,14 +97,14 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
     assert text.endswith("<!-- steps:end -->\nThe end.\n")
     setting = "12 epochs a task, resnet18-slim (width 32, stem stride 2)"
     assert [line for line in text.splitlines() if line.startswith("|")] == [
-        "| study | method | seeds | AA | FM | BWT | LA | task not given | minutes |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| **cifar**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | 1.5 |",
+        "| study | method | seeds | AA | FM | BWT | LA | task not given | AA without flip | minutes |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| **cifar**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
         # the standard deviation of 70 and 74 is √(2² + 2²) = 2.83, that of -1.5 and 1.5 is √(2 · 1.5²) = 2.12
         f"| **digits**: 3 tasks of 3 to 4 classes, {setting} | pah | 2 | 72.00 ± 2.83 | 3.00 ± 0.00 | 0.00 ± 2.12 "
-        "| 82.00 ± 0.00 | 40.00 ± 0.00 | 2.5 |",
-        "|  | finetune | 1 | 80.00 | 51.50 | -3.00 | 82.00 | 40.00 | 1.5 |",
-        "|  | joint | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | 1.5 |",
+        "| 82.00 ± 0.00 | 40.00 ± 0.00 | – | 2.5 |",
+        "|  | finetune | 1 | 80.00 | 51.50 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
+        "|  | joint | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
         "| method | n | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] | stored samples "
         "| parameters | per new task | time / finetune |",
         "| --- |" + " ---: |" * 11,
@@ -157,13 +157,25 @@ def test_a_readme_without_markers_is_left_alone(project: Path, capsys: pytest.Ca
 
 
 def test_an_evaluation_out_of_the_ordinary_is_said(project: Path) -> None:
-    training = {"epochs": 1, "evaluate_on": "validation", "test_batch_norm": "batch"}
+    training = {"epochs": 1, "evaluate_on": "validation", "flip_test": True, "test_batch_norm": "batch"}
     config = {"training": training, "backbone": {"name": "resnet18"}}
     said = readme.describe({"task_names": ["a", "b"], "class_order": [0, 1, 2, 3]}, config)
     assert said == (
         "2 tasks of 2 classes, 1 epoch a task, resnet18, measured on validation images, "
-        "batch norm at test time by batch"
+        "answers averaged over an image and its mirror image, batch norm at test time by batch"
     )
+
+
+def test_a_flipped_test_is_shown_beside_what_comes_without(project: Path) -> None:
+    readme.main(["--root", str(project)])
+    plain = (project / "README.md").read_text()
+    folder = write_run(project, "flipped", "pah", 0, average_accuracy_without_flip=71.25)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"training": config["training"] | {"flip_test": True}}))
+    run = readme.read_run(folder)
+    assert run.figures[readme.UNFLIPPED] == 71.25
+    assert readme.table([run]).splitlines()[-1].split(" | ")[-2] == "71.25"
+    assert all(line.split(" | ")[-2] == "–" for line in plain.splitlines() if line.startswith("| **digits**"))
 
 
 def test_the_readme_shows_the_committed_results() -> None:

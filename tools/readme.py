@@ -31,13 +31,15 @@ FIGURES = {  # column -> its name in metrics.json, in percent
     "LA": "learning_accuracy",
     "task not given": "class_incremental_accuracy",
 }
+UNFLIPPED = "AA without flip"  # of runs that average an image's answer with that of its mirror image
 LEFT_OUT = {  # a method that belongs in the comparison -> why it is not there
     "cclis": "its classifier is fitted in a phase of its own after contrastive training, another loop than all share"
 }
 LEGEND = """\
 Percent; mean ± sample standard deviation over seeds. AA: average accuracy over all tasks at the end; FM: forgetting;
 BWT: backward transfer; LA: accuracy on each task right after it was learned; all four with the task given at test
-time. Task not given: accuracy over all classes at once. Made from `results/` by `python tools/readme.py`."""
+time. Task not given: accuracy over all classes at once. AA without flip: where the answers are the mean over an image
+and its mirror image, AA without the latter. Made from `results/` by `python tools/readme.py`."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,17 @@ def read_run(folder: Path) -> Run:
             method=metrics["method"],
             setting=describe(metrics, config),
             configuration={key: value for key, value in config.items() if key not in ("seed", "data")},
-            figures={column: float(metrics[name]) for column, name in FIGURES.items()},
+            figures={column: float(metrics[name]) for column, name in FIGURES.items()} | unflipped(metrics, config),
             minutes=metrics["seconds"] / 60,
         )
     except KeyError as error:
         raise InputError(f"{folder}: expected {error} in metrics.json or config.yaml, got none") from None
+
+
+def unflipped(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
+    """The average accuracy without mirror images, of a run that uses them: percent, by column."""
+    flips = config["training"].get("flip_test", False)
+    return {UNFLIPPED: float(metrics["average_accuracy_without_flip"])} if flips else {}
 
 
 def describe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -104,6 +112,8 @@ def describe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         parts.append(f"resized to {side}x{side}")
     if training["evaluate_on"] != "test":
         parts.append(f"measured on {training['evaluate_on']} images")
+    if training.get("flip_test", False):
+        parts.append("answers averaged over an image and its mirror image")
     if training["test_batch_norm"] != "running":
         parts.append(f"batch norm at test time by {training['test_batch_norm']}")
     return ", ".join(parts)
@@ -118,13 +128,15 @@ def by_method(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], list[Run]]
 def table(runs: Sequence[Run]) -> str:
     """The runs as a Markdown table, a line for each study and method; what a study is, is said once."""
     lines = [
-        ["study", "method", "seeds", *FIGURES, "minutes"],
-        ["---", "---", "---:", *("---:" for _ in FIGURES), "---:"],
+        ["study", "method", "seeds", *FIGURES, UNFLIPPED, "minutes"],
+        ["---", "---", "---:", *("---:" for _ in FIGURES), "---:", "---:"],
     ]
     said = ""
     for (study, method), seeds in by_method(runs):
         what = f"**{study}**: {seeds[0].setting}"
         figures = [spread([run.figures[column] for run in seeds]) for column in FIGURES]
+        plain = [run.figures[UNFLIPPED] for run in seeds if UNFLIPPED in run.figures]
+        figures.append(spread(plain) if plain else NONE)
         minutes = f"{statistics.fmean(run.minutes for run in seeds):.1f}"
         lines.append(["" if what == said else what, method, str(len(seeds)), *figures, minutes])
         said = what

@@ -107,7 +107,8 @@ def summary_of(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[str, Any
 
 def intervals(folder: Path, found: Sequence[dict[str, Any]]) -> dict[str, Interval]:
     """For each method, its difference in AA to the reference over the seeds that both finished."""
+    seeds = {run["seed"] for run in found if run["method"] == REFERENCE}
     answers: dict[str, dict[int, list[Correct]]] = {}
-    for run in found:
-        answers.setdefault(run["method"], {})[run["seed"]] = correct(folder / f"{run['method']}-seed{run['seed']}")
+    for method, seed in ((run["method"], run["seed"]) for run in found if run["seed"] in seeds):
+        answers.setdefault(method, {})[seed] = correct(folder / f"{method}-seed{seed}")
     return differences(answers, REFERENCE)
