@@ -409,3 +409,18 @@ def test_without_matplotlib_nothing_is_trained(refused: Refused, monkeypatch: py
 def test_seeds_of_a_method_with_different_options_make_no_table(study: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected at least one finished run"):
         write(tmp_path, [])
+
+
+def test_a_file_about_one_method_is_for_that_one_alone_and_for_the_rest_in_all_else(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    content = {
+        "method": {"name": "pah", "stability": 0.25, "hidden": [8]},
+        "training": {"epochs": 3, "flip_test": True},
+    }
+    file.write_text(yaml.safe_dump({"benchmark": "split-digits", "data": None, **content}))
+    words = ["--config", str(file), "--methods", "lwf,pah,finetune", "--lwf.stability", "7"]
+    configs = options.compare_request(words).comparison.configs
+    assert [config.method for config in configs] == ["lwf", "pah", "finetune"]
+    assert [getattr(config.method_options, "stability", None) for config in configs] == [7, 0.25, None]
+    assert getattr(configs[1].method_options, "hidden", None) == (8,)
+    assert {(config.training.epochs, config.training.flip_test) for config in configs} == {(3, True)}

@@ -116,6 +116,16 @@ def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> 
     return config_of(parse(_as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
 
 
+def without_other_method(word: str, method: str) -> list[str]:
+    """`--config=FILE` as words that say nothing of a method's options, unless the file is about this method."""
+    path = Path(word.partition("=")[2])
+    flat = _by_dotted_name(path, read_yaml(path))
+    if flat.get("method.name", "pah") == method or not any(name.startswith("method.") for name in flat):
+        return [word]
+    rest = {name: value for name, value in flat.items() if not name.startswith("method.") and value is not None}
+    return _as_words({name: value if isinstance(value, str) else json.dumps(value) for name, value in rest.items()})
+
+
 def _as_words(options: Mapping[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
