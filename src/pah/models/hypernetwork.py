@@ -74,7 +74,7 @@ def unequal_message(sizes: Sequence[int]) -> str:
 
 
 class _FullPrecision(nn.Sequential):
-    """Layers computed in float32, in whatever precision the backbone is."""
+    """Layers computed in the precision of their weights, in whatever precision the backbone is."""
 
     def forward(self, input: Tensor) -> Tensor:
         with full_precision(input.device):

@@ -22,7 +22,7 @@ def computing(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Inside, all is computed in float32 again: what is small and has to be exact, heads and hypernetworks."""
+    """Inside, all is computed in the tensors' own precision: what is small and has to be exact, heads, hypernetworks."""
     return torch.autocast(device.type, enabled=False)
 
 
