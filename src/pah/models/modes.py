@@ -22,7 +22,7 @@ def computing(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Inside, all is computed in the tensors' own precision: what is small and has to be exact, heads, hypernetworks."""
+    """Inside, the tensors keep their own precision: for what is small and has to be exact, heads and hypernetworks."""
     return torch.autocast(device.type, enabled=False)
 
 
