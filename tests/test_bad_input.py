@@ -511,6 +511,17 @@ def test_words_override_the_configuration_file_wherever_it_is_named(here: Path) 
     assert (other["seed"], other["method"]["name"]) == (5, "joint")
 
 
+def test_options_of_another_method_or_backbone_in_a_file_do_not_count(here: Path) -> None:
+    (here / "f.yaml").write_text("method: {stability: 2}\nbackbone: {name: resnet18-slim, width: 2, stem_stride: 1}\n")
+    quick = (*QUICK, "--config", "f.yaml")
+    kept = yaml.safe_load(resolved(*quick))
+    assert (kept["method"]["stability"], kept["backbone"]["name"]) == (2, "resnet18-slim")
+    other = yaml.safe_load(resolved(*quick, "--method", "lwf", "--backbone", "convnet", "--backbone.width", "3"))
+    assert other["method"]["stability"] == 10  # its own default, though it has the option as well
+    assert other["backbone"] == {"name": "convnet", "width": 3}
+    assert main(["run", *quick, "--method", "lwf", "--method.alignment", "1"]) == 2  # what is typed is meant
+
+
 def test_dashes_equal_underscores_in_options(here: Path) -> None:
     one = resolved(*QUICK, "--training.batch_size", "128", "--stream.class_order", "natural")
     other = resolved(*QUICK, "--training.batch-size=128", "--stream.class-order=natural")

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from conftest import TINY
 from pah.cli import main, options
 from pah.config import InputError
-from pah.diagnosis import TaskDiagnosis, diagnose, fresh_head_accuracy, linear_cka
-from pah.runconfig import RunConfig
+from pah.diagnosis import TaskDiagnosis, diagnose, features, fresh_head_accuracy, linear_cka, snapshot
+from pah.models.network import apply_rows
+from pah.runconfig import RunConfig, load_stream
 from pah.runs import start
 
 RNG = np.random.default_rng(0)
@@ -81,6 +82,19 @@ def test_independent_networks_lose_nothing(tmp_path: Path) -> None:
     for of in of_method("independent", tmp_path):
         assert (of.lost, of.feature_drift, of.head_drift) == (0, 0, 0)
         assert of.similarity == pytest.approx([1] * len(of.similarity))
+
+
+def test_features_of_a_run_with_mirror_images_are_those_that_its_accuracy_comes_from(tmp_path: Path) -> None:
+    flipped = config("--method", "finetune", "--training.flip_test", "true")
+    start(flipped, tmp_path / "run")
+    matrix = json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy_matrix"]
+    stream = load_stream(flipped)
+    task, method = stream.tasks[0], snapshot(flipped, stream, tmp_path / "run", 0)
+    for flip in (True, False):
+        found = torch.from_numpy(features(method, task, task.test, flip)).float()
+        logits = apply_rows(found, method.network.heads.rows([0]))
+        accuracy = 100 * (logits.argmax(1) == task.test.labels).double().mean().item()
+        assert (accuracy == pytest.approx(matrix[0][0])) == flip
 
 
 def test_a_ruined_head_and_ruined_features_are_told_apart(tmp_path: Path) -> None:

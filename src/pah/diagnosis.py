@@ -71,7 +71,8 @@ def diagnose(config: RunConfig, folder: Path) -> list[TaskDiagnosis]:
     metrics = read_json(folder / METRICS)
     stream = load_stream(config)
     methods = [snapshot(config, stream, folder, k) for k in range(len(stream.tasks))]
-    return [_of_task(task, methods, metrics["accuracy_matrix"]) for task in stream.tasks[:-1]]
+    flip = config.training.flip_test
+    return [_of_task(task, methods, metrics["accuracy_matrix"], flip) for task in stream.tasks[:-1]]
 
 
 def snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Method:
@@ -86,10 +87,10 @@ def snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Meth
     return method
 
 
-def _of_task(task: Task, methods: Sequence[Method], matrix: Sequence[Sequence[float]]) -> TaskDiagnosis:
+def _of_task(task: Task, methods: Sequence[Method], matrix: Sequence[Sequence[float]], flip: bool) -> TaskDiagnosis:
     """The diagnosis of one task, given the method as it stood after each."""
     k, last = task.index, len(methods) - 1
-    test = [features(method, task, task.test) for method in methods[k:]]  # after each task from its own on
+    test = [features(method, task, task.test, flip) for method in methods[k:]]  # after each task from its own on
     refitted = []
     for method, of_test in ((methods[k], test[0]), (methods[last], test[-1])):
         rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(k))[:FITTED_ON]
@@ -106,14 +107,21 @@ def _of_task(task: Task, methods: Sequence[Method], matrix: Sequence[Sequence[fl
     )
 
 
-def features(method: Method, task: Task, part: Examples) -> Features:
-    """The task's features of images, (N, D), as at test time."""
+def features(method: Method, task: Task, part: Examples, flip: bool = False) -> Features:
+    """The task's features of images, (N, D), as at test time.
+
+    With `flip` the mean of an image's and its mirror image's: a linear head answers it with the mean of their logits.
+    """
     network = method.network
+
+    def of(x: Tensor) -> Tensor:
+        return network.features(x, task.index) if isinstance(network, TaskNetwork) else network.backbone(x)
+
     found: list[Tensor] = []
     with torch.inference_mode(), evaluating(network):
         for rows in part.rows.split(BATCH):
             x = task.normalization(part.pixels[rows])
-            found.append(network.features(x, task.index) if isinstance(network, TaskNetwork) else network.backbone(x))
+            found.append((of(x) + of(x.flip(-1))) / 2 if flip else of(x))
     return torch.cat(found).double().numpy()
 
 

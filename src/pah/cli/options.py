@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import FLAGS, SHORT, changed, config_of, full_names, parse, without_other_method
+from pah.cli.parser import FLAGS, SHORT, changed, config_of, full_names, parse
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
@@ -87,9 +87,7 @@ def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -
     """The words that concern one of the methods compared, its own options as `--method.<option>`."""
     words = [f"--method.name={method}"]
     for word in said:
-        if word.startswith("--config="):
-            words += without_other_method(word, method)
-        elif word in of_method:
+        if word in of_method:
             if of_method[word] == method:
                 words.append(f"--method.{word.removeprefix(f'--{method}.')}")
         elif not word.startswith("--method."):

@@ -50,6 +50,11 @@ USAGES: dict[Command, str] = {
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
     "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
 }
+CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
+CONFIG_HELP = (
+    "YAML file of options; the others override it, and if they name another method or backbone, the file's options of "
+    "its own one do not count"
+)
 VALUES = "; with ; between values where these contain commas themselves, as lists do: 'method.hidden=[64,64];[256]'"
 GROUPS = {
     "stream": StreamOptions,
@@ -88,6 +93,7 @@ def full_names(words: Iterable[str]) -> list[str]:
 
 def parse(words: list[str], command: Command) -> Namespace:
     """The parsed options, for the benchmark, method and backbone that the words (or their YAML) name."""
+    words = _without_others(words)
     bench, method, backbone = _chosen(words)
     if not hasattr(METHODS[method].options, "buffer") and any(word.startswith("--method.buffer") for word in words):
         having = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.options, "buffer"))
@@ -110,20 +116,36 @@ def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> 
     Raises:
         InputError: a value that an option does not take, or an option that there is not.
     """
-    own = {name: value for name, value in flat(config).items() if value is not None}  # else it is the default
-    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()} | {**changes}
+    said = _typed(flat(config)) | {**changes}
     known = {action.dest for action in _parser(*_chosen(_as_words(said)), command)._actions}
     return config_of(parse(_as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
 
 
-def without_other_method(word: str, method: str) -> list[str]:
-    """`--config=FILE` as words that say nothing of a method's options, unless the file is about this method."""
-    path = Path(word.partition("=")[2])
-    flat = _by_dotted_name(path, read_yaml(path))
-    if flat.get("method.name", "pah") == method or not any(name.startswith("method.") for name in flat):
-        return [word]
-    rest = {name: value for name, value in flat.items() if not name.startswith("method.") and value is not None}
-    return _as_words({name: value if isinstance(value, str) else json.dumps(value) for name, value in rest.items()})
+def _without_others(words: Iterable[str]) -> list[str]:
+    """Words whose YAML says nothing of a method or backbone where the words name another one."""
+    kept: list[str] = []
+    words = list(words)
+    said = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    for word in words:
+        if not word.startswith("--config="):
+            kept.append(word)
+            continue
+        path = Path(word.partition("=")[2])
+        flat = _by_dotted_name(path, read_yaml(path))
+        others = [
+            group
+            for group, default in CHOICES.items()
+            if (name := said.get(f"{group}.name")) and flat.get(f"{group}.name", default or name) != name
+        ]
+        rest = {name: value for name, value in flat.items() if name.partition(".")[0] not in others}
+        kept += [word] if rest == flat else _as_words(_typed(rest))
+    return kept
+
+
+def _typed(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as they would be typed; those that are null keep their default."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
 
 
 def _as_words(options: Mapping[str, str]) -> list[str]:
@@ -175,7 +197,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         f"Short: {', '.join(f'{s} for {full}' for s, full in short.items())}.",
         usage=USAGES[command],
     )
-    parser.add_argument("--config", action="config", help="YAML file of options; the others override it")
+    parser.add_argument("--config", action="config", help=CONFIG_HELP)
     add = parser.add_argument
     add("--benchmark", type=str, default="split-digits", help="which stream to learn; the first word may be its name")
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
