@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import FLAGS, SHORT, changed, config_of, full_names, parse
+from pah.cli.parser import changed, config_of, parse
+from pah.cli.words import FLAGS, SHORT, full_names
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig

@@ -1,11 +1,9 @@
 """The parser: words and YAML -> checked options. jsonargparse does the parsing, the dataclasses the checking."""
 
 import dataclasses
-import json
 import re
 from argparse import SUPPRESS
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -13,26 +11,14 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pah.checkpoint import read_yaml
+from pah.cli.words import GROUPS, SHORT, as_words, by_dotted_name, typed, without_others
 from pah.config import InputError, require, unknown
-from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import BENCHMARKS, benchmark
-from pah.data.stream import StreamOptions
 from pah.methods import METHODS
-from pah.methods.base import OptimizerOptions
 from pah.models.backbones import BACKBONES, TimmOptions
 from pah.runconfig import RunConfig
 from pah.study.ablation import flat
-from pah.trainer import TrainingOptions
 
-SHORT = {  # what users say, and which option it is
-    "--method": "--method.name",
-    "--backbone": "--backbone.name",
-    "--tasks": "--stream.tasks",
-    "--classes": "--stream.classes",
-    "--epochs": "--training.epochs",
-    "--buffer": "--method.buffer",
-}
-FLAGS = {"--overwrite", "--help", "-h", "--print_config"}  # options that take no value
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
 Command = Literal["run", "compare", "ablate"]
 DESCRIPTIONS: dict[Command, str] = {
@@ -50,50 +36,16 @@ USAGES: dict[Command, str] = {
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
     "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
 }
-CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
 CONFIG_HELP = (
     "YAML file of options; the others override it, and if they name another method or backbone, the file's options of "
     "its own one do not count"
 )
 VALUES = "; with ; between values where these contain commas themselves, as lists do: 'method.hidden=[64,64];[256]'"
-GROUPS = {
-    "stream": StreamOptions,
-    "augment": AugmentOptions,
-    "optimizer": OptimizerOptions,
-    "training": TrainingOptions,
-}
-
-
-def full_names(words: Iterable[str]) -> list[str]:
-    """Words with every option by its dotted name, `--config` first (what else is said overrides it), and the
-    benchmark, the one word that belongs to no option, as `--benchmark`."""
-    first: list[str] = []
-    rest: list[str] = []
-    bare: list[str] = []
-    left = deque(words)
-    while left:
-        word = left.popleft()
-        if not word.startswith("-"):
-            bare.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        name = SHORT.get(name, name)
-        if name in FLAGS:
-            rest.append(name + equals + value)
-            continue
-        if not equals and left and not left[0].startswith("--"):
-            value = left.popleft()
-        whole = f"{name}={value}" if value else name  # in one word, for -1e-3 alone would be taken for an option
-        (first if name == "--config" else rest).append(whole)
-    if len(bare) > 1:
-        raise InputError(f"expected one benchmark, got {len(bare)}: {' '.join(bare)}")
-    return [*first, *(f"--benchmark={name}" for name in bare), *rest]
 
 
 def parse(words: list[str], command: Command) -> Namespace:
     """The parsed options, for the benchmark, method and backbone that the words (or their YAML) name."""
-    words = _without_others(words)
+    words = without_others(words)
     bench, method, backbone = _chosen(words)
     if not hasattr(METHODS[method].options, "buffer") and any(word.startswith("--method.buffer") for word in words):
         having = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.options, "buffer"))
@@ -116,40 +68,9 @@ def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> 
     Raises:
         InputError: a value that an option does not take, or an option that there is not.
     """
-    said = _typed(flat(config)) | {**changes}
-    known = {action.dest for action in _parser(*_chosen(_as_words(said)), command)._actions}
-    return config_of(parse(_as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
-
-
-def _without_others(words: Iterable[str]) -> list[str]:
-    """Words whose YAML says nothing of a method or backbone where the words name another one."""
-    kept: list[str] = []
-    words = list(words)
-    said = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
-    for word in words:
-        if not word.startswith("--config="):
-            kept.append(word)
-            continue
-        path = Path(word.partition("=")[2])
-        flat = _by_dotted_name(path, read_yaml(path))
-        others = [
-            group
-            for group, default in CHOICES.items()
-            if (name := said.get(f"{group}.name")) and flat.get(f"{group}.name", default or name) != name
-        ]
-        rest = {name: value for name, value in flat.items() if name.partition(".")[0] not in others}
-        kept += [word] if rest == flat else _as_words(_typed(rest))
-    return kept
-
-
-def _typed(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as they would be typed; those that are null keep their default."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-
-
-def _as_words(options: Mapping[str, str]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]
+    said = typed(flat(config)) | {**changes}
+    known = {action.dest for action in _parser(*_chosen(as_words(said)), command)._actions}
+    return config_of(parse(as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
 
 
 def _chosen(words: list[str]) -> tuple[str, str, str]:
@@ -158,7 +79,7 @@ def _chosen(words: list[str]) -> tuple[str, str, str]:
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if equals:
-            said |= _by_dotted_name(Path(value), read_yaml(Path(value))) if name == "config" else {name: value}
+            said |= by_dotted_name(Path(value), read_yaml(Path(value))) if name == "config" else {name: value}
 
     def choice(name: str, default: str) -> str:
         value = said.get(name)
@@ -170,19 +91,6 @@ def _chosen(words: list[str]) -> tuple[str, str, str]:
         raise unknown("method", method, METHODS)
     defaults = benchmark(bench).defaults
     return bench, method, choice("backbone.name", str(defaults["backbone.name"]))
-
-
-def _by_dotted_name(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
-    """Nested options of a YAML file, one level flat: {"method": {"name": "pah"}} -> {"method.name": "pah"}."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if key in ("method", "backbone", *GROUPS):
-            if not isinstance(value, dict):
-                raise InputError(f"{path}: {key}: expected options by name, got {value!r}")
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[str(key)] = value
-    return flat
 
 
 def _parser(bench: str, method: str, backbone: str, command: Command) -> ArgumentParser:
