@@ -162,6 +162,17 @@ def test_alignment_computes_no_gradient_of_a_weight(stream: Stream) -> None:
     assert all(p.requires_grad for p in method.network.parameters())
 
 
+def test_the_hypernetwork_has_a_learning_rate_of_its_own(stream: Stream) -> None:
+    method = in_task(stream, 3, hypernetwork_lr=1e-7, stability=0.0, alignment=0.0)
+    before = snapshot(method)
+    method.train()
+    method.observe(some_batch(stream.tasks[2]))
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in method.state_dict().items()}
+    of_hypernetwork = {value for name, value in moved.items() if ".hypernetwork." in name}
+    assert 0 < max(of_hypernetwork) < 2e-7
+    assert min(moved["network.heads.prototypes.tasks.2"], moved["network.backbone.body.0.weight"]) > 1e-5
+
+
 def test_alignment_brings_old_answers_back(stream: Stream) -> None:
     """After a change of the backbone, steps on L_sp alone reduce L_sp."""
     method = in_task(stream, 3, prototype_lr=0.01)

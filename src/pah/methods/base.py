@@ -53,13 +53,13 @@ class OptimizerOptions:
         return torch.optim.AdamW(described, fused=True)
 
     def groups(
-        self, backbone: nn.Module, rest: Iterable[nn.Parameter]
+        self, backbone: nn.Module, rest: Iterable[nn.Parameter], rest_lr: float | None = None
     ) -> list[tuple[list[nn.Parameter], float, float]]:
-        """Groups for the backbone and the `rest`, each split by whether weight decay applies."""
-        backbone_lr = self.lr if self.backbone_lr is None else self.backbone_lr
+        """Groups for the backbone and the `rest` (at `lr` unless given), each split by whether weight decay applies."""
+        parts = ((list(backbone.parameters()), self.backbone_lr), (list(rest), rest_lr))
         return [
-            ([p for p in params if (p.ndim > 1) == decayed], lr, self.weight_decay if decayed else 0.0)
-            for params, lr in ((list(backbone.parameters()), backbone_lr), (list(rest), self.lr))
+            ([p for p in params if (p.ndim > 1) == decayed], lr or self.lr, self.weight_decay if decayed else 0.0)
+            for params, lr in parts
             for decayed in (True, False)
         ]
 

@@ -35,6 +35,7 @@ class PAHOptions(MethodOptions):
         conditioning: Υ sees a task's prototypes flattened, all tasks being of one size (paper), or class by class,
             which takes unequal tasks.
         hidden: Widths of the hypernetwork's hidden layers (published 16, 16).
+        hypernetwork_lr: Learning rate of the hypernetwork at its peak; the optimizer's `lr` unless given.
         prototype_size: Side of a prototype in pixels (published 10).
         prototype_channels: 1 or 3 (published 1); never more than the images have.
         prototype_start: A training image of the class (paper), the mean image of the class, or noise.
@@ -52,6 +53,7 @@ class PAHOptions(MethodOptions):
     direction: Direction = "teacher||student"
     conditioning: Conditioning = "classwise"
     hidden: tuple[int, ...] = (256,)
+    hypernetwork_lr: float | None = None
     prototype_size: int = 10
     prototype_channels: int = 3
     prototype_start: PrototypeStart = "semantic"
@@ -64,6 +66,8 @@ class PAHOptions(MethodOptions):
         require(self.alignment >= 0, "method.alignment", "at least 0", self.alignment)
         require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
         require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
+        lr = self.hypernetwork_lr
+        require(lr is None or lr > 0, "method.hypernetwork_lr", "above 0", lr)
         require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
         require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
         require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
@@ -179,7 +183,7 @@ class PAH(Method):
         old = [self.heads.prototypes.tasks[k] for k in self.old_tasks]
         current = [self.heads.prototypes.tasks[self.task]]
         shared = old if o.prototype_optimizer == "shared" else []
-        main = of.groups(self.network.backbone, self.heads.hypernetwork.parameters())
+        main = of.groups(self.network.backbone, self.heads.hypernetwork.parameters(), o.hypernetwork_lr)
         optimizers = [of.build([*main, (current + shared, of.lr, 0.0)])]
         if self._aligns and not shared:
             optimizers.append(of.build([(old, o.prototype_lr, 0.0)]))
