@@ -86,6 +86,7 @@ def typed(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_words(options: Mapping[str, str]) -> list[str]:
+    """Options by dotted name as words: {"method.name": "pah"} -> ["--method.name=pah"]."""
     return [f"--{name}={value}" for name, value in options.items()]
 
 
