@@ -357,7 +357,7 @@ def full_disk_after(writes: int) -> Iterator[None]:
         (0, "log.jsonl"),
         (1, str(STATE)),
         (2, str(STATE)),
-        (3, "model.safetensors"),
+        (3, ".model.safetensors.next"),
         (5, "predictions.safetensors"),
         (6, "metrics.json"),
     ],

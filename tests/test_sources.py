@@ -47,7 +47,7 @@ def undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the data set was read")
 
-    monkeypatch.setattr(decode, "_decode_image", fail)
+    monkeypatch.setattr(decode, "decode_image", fail)
     monkeypatch.setattr(sources, "understand", fail)
 
 

@@ -1,12 +1,10 @@
 """What a finished run leaves: its metrics with where they came from, and its model."""
 
-import hashlib
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,37 +13,44 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pah import checkpoint, metrics
+from pah import checkpoint, learnerfolder, metrics
 from pah.config import InputError
 from pah.data.stream import Stream
+from pah.learnerfolder import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.runconfig import RunConfig
-from pah.runfolder import LEARNER, WEIGHTS
+from pah.taught import Taught
 from pah.trainer import Answers, TrainState
 
 
-def save_network(path: Path, method: Method) -> str:
-    """The network's weights and buffers as safetensors; returns their checksum."""
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in method.network.state_dict().items()})
-    checkpoint.write_file(path, data)
-    return hashlib.sha256(data).hexdigest()
+def save_network(path: Path, method: Method) -> None:
+    """The network's weights and buffers as safetensors."""
+    checkpoint.write_file(path, learnerfolder.weights_of(method.network))
 
 
-def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method) -> None:
-    """The finished network as `model.safetensors`, and `learner.json`, which says what it is."""
-    plain = config.as_dict()
-    learner = {
-        "format": 1,
-        "sha256": save_network(folder / WEIGHTS, method),
-        "method": plain["method"],
-        "backbone": plain["backbone"],
-        "image_shape": list(stream.image_shape),
-        "normalization": asdict(stream.normalization),
-        "class_order": stream.class_order,
-        "tasks": [{"name": task.name, "classes": list(task.class_names)} for task in stream.tasks],
-        "data": stream.where,
-    }
-    checkpoint.write_json(folder / LEARNER, learner)
+def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: list[list[float]]) -> None:
+    """The finished network as a learner: tasks and accuracies, calibrated where the run kept validation images.
+
+    Without dates: the same run writes the same files.
+    """
+    names = [task.name for task in stream.tasks]
+    record = Record(
+        config=config,
+        image_shape=stream.image_shape,
+        normalization=stream.normalization,
+        tasks=tuple(
+            TaughtTask(task.name, task.class_names, task.labels, None, stream.where, len(task.train))
+            for task in stream.tasks
+        ),
+        history=tuple(
+            Lesson(name, None, dict(zip(names, accuracies, strict=False)))
+            for name, accuracies in zip(names, matrix, strict=True)
+        ),
+    )
+    taught = Taught(record, method)
+    for task in stream.tasks:
+        taught = taught.calibrated(task.index, task.validation)
+    learnerfolder.save(folder, taught.record, method.network)
 
 
 def save_predictions(path: Path, found: Sequence[Answers]) -> None:

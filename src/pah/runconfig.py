@@ -10,17 +10,24 @@ from typing import Any
 
 import torch
 
-from pah.config import InputError, derived_seed, require
+from pah.config import InputError, derived_seed, require, unknown
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import benchmark
 from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import BackboneOptions, ConvNetOptions
+from pah.models.backbones import BackboneOptions, ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.trainer import TrainingOptions
+
+GROUPS = {  # of options that every run has
+    "stream": StreamOptions,
+    "augment": AugmentOptions,
+    "optimizer": OptimizerOptions,
+    "training": TrainingOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,29 @@ class RunConfig:
         plain["backbone"].pop("model", None)  # part of the name, timm:<model>
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "RunConfig":
+        """The configuration that `as_dict` describes; what it does not say has its default.
+
+        Raises:
+            InputError: a method or backbone that there is not, an option that it does not have, or one out of range.
+        """
+        said: dict[str, Any] = {
+            key: _options(value) if isinstance(value, Mapping) else value for key, value in plain.items()
+        }
+        method, backbone = said["method"].pop("name"), said["backbone"].pop("name")
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        try:
+            made: dict[str, Any] = {
+                "method_options": METHODS[method].options(**said["method"]),
+                "backbone_options": backbone_options(backbone, said["backbone"]),
+                **{group: options(**said.get(group, {})) for group, options in GROUPS.items()},
+            }
+            return cls(**{**said, **made, "method": method, "backbone": backbone})
+        except TypeError as error:
+            raise InputError(f"configuration: expected options of this pah, got: {error}") from None
+
     def completed(self, written: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration of this method and backbone as it was `written`, perhaps before some options came to be:
         what it does not say has its default."""
@@ -79,6 +109,11 @@ class RunConfig:
     def folder(self) -> Path:
         """Where the run goes unless told otherwise."""
         return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the dataclasses hold them: JSON and YAML have lists where these have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def load_stream(config: RunConfig) -> Stream:

@@ -32,7 +32,18 @@ from pah.runfolder import (
     refuse_other_run,
     run_files,
 )
-from pah.trainer import EpochDone, Event, StepDone, TaskDone, TrainState, answers, evaluate, replay, train
+from pah.trainer import (
+    EpochDone,
+    Event,
+    StepDone,
+    TaskDone,
+    TrainState,
+    answers,
+    evaluate,
+    replay,
+    require_finite,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def _train(
         watch(Progress(event, state, stream, config))
         if stopping:
             raise StoppedError
-    save_model(folder / MODEL, config, stream, method)
+    save_model(folder / MODEL, config, stream, method, state.matrix)
     save_predictions(folder / PREDICTIONS, answers(method, stream.tasks, config.training))
     found = results(config, stream, method, state, revision)
     if config.training.flip_test:  # what the mirror images add can be told only beside what comes without them
@@ -152,22 +163,11 @@ def _train(
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
-    _require_finite(method, state)
+    require_finite(method, state)
     tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
     tensors |= {f"optimizer/{k}": tensor for k, tensor in checkpoint.optimizer_tensors(method.optimizers).items()}
     facts = {"fingerprint": config.fingerprint, "state": asdict(state)}
     checkpoint.save(folder / CHECKPOINT, tensors, facts)
-
-
-def _require_finite(method: Method, state: TrainState) -> None:
-    """Raise InputError for weights that are of no use: the loss of a last step is seen by nobody."""
-    for name, tensor in method.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            inside = f"task {state.task + 1}, epoch {state.epoch + 1}, step {state.step}"
-            raise InputError(
-                f"{name} became NaN or infinite by {inside if state.began else f'the end of task {state.task}'}: "
-                "expected finite weights; a lower --optimizer.lr may help"
-            )
 
 
 def _restore(config: RunConfig, folder: Path, stream: Stream, method: Method) -> TrainState:

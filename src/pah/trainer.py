@@ -6,7 +6,7 @@ the `TrainState` says exactly how far training has come, so that is where it may
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,22 +124,41 @@ def train(
     """
     for task in stream.tasks[state.task :]:
         seen = stream.tasks[: task.index + 1]
-        if not state.began:
-            with computing(options.precision, CPU):
-                begin(method, task, seed)
-            state.began = True
-        for _ in range(state.epoch, options.epochs_of(task.index)):
-            yield from _epoch(method, seen, options, augment, seed, state)
+        yield from learn_task(method, seen, options, augment, seed, state)
         started = time.perf_counter()
-        torch.manual_seed(derived_seed(seed, task.index, "end"))
-        method.end_task(task)
-        method.release()
         accuracies, class_incremental = evaluate(method, seen, options)
         state.matrix.append(accuracies)
         state.class_incremental.append(class_incremental)
         state.task, state.began, state.epoch = task.index + 1, False, 0
         state.seconds += time.perf_counter() - started
         yield TaskDone(task.index, accuracies)
+
+
+def learn_task(
+    method: Method,
+    seen: tuple[Task, ...],
+    options: TrainingOptions,
+    augment: AugmentOptions,
+    seed: int,
+    state: TrainState,
+) -> Iterator[Event]:
+    """Learn the last of the tasks `seen` from where `state` stands to its end; nothing is evaluated.
+
+    Raises:
+        InputError: a loss became NaN or infinite: says which term, in which task and step.
+    """
+    task = seen[-1]
+    if not state.began:
+        with computing(options.precision, CPU):
+            begin(method, task, seed)
+        state.began = True
+    for _ in range(state.epoch, options.epochs_of(task.index)):
+        yield from _epoch(method, seen, options, augment, seed, state)
+    started = time.perf_counter()
+    torch.manual_seed(derived_seed(seed, task.index, "end"))
+    method.end_task(task)
+    method.release()
+    state.seconds += time.perf_counter() - started
 
 
 def _epoch(
@@ -195,6 +214,17 @@ def replay(method: Method, stream: Stream, state: TrainState, seed: int) -> None
         method.release()
 
 
+def require_finite(method: Method, state: TrainState) -> None:
+    """Raise InputError for weights that are of no use: the loss of a last step is seen by nobody."""
+    for name, tensor in method.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            inside = f"task {state.task + 1}, epoch {state.epoch + 1}, step {state.step}"
+            raise InputError(
+                f"{name} became NaN or infinite by {inside if state.began else f'the end of task {state.task}'}: "
+                "expected finite weights; a lower --optimizer.lr may help"
+            )
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a method answers to the images of one task, in order; each (N,), int64."""
@@ -218,14 +248,19 @@ def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) ->
             part = task.test if options.evaluate_on == "test" else task.validation
             given, not_given = [], []
             for x, _ in evaluation_batches(task, part, size):
-                logits = method.answers(x, indices)
-                if options.flip_test:
-                    mirrored = method.answers(x.flip(3), indices)
-                    logits = [(a + b) / 2 for a, b in zip(logits, mirrored, strict=True)]
+                logits = task_logits(method, x, indices, options.flip_test)
                 given.append(logits[position].argmax(dim=1))
                 not_given.append(torch.cat(logits, dim=1).argmax(dim=1))
             found.append(Answers(part.labels, torch.cat(given), torch.cat(not_given)))
     return found
+
+
+def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> list[Tensor]:
+    """Logits of several tasks' heads, with `flip` the mean over an image and its mirror image: a (B, C_k) for each."""
+    logits = method.answers(x, tasks)
+    if flip:
+        logits = [(a + b) / 2 for a, b in zip(logits, method.answers(x.flip(3), tasks), strict=True)]
+    return logits
 
 
 def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[float], float]:

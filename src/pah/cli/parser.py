@@ -11,12 +11,12 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pah.checkpoint import read_yaml
-from pah.cli.words import GROUPS, SHORT, as_words, by_dotted_name, typed, without_others
+from pah.cli.words import SHORT, as_words, by_dotted_name, typed, without_others
 from pah.config import InputError, require, unknown
 from pah.data.benchmarks import BENCHMARKS, benchmark
 from pah.methods import METHODS
-from pah.models.backbones import BACKBONES, TimmOptions
-from pah.runconfig import RunConfig
+from pah.models.backbones import BACKBONES, backbone_options
+from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
@@ -131,7 +131,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
     add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
-    _add_options(parser, "backbone", backbone, type(_backbone_options(backbone, {})))
+    _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
         _add_options(parser, group, None, options)
     known = {action.dest for action in parser._actions}
@@ -157,29 +157,8 @@ def _add_options(parser: ArgumentParser, group: str, name: str | None, options: 
 
 def config_of(options: Namespace) -> RunConfig:
     """The checked configuration; whatever is out of range is refused by the dataclass that owns it."""
-    nested = options.as_dict()
-    method, backbone = nested["method"].pop("name"), nested["backbone"].pop("name")
-    return RunConfig(
-        benchmark=nested["benchmark"],
-        data=nested["data"],
-        label_column=nested["label_column"],
-        image_size=nested["image_size"],
-        seed=nested.get("seed", 0),
-        snapshots=nested["snapshots"],
-        method=method,
-        method_options=METHODS[method].options(**nested["method"]),
-        backbone=backbone,
-        backbone_options=_backbone_options(backbone, nested["backbone"]),
-        **{group: options(**nested[group]) for group, options in GROUPS.items()},
-    )
-
-
-def _backbone_options(name: str, values: dict[str, Any]) -> Any:
-    if name.startswith("timm:"):
-        return TimmOptions(**values, model=name.removeprefix("timm:"))
-    if name not in BACKBONES:
-        raise unknown("backbone", name, [*BACKBONES, "timm:<name>"])
-    return BACKBONES[name](**values)
+    said = options.as_dict()
+    return RunConfig.from_dict({key: said[key] for key in RunConfig().as_dict() if key in said})
 
 
 def _readable(message: str, parser: ArgumentParser) -> InputError:

@@ -8,10 +8,7 @@ from typing import Any
 
 from pah.checkpoint import read_yaml
 from pah.config import InputError
-from pah.data.augment import AugmentOptions
-from pah.data.stream import StreamOptions
-from pah.methods.base import OptimizerOptions
-from pah.trainer import TrainingOptions
+from pah.runconfig import GROUPS
 
 SHORT = {  # what users say, and which option it is
     "--method": "--method.name",
@@ -22,12 +19,6 @@ SHORT = {  # what users say, and which option it is
     "--buffer": "--method.buffer",
 }
 FLAGS = {"--overwrite", "--help", "-h", "--print_config"}  # options that take no value
-GROUPS = {  # of options that every run has
-    "stream": StreamOptions,
-    "augment": AugmentOptions,
-    "optimizer": OptimizerOptions,
-    "training": TrainingOptions,
-}
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
 
 

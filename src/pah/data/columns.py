@@ -10,6 +10,7 @@ import pyarrow.dataset
 
 from pah.config import InputError
 from pah.data.decode import Encoded, Labels, reading
+from pah.data.image import size_of
 
 Tables: TypeAlias = Mapping[str, pyarrow.dataset.Dataset]  # split -> its rows; the schema carries the features
 
@@ -24,7 +25,7 @@ def understand(tables: Tables, data: str, label_column: str | None) -> tuple[tup
     """
     with reading(data):
         features, test_features = (datasets.Features.from_arrow_schema(t.schema) for t in tables.values())
-    images, column = _image_column(features, data), _label_column(features, label_column, data)
+    images, column = _image_column(features, data), label_column_of(features, label_column, data)
     names = getattr(features[column], "names", None)
     if names != getattr(test_features.get(column), "names", None):
         raise InputError(f"{data}: expected {column!r} to have the same class names in both splits, got different ones")
@@ -40,6 +41,14 @@ def understand(tables: Tables, data: str, label_column: str | None) -> tuple[tup
     return tuple(names), train, test
 
 
+def first_size(table: pyarrow.dataset.Dataset, where: str) -> tuple[int, int]:
+    """Width and height of the first image."""
+    with reading(where):
+        column = _image_column(datasets.Features.from_arrow_schema(table.schema), where)
+        row = datasets.Image().cast_storage(table.head(1, columns=[column]).column(0).combine_chunks()).to_pylist()[0]
+    return size_of(row, where)
+
+
 def _image_column(features: datasets.Features, data: str) -> str:
     """The only column of images, or of structs of bytes and path, as which Parquet from elsewhere stores them."""
     images = [
@@ -52,7 +61,7 @@ def _image_column(features: datasets.Features, data: str) -> str:
     return str(images[0])
 
 
-def _label_column(features: datasets.Features, asked: str | None, data: str) -> str:
+def label_column_of(features: datasets.Features, asked: str | None, data: str) -> str:
     """The column `asked` for; otherwise "label", "fine_label", the only ClassLabel or the only integers."""
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     integers = [name for name, kind in features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,17 +24,14 @@ import pyarrow
 import pyarrow.dataset
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pah.config import InputError
+from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line
 
 VERSION = 1  # of the cache's layout; a change makes every older folder unused
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # the cache's files, Decoded's fields
-MAX_PIXELS = 50_000_000  # of one image; more is taken for a decompression bomb
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs: EPS, Ghostscript
 ROWS = 512  # images decoded at a time, the most that are in memory
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int64]
 
 
@@ -58,15 +54,6 @@ class Decoded:
     train_labels: Labels
     test_pixels: Pixels
     test_labels: Labels
-
-
-class _ColourError(Exception):
-    """A colour image came up while all of them were taken for grey."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, for messages of one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -141,7 +128,7 @@ def _build(folder: Path, class_names: tuple[str, ...], train: Encoded, test: Enc
         fresh.mkdir()
         try:
             _write_pixels(fresh, train, test, "L", image_size)
-        except _ColourError:  # as a rule the first image tells, so next to nothing is decoded twice
+        except ColourError:  # as a rule the first image tells, so next to nothing is decoded twice
             _write_pixels(fresh, train, test, "RGB", image_size)
         np.save(fresh / "train_labels.npy", train.labels)
         np.save(fresh / "test_labels.npy", test.labels)
@@ -152,7 +139,7 @@ def _build(folder: Path, class_names: tuple[str, ...], train: Encoded, test: Enc
         fresh.rename(folder)
 
 
-def _write_pixels(folder: Path, train: Encoded, test: Encoded, mode: str, image_size: int | None) -> None:
+def _write_pixels(folder: Path, train: Encoded, test: Encoded, mode: Mode, image_size: int | None) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, palettes: of no use to the reader
         decoder = _Decoder(mode, image_size, pool)
@@ -176,9 +163,9 @@ def _write(file: Path, count: int, batches: Iterator[Pixels]) -> None:
 class _Decoder:
     """Decodes splits to one mode, "L" or "RGB", and insists that all images, of all splits, have one size."""
 
-    def __init__(self, mode: str, image_size: int | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, mode: Mode, image_size: int | None, pool: ThreadPoolExecutor) -> None:
         self.mode = mode
-        self.image_size = image_size
+        self.size = None if image_size is None else (image_size, image_size)
         self.pool = pool
         self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) of the first image, where it is
 
@@ -205,7 +192,7 @@ class _Decoder:
         return np.stack(images).transpose(0, 3, 1, 2)
 
     def _decode_part(self, rows: list[tuple[Any, str]]) -> list[Pixels]:
-        return [_decode_image(row, where, self.mode, self.image_size) for row, where in rows]
+        return [decode_image(row, where, self.mode, self.size) for row, where in rows]
 
     def _check_size(self, image: Pixels, where: str) -> None:
         self.first = self.first or (image.shape, where)
@@ -220,39 +207,3 @@ class _Decoder:
 def _name(row: Mapping[str, Any] | None, where: str) -> str:
     """Where an image is, for messages: its file if it is one, otherwise its place in the table."""
     return str(row["path"]) if row and row["bytes"] is None and row["path"] else where
-
-
-def _decode_image(row: Mapping[str, Any] | None, where: str, mode: str, image_size: int | None) -> Pixels:
-    """One image, (H, W, C); _ColourError if it is in colour and `mode` is "L"."""
-    try:
-        with _open(row) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
-            if mode == "L" and Image.getmodebase(image.mode) != "L":
-                raise _ColourError
-            pixels = _convert(ImageOps.exif_transpose(image), mode)
-        if image_size is not None:
-            pixels = ImageOps.fit(pixels, (image_size, image_size), Image.Resampling.BILINEAR)
-        return np.atleast_3d(np.asarray(pixels))
-    except _ColourError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
-        raise InputError(f"{where}: expected an image, got: {first_line(error)}") from error
-
-
-def _open(row: Mapping[str, Any] | None) -> Image.Image:
-    if row is None or (row["bytes"] is None and not row["path"]):
-        raise ValueError("nothing")
-    try:
-        return Image.open(row["path"] if row["bytes"] is None else BytesIO(row["bytes"]), formats=FORMATS)
-    except UnidentifiedImageError:  # its own message is an object's address
-        raise ValueError(f"data in none of the formats {', '.join(FORMATS)}") from None
-
-
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """`image` in 8 bits a channel."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 and not scale
-        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
-    return image.convert(mode)

@@ -3,6 +3,7 @@
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,16 @@ import torch
 from torch import Tensor
 
 from pah.config import InputError, generator, require
-from pah.data.columns import Tables, understand
-from pah.data.decode import cache_key, decode_once, first_line, reading
+from pah.data.columns import Tables, first_size, label_column_of, understand
+from pah.data.decode import cache_key, decode_once, reading
+from pah.data.image import decode_image, first_line
 from pah.hub import hub_answers
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
 
+Data: TypeAlias = str | datasets.Dataset | datasets.DatasetDict
 Rows: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
 T = TypeVar("T")
 
@@ -50,6 +53,9 @@ class Source:
     class_names: tuple[str, ...]
     train: Images
     test: Images
+    skipped: tuple[str, ...] = ()  # image files that could not be read, where that was allowed
+    divided: bool = False  # the test images were taken from the training images, as the data have no test part
+    changed: tuple[str, ...] = ()  # what had to be done to the images, in words
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class _Found:
 
     tables: Tables  # training split, test split
     files: list[Path]  # that hold it: while these are the same, so is the data set
+    fingerprint: str | None = None  # of a data set in memory, where no file tells
+    divided: bool = False  # as in `Source`
 
 
 def load_digits() -> Source:
@@ -70,7 +78,7 @@ def load_digits() -> Source:
     test = torch.zeros(len(labels), dtype=torch.bool)
     for y in range(10):
         rows = (labels == y).nonzero().squeeze(1)
-        test[rows[list(_fifth(len(rows), str(y)))]] = True
+        test[rows[list(fifth(len(rows), str(y)))]] = True
     return Source(
         where="scikit-learn (embedded)",
         class_names=tuple("0123456789"),
@@ -79,49 +87,86 @@ def load_digits() -> Source:
     )
 
 
-def load_source(data: str, *, label_column: str | None = None, image_size: int | None = None) -> Source:
+def load_source(
+    data: Data, *, label_column: str | None = None, image_size: int | None = None, skip_unreadable: bool = False
+) -> Source:
     """The data set `data`, decoded once and memory-mapped from then on.
 
     data: a folder of Parquet files in the hub's layout (train-*.parquet, test-*.parquet, here or in data/);
         a folder of class folders (train/<class>/ and test/<class>/; or <class>/, a fixed fifth of which is for
-        testing); TinyImageNet's own folder (val/val_annotations.txt); or a Hugging Face hub id
+        testing); TinyImageNet's own folder (val/val_annotations.txt); a Hugging Face hub id; or a data set of the
+        Hugging Face library (of a single split, a fixed fifth of each class is for testing)
     label_column: of the labels; None takes "label", "fine_label", the only ClassLabel or the only integers
     image_size: resize the shorter side of every image to this and crop the centre; None leaves them as they are
+    skip_unreadable: leave out image files that cannot be read, which `Source.skipped` lists
 
     Raises InputError, of one line, where the data are missing, unreadable or not a complete data set.
     """
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
-    with reading(data):
-        found = _find(data)
-        key = cache_key(found.files, label_column, image_size)
-    decoded = decode_once(key, lambda: understand(found.tables, data, label_column), image_size)
+    choose = _Files(skip_unreadable)
+    where = data if isinstance(data, str) else "data set"
+    with reading(where):
+        found = _find(data, choose) if isinstance(data, str) else _find_in_memory(data, label_column)
+        fingerprint = () if found.fingerprint is None else (found.fingerprint,)
+        key = cache_key(found.files, label_column, image_size, *fingerprint)
+    decoded = decode_once(key, lambda: understand(found.tables, where, label_column), image_size)
     return Source(
-        where=data,
+        where=where,
         class_names=decoded.class_names,
         train=Images(torch.from_numpy(decoded.train_pixels), torch.from_numpy(decoded.train_labels)),
         test=Images(torch.from_numpy(decoded.test_pixels), torch.from_numpy(decoded.test_labels)),
+        skipped=tuple(map(str, choose.unreadable)),
+        divided=found.divided,
+        changed=resized(first_size(found.tables["train"], where), image_size) if image_size else (),
     )
 
 
-def _fifth(count: int, name: str) -> set[int]:
+def resized(came: tuple[int, int], image_size: int) -> tuple[str, ...]:
+    """What becomes of images, in words, if the first one is of that width and height; nothing if that is asked."""
+    if came == (image_size, image_size):
+        return ()
+    return (f"images of {came[0]}x{came[1]} (the first one) become {image_size}x{image_size}",)
+
+
+def fifth(count: int, name: str) -> set[int]:
     """Which of the `count` images of class `name` are for testing: the same ones in every run, of any seed."""
     order = torch.randperm(count, generator=generator(0, "test part", name))
     return set(order[: max(1, round(count / 5))].tolist())
 
 
-def _find(data: str) -> _Found:
+class _Files:
+    """Lists the image files of a folder; with `skip_unreadable` only those that can be read, the others are noted."""
+
+    def __init__(self, skip_unreadable: bool) -> None:
+        self.skip_unreadable = skip_unreadable
+        self.unreadable: list[Path] = []
+
+    def __call__(self, folder: Path) -> list[Path]:
+        files = [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]
+        return [file for file in files if self._readable(file)] if self.skip_unreadable else files
+
+    def _readable(self, file: Path) -> bool:
+        try:
+            decode_image({"path": str(file), "bytes": None}, str(file), "RGB", None)
+        except InputError:
+            self.unreadable.append(file)
+            return False
+        return True
+
+
+def _find(data: str, images_of: _Files) -> _Found:
     path = Path(os.path.expanduser(data))  # Path's own method raises where a user is unknown
     if data and path.is_dir():
-        return _find_local(path.resolve(), data)
+        return _find_local(path.resolve(), data, images_of)
     if path.exists() or not HUB_ID.fullmatch(data):
         came = "a file" if path.is_file() else "a path that does not exist"
         raise InputError(f"{data!r}: expected a folder of images or Parquet files or a hub id, got {came}")
     return _find_on_hub(data)
 
 
-def _find_local(folder: Path, data: str) -> _Found:
+def _find_local(folder: Path, data: str, images_of: _Files) -> _Found:
     for find in (_find_parquet, _find_tiny_imagenet, _find_class_folders):
-        if (found := find(folder, data)) is not None:
+        if (found := find(folder, data, images_of)) is not None:
             return found
     raise InputError(
         f"{data}: expected train-*.parquet, train/<class>/ folders or <class>/ folders with images, found no images"
@@ -138,7 +183,7 @@ def _splits(found: Mapping[str, T], data: str) -> dict[str, T]:
     return {"train": found["train"], test: found[test]}
 
 
-def _find_parquet(folder: Path, data: str) -> _Found | None:
+def _find_parquet(folder: Path, data: str, images_of: _Files) -> _Found | None:
     for base in (folder, folder / "data"):
         shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
         if any(shards.values()):
@@ -148,12 +193,12 @@ def _find_parquet(folder: Path, data: str) -> _Found | None:
     return None
 
 
-def _find_tiny_imagenet(folder: Path, data: str) -> _Found | None:
+def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | None:
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file():
         return None
     classes = _folders(folder / "train")
-    train = [(file, wnid.name) for wnid in classes for file in _images(wnid / "images")]
+    train = [(file, wnid.name) for wnid in classes for file in images_of(wnid / "images")]
     val = []
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
@@ -163,28 +208,25 @@ def _find_tiny_imagenet(folder: Path, data: str) -> _Found | None:
     return _from_rows({"train": train, "val": val}, classes, annotations)
 
 
-def _find_class_folders(folder: Path, data: str) -> _Found | None:
+def _find_class_folders(folder: Path, data: str, images_of: _Files) -> _Found | None:
     children = {child.name: child for child in _folders(folder)}
     parts = {name: _folders(children[name]) for name in ("train", *TEST_SPLITS) if name in children}
     if any(parts.values()) or len(parts) > 1:  # otherwise "train" is the name of a class, as it is in CIFAR-100
         splits = _splits(parts, data)
-        rows = {split: [(file, c.name) for c in classes for file in _images(c)] for split, classes in splits.items()}
+        rows = {split: [(file, c.name) for c in classes for file in images_of(c)] for split, classes in splits.items()}
         return _from_rows(rows, [c for classes in splits.values() for c in classes])
     rows = {"train": [], "test": []}
     for name, child in children.items():
-        files = _images(child)
-        test = _fifth(len(files), name)
+        files = images_of(child)
+        test = fifth(len(files), name)
         for i, file in enumerate(files):
             rows["test" if i in test else "train"].append((file, name))
-    return _from_rows(rows, list(children.values()))
+    found = _from_rows(rows, list(children.values()))
+    return found and dataclasses.replace(found, divided=True)
 
 
 def _folders(folder: Path) -> list[Path]:
     return [child for child in _visible(folder) if child.is_dir()]
-
-
-def _images(folder: Path) -> list[Path]:
-    return [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -224,11 +266,33 @@ def _find_on_hub(data: str) -> _Found:
             "--data PATH with a folder of Parquet files or of class folders would do"
         ) from error
     splits = _splits({str(split): part for split, part in loaded.items()}, data)
-    tables = {
+    return _Found(_tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
+
+
+def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column: str | None) -> _Found:
+    """The splits of a data set in memory; of a single one, a fixed fifth of each class becomes the test split."""
+    if whole := isinstance(data, datasets.DatasetDict):
+        parts = _splits({str(split): part for split, part in data.items()}, "data set")
+    else:
+        column = label_column_of(data.features, label_column, "data set")
+        labels = np.asarray(data[column])
+        held = {
+            int(rows[i])
+            for y in np.unique(labels)
+            for rows in [np.flatnonzero(labels == y)]
+            for i in fifth(len(rows), str(y))
+        }
+        parts = {"train": data.select(sorted(set(range(len(data))) - held)), "test": data.select(sorted(held))}
+    flat = {split: part.flatten_indices() for split, part in parts.items()}
+    return _Found(_tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
+
+
+def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
+    """Splits as Arrow tables whose schema tells the features."""
+    return {
         split: pyarrow.dataset.dataset(part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata))
         for split, part in splits.items()
     }
-    return _Found(tables, [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 B: images, H and W: height and width, D: features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -178,6 +179,15 @@ BACKBONES: dict[str, Callable[..., BackboneOptions]] = {
     "resnet18-slim": SlimResNet18Options,
     "resnet32": ResNet32Options,
 }
+
+
+def backbone_options(name: str, values: Mapping[str, Any]) -> BackboneOptions:
+    """The options of the backbone of that name; InputError, naming the nearest, if there is none."""
+    if name.startswith("timm:"):
+        return TimmOptions(**values, model=name.removeprefix("timm:"))
+    if name not in BACKBONES:
+        raise unknown("backbone", name, [*BACKBONES, "timm:<name>"])
+    return BACKBONES[name](**values)
 
 
 def _begins_a_stage(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pah.config import InputError
 from pah.models.backbones import Backbone
 from pah.models.hypernetwork import Conditioning, build_hypernetwork
 from pah.models.modes import full_precision
@@ -27,6 +28,10 @@ class Heads(nn.Module, ABC):
     @abstractmethod
     def grow(self, classes: int) -> None:
         """Make room for the head of one more task; every shape is fixed from here on."""
+
+    def remove(self, task: int) -> None:
+        """Drop what belongs to a task alone; those after it move up by one. InputError where nothing can be dropped."""
+        raise InputError(f"forget: expected heads that a task can be taken from, got {type(self).__name__}")
 
     @abstractmethod
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
@@ -60,6 +65,11 @@ class StoredHeads(Heads):
         rows[:, :-1].uniform_(-(self.features**-0.5), self.features**-0.5)
         self.tasks.append(nn.Parameter(rows))
 
+    def remove(self, task: int) -> None:
+        """Drop the task's head."""
+        del self.sizes[task]
+        self.tasks = nn.ParameterList(p for k, p in enumerate(self.tasks) if k != task)
+
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
         """The stored rows."""
         return torch.cat([self.tasks[k].detach() if k in detach else self.tasks[k] for k in tasks])
@@ -90,6 +100,11 @@ class GeneratedHeads(Heads):
             numbers = self.prototypes.channels * self.prototypes.size**2
             self.hypernetwork = build_hypernetwork(self.conditioning, classes, numbers, self.features, self.hidden)
 
+    def remove(self, task: int) -> None:
+        """Drop the task's prototypes."""
+        del self.sizes[task]
+        self.prototypes.remove(task)
+
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
         """The generated rows of all these heads, in one call of the hypernetwork."""
         return self.generate(self.prototypes.of(tasks, detach), tasks)
@@ -118,6 +133,10 @@ class Network(nn.Module):
         """Make room for one more task; every shape is fixed from here on."""
         self.heads.grow(classes)
 
+    def remove(self, task: int) -> None:
+        """Forget a task; those after it move up by one."""
+        self.heads.remove(task)
+
     def footprint(self) -> dict[str, Any]:
         """How many numbers the model keeps: of the backbone, of a hypernetwork, and for each task seen (a list)."""
         return {
@@ -142,6 +161,10 @@ class Network(nn.Module):
 
 class TaskNetwork(Network, ABC):
     """f(x | k) = head(β_k(x); θ_k): the features depend on the task, so every task asked costs a pass of its own."""
+
+    def remove(self, task: int) -> None:
+        """InputError: tasks lie in each other's weights."""
+        raise InputError(f"forget: expected a network that a task can be taken from, got {type(self).__name__}")
 
     @abstractmethod
     def features(self, x: Tensor, task: int) -> Tensor:

@@ -33,6 +33,10 @@ class Prototypes(nn.Module):
         with torch.no_grad():
             self.tasks[task].copy_(start)
 
+    def remove(self, task: int) -> None:
+        """Drop a task's prototypes; those after it move up by one."""
+        self.tasks = nn.ParameterList(p for k, p in enumerate(self.tasks) if k != task)
+
     def of(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
         """The tasks' prototypes in one batch, (Σ C_k, channels, s, s); without gradient for those in `detach`."""
         return torch.cat([self.tasks[k].detach() if k in detach else self.tasks[k] for k in tasks])

@@ -1,0 +1,278 @@
+"""A classifier that learns one group of classes after another, and can be saved, taught and asked at any time."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from pah import learnerfolder
+from pah.config import InputError, derived_seed, require
+from pah.data.augment import AugmentOptions
+from pah.data.image import Images, to_pixels
+from pah.data.lesson import Data, load_lesson, whole
+from pah.data.sources import Source
+from pah.data.stream import StreamOptions, make_stream
+from pah.inference import RULE, Rule
+from pah.learnerfolder import Lesson, Record, TaughtTask
+from pah.methods.base import Method
+from pah.models.backbones import backbone_options
+from pah.runconfig import RunConfig, build_method
+from pah.runfolder import locked
+from pah.taught import Evaluation, Prediction, Taught, without_images
+from pah.trainer import Event, TrainState, learn_task, require_finite
+
+FALSE_ALARM = 0.05  # share of images of known classes that `unknown=True` takes for none of them
+DEFAULT = RunConfig(
+    benchmark="split",
+    image_size=64,
+    backbone="resnet18-slim",
+    backbone_options=backbone_options("resnet18-slim", {}),
+    stream=StreamOptions(validation=0.1),
+    augment=AugmentOptions(crop=8, flip=True),
+)
+
+
+class DriftError(Exception):
+    """A lesson changed old answers more than its owner allows, and was rolled back. `drift`: of each task, 0 to 1."""
+
+    def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
+        worst = max(drift, key=lambda name: drift[name])
+        super().__init__(
+            f"lesson rolled back: expected no task to drift by more than {allowed}, got {drift[worst]:.3f} of {worst!r}"
+        )
+        self.drift = drift
+
+
+class ContinualLearner:
+    """Learns tasks one after another without keeping their images, and answers about all of them.
+
+    Args:
+        backbone: Name of the backbone, with its default options; that of `config` unless given.
+        config: Method, backbone, training and the rest of the options; `image_size` is that of the learner's images,
+            whatever size arrives, and `stream.validation` the share of a lesson that probabilities are calibrated on.
+
+    Raises:
+        InputError: there is no such backbone, or the method keeps more than a network, which is all a learner keeps.
+    """
+
+    def __init__(self, backbone: str | None = None, config: RunConfig = DEFAULT) -> None:
+        if backbone is not None:
+            config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
+        require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
+        self._config = config
+        self._taught: Taught | None = None  # from the first lesson on
+        self._came_from: tuple[Path, str] | None = None  # the folder it was loaded from or saved in, and its state
+
+    @property
+    def config(self) -> RunConfig:
+        """Its options."""
+        return self._taught.record.config if self._taught else self._config
+
+    @property
+    def tasks(self) -> tuple[TaughtTask, ...]:
+        """What it knows, in the order of the lessons."""
+        return self._taught.record.tasks if self._taught else ()
+
+    @property
+    def history(self) -> tuple[Lesson, ...]:
+        """Every lesson, with what was measured after it."""
+        return self._taught.record.history if self._taught else ()
+
+    def learn(
+        self,
+        name: str,
+        data: Data,
+        *,
+        classes: Sequence[str] | None = None,
+        label_column: str | None = None,
+        skip_unreadable: bool = False,
+        held_out: Mapping[str, Data] | None = None,
+        max_drift: float | None = None,
+        watch: Callable[[Event], None] = lambda _: None,
+    ) -> Lesson:
+        """Teach a task; whatever goes wrong, the learner stays as it was.
+
+        Args:
+            name: By which the task is asked.
+            data: Its images; what `load_lesson` takes.
+            classes: Only these classes of the data; all unless given.
+            label_column: Of the labels, where it is not plain.
+            skip_unreadable: Leave out image files that cannot be read.
+            held_out: For old tasks by name, images kept for checking: accuracy on them is measured before and after.
+            max_drift: The most, 0 to 1, by which the answers to an old task's prototypes may move, or the accuracy on
+                what was held out for it may fall.
+            watch: Called with every event of training.
+
+        Raises:
+            InputError: the name is taken, the data are not good, or the loss became infinite.
+            DriftError: there was more drift than `max_drift`.
+        """
+        started = time.monotonic()
+        if any(task.name == name for task in self.tasks):
+            raise InputError(
+                f"task {name!r}: expected a new name, got one taught before; forget({name!r}) makes room for it"
+            )
+        require(name.strip() != "", "task", "a name", name)
+        source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
+        checks = {
+            old: (self._known.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
+        }
+        before = {old: self._known.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
+        taught, accuracy = self._taught_anew(name, source, watch)
+        after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
+        drift = taught.drift_from(self._taught) if self._taught else {}
+        worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}
+        if max_drift is not None and any(moved > max_drift for moved in worst.values()):
+            raise DriftError(worst, max_drift)
+        lesson = Lesson(
+            name=name,
+            taught=_now(),
+            accuracies=after | {name: accuracy},
+            drift=drift,
+            seconds=round(time.monotonic() - started, 3),
+            notes=notes,
+        )
+        record = dataclasses.replace(taught.record, history=(*taught.record.history, lesson))
+        self._taught = dataclasses.replace(taught, record=record)
+        return lesson
+
+    def predict(
+        self, images: Images, task: str | None = None, *, rule: Rule = RULE, unknown: bool | float = False
+    ) -> list[Prediction]:
+        """What is on each image.
+
+        Args:
+            images: uint8 (N, H, W) or (N, H, W, 3), PIL images, or image files; of any size.
+            task: Whose classes are asked; inferred unless given.
+            rule: How the task is inferred (`pah.inference.task_scores`).
+            unknown: Whether "none of these" is an answer; a number is the share of images of known classes for which
+                it may be the answer, `True` stands for 0.05.
+
+        Raises:
+            InputError: an unknown task, or images that are none.
+        """
+        taught = self._known
+        rate = (FALSE_ALARM if unknown is True else float(unknown)) if unknown is not False else None
+        require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
+        among = range(len(self.tasks)) if task is None else [taught.index(task)]
+        pixels = torch.from_numpy(to_pixels(images, taught.record.image_shape))
+        return [one for found in taught.answer(pixels, among, rule) for one in taught.predictions(found, rate)]
+
+    def evaluate(self, data: Data, task: str, *, task_given: bool = True, rule: Rule = RULE) -> Evaluation:
+        """Accuracy on labelled images of a task: of their own test part, where they have one, otherwise of all.
+
+        Args:
+            data: What `load_lesson` takes; its classes are the task's, or some of them.
+            task: Whose images they are.
+            task_given: Whether the learner is told so.
+            rule: How it finds the task where it is not told.
+
+        Raises:
+            InputError: an unknown task, other classes, or data that are not good.
+        """
+        index = self._known.index(task)
+        return self._known.evaluate(whole(self._load(data)[0]), index, None if task_given else rule)
+
+    def forget(self, name: str) -> None:
+        """Remove a task, its names, prototypes and head: what remains answers as before.
+
+        Raises:
+            InputError: an unknown task, the only one, or a network whose parts for a task cannot be told apart.
+        """
+        taught = self._known.copied()
+        index = taught.index(name)
+        require(len(self.tasks) > 1, "forget", "a task beside others", name)
+        taught.method.network.remove(index)
+        taught.method.task -= 1
+        tasks = tuple(task for task in self.tasks if task.name != name)
+        self._taught = Taught(dataclasses.replace(taught.record, tasks=tasks), taught.method)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the learner into a folder, whole or not at all.
+
+        Raises:
+            InputError: nothing was taught yet, the folder holds another learner or one that another process taught in
+                the meantime, or the disk is full.
+        """
+        path = Path(folder)
+        taught = self._known
+        with locked(path):
+            state = learnerfolder.state_of(path)
+            if state is not None and self._came_from != (path.resolve(), state):
+                raise InputError(
+                    f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
+                    "taught since; save it elsewhere"
+                )
+            learnerfolder.save(path, taught.record, taught.method.network)
+            self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ContinualLearner":
+        """The learner in a folder, or the model of a run (`runs/x/model`).
+
+        Raises:
+            InputError: there is none, it is damaged, or a newer pah wrote it.
+        """
+        path = Path(folder)
+        state = learnerfolder.state_of(path)
+        record, weights = learnerfolder.load(path)
+        learner = cls(config=record.config)
+        learner._taught = Taught.restored(record, weights)
+        learner._came_from = (path.resolve(), str(state))
+        return learner
+
+    @property
+    def _known(self) -> Taught:
+        if self._taught is None:
+            raise InputError("expected a learner that was taught a task, got a new one")
+        return self._taught
+
+    def _load(self, data: Data, **choice: object) -> tuple[Source, tuple[str, ...]]:
+        """Labelled images in the learner's size and channels, and what had to be changed for that."""
+        size, channels = self.config.image_size, None
+        if self._taught:
+            channels, size, width = self._taught.record.image_shape
+            require(size == width, "learner", "square images", f"{size}x{width}")
+        assert size is not None, "checked when the learner was made"
+        source = load_lesson(data, size, channels, **choice)  # type: ignore[arg-type]
+        return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.changed
+
+    def _taught_anew(self, name: str, source: Source, watch: Callable[[Event], None]) -> tuple[Taught, float]:
+        """A copy that has learned the task, calibrated, and its accuracy on the task's test part, in percent."""
+        stream = make_stream(
+            source, StreamOptions(class_order="natural", validation=self.config.stream.validation), 1, self.config.seed
+        )
+        if self._taught:
+            old = self._taught.copied()
+        else:
+            record = Record(self.config, stream.image_shape, stream.normalization)
+            old = Taught(record, build_method(self.config, stream.image_shape))
+        record, method = old.record, old.method
+        _require_network_is_all(self.config.method, method)
+        index = len(record.tasks)
+        task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
+        seen = (*(without_images(k, of, record) for k, of in enumerate(record.tasks)), task)
+        self.config.method_options.check_stream([len(of.class_names) for of in seen])
+        seed = derived_seed(self.config.seed, "lesson", len(record.history))
+        state = TrainState(task=index)
+        for event in learn_task(method, seen, self.config.training, self.config.augment, seed, state):
+            watch(event)
+        require_finite(method, state)
+        entry = TaughtTask(name, task.class_names, task.labels, _now(), source.where, len(task.train))
+        taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
+        taught = taught.calibrated(index, task.validation)
+        return taught, taught.evaluate(source, index, None).accuracy
+
+
+def _require_network_is_all(name: str, method: Method) -> None:
+    """Raise InputError for a method that keeps samples or weights' importance: a learner keeps a network alone."""
+    kept = [name for name in method.state_dict() if not name.startswith("network.")]
+    if kept or method.learns_from != "this task":
+        raise InputError(f"method: expected one that goes on from its network alone, as pah and lwf do, got {name}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

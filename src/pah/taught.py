@@ -1,0 +1,242 @@
+"""A network that has been taught tasks, and what it answers.
+
+B: images, N: images of a data set, C: classes of a task, T: tasks.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pah.config import InputError, unknown
+from pah.data.sources import Source
+from pah.data.stream import Examples, Task
+from pah.inference import (
+    KNOWN,
+    SCORES,
+    Rule,
+    Score,
+    fit_temperature,
+    nearness_to,
+    quantiles,
+    score,
+    task_scores,
+    threshold,
+)
+from pah.learnerfolder import Record, TaughtTask
+from pah.methods.base import Method
+from pah.models.modes import evaluating
+from pah.models.network import GeneratedHeads, TaskNetwork
+from pah.runconfig import build_method
+from pah.trainer import task_logits
+
+BATCH = 500  # images that are asked about at a time
+
+
+class Prediction(NamedTuple):
+    """An answer about one image.
+
+    label: the class, None for "none of these"; task: whose class it is; probability: of the class among its task's,
+    calibrated; task_probability: the share of the task in the scores by which it was chosen, 1 where it was given.
+    """
+
+    label: str | None
+    task: str
+    probability: float
+    task_probability: float
+
+
+class Evaluation(NamedTuple):
+    """Accuracy in percent on labelled images, that of each class, and how often the task was found (None if given)."""
+
+    accuracy: float
+    images: int
+    of_class: Mapping[str, float]
+    task_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Answers to a batch, each (B,): task, class within it, its probability, the task's share, how known it is."""
+
+    tasks: Tensor
+    classes: Tensor
+    probabilities: Tensor
+    shares: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A record and the method whose network it describes. A lesson makes another one, it does not change this one."""
+
+    record: Record
+    method: Method
+
+    @classmethod
+    def restored(cls, record: Record, weights: Mapping[str, Tensor]) -> "Taught":
+        """The taught network as it was saved; InputError if the weights are not those of the record's network."""
+        method = build_method(record.config, record.image_shape)
+        for task in record.tasks:
+            method.network.grow(len(task.classes))
+        method.task = len(record.tasks) - 1
+        try:
+            method.network.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"weights: expected those of the network that is described, got: {reason}") from None
+        return cls(record, method)
+
+    def copied(self) -> "Taught":
+        """The same, with a network of its own."""
+        return Taught(self.record, copy.deepcopy(self.method))
+
+    def index(self, name: str) -> int:
+        """The position of a task; InputError, naming those known, if there is none of that name."""
+        names = [task.name for task in self.record.tasks]
+        if name not in names:
+            raise unknown("task", name, names)
+        return names.index(name)
+
+    def logits(self, pixels: Tensor, tasks: Sequence[int]) -> list[Tensor]:
+        """Logits divided by each task's temperature: pixels (B, channels, H, W) uint8 -> a (B, C) for each task."""
+        x = self.record.normalization(pixels).contiguous(memory_format=torch.channels_last)
+        found = task_logits(self.method, x, tasks, self.record.config.training.flip_test)
+        return [z / self.record.tasks[k].temperature for k, z in zip(tasks, found, strict=True)]
+
+    def calibrated(self, index: int, held: Examples) -> "Taught":
+        """With a task's temperature and quantiles, from its validation images; as it was if there are none."""
+        if not len(held):
+            return self
+        task = self.record.tasks[index]
+        with torch.inference_mode(), evaluating(self.method.network):
+            logits = torch.cat([self.logits(held.pixels[rows], [index])[0] for rows in held.rows.split(BATCH)])
+            temperature = task.temperature * fit_temperature(logits, held.labels)
+            near = None
+            if self._has_prototypes:
+                of = self._features_of_prototypes([index])
+                near = torch.cat([self._nearness(held.pixels[r], [index], of) for r in held.rows.split(BATCH)])
+        logits = logits * task.temperature / temperature
+        kinds: list[Score] = [kind for kind in SCORES if kind != "prototypes" or near is not None]
+        kept: dict[str, tuple[float, ...]] = {kind: quantiles(score(kind, [logits], near)[:, 0]) for kind in kinds}
+        task = dataclasses.replace(task, temperature=temperature, quantiles=kept)
+        tasks = (*self.record.tasks[:index], task, *self.record.tasks[index + 1 :])
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, tasks=tasks))
+
+    def answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule) -> Iterator[Found]:
+        """Answers about images (N, channels, H, W) uint8, batch by batch, among the `tasks`.
+
+        Raises:
+            InputError: the rule asks prototypes, which the network does not have.
+        """
+        asks = rule in ("prototypes", "combined") and len(tasks) > 1
+        if asks and not self._has_prototypes:
+            raise InputError(
+                f"rule: expected softmax, energy or contrast, as there are no prototypes to compare with, got {rule}"
+            )
+        with torch.inference_mode(), evaluating(self.method.network):
+            of_prototypes = self._features_of_prototypes(tasks) if asks else None
+            for batch in pixels.split(BATCH):
+                yield self._answer(batch, tasks, rule if len(tasks) > 1 else KNOWN, of_prototypes)
+
+    def _answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule, of_prototypes: Tensor | None) -> Found:
+        logits = self.logits(pixels, tasks)
+        near = None if of_prototypes is None else self._nearness(pixels, tasks, of_prototypes)
+        scores = task_scores(rule, logits, near, [self.record.tasks[k].quantiles for k in tasks])  # (B, T)
+        best = scores.argmax(dim=1)
+        each = torch.arange(len(best))
+        probability, label = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
+        return Found(
+            tasks=torch.tensor(tasks)[best],
+            classes=torch.stack(label, dim=1)[each, best],
+            probabilities=torch.stack(probability, dim=1)[each, best],
+            shares=scores.softmax(dim=1)[each, best],
+            known=score(KNOWN, logits, near)[each, best],
+        )
+
+    @property
+    def _has_prototypes(self) -> bool:
+        """Whether images can be compared with prototypes: in features that do not depend on the task."""
+        network = self.method.network
+        return isinstance(network.heads, GeneratedHeads) and not isinstance(network, TaskNetwork)
+
+    def _features_of_prototypes(self, tasks: Sequence[int]) -> Tensor:
+        """(P, D) of the tasks' prototypes."""
+        network = self.method.network
+        assert isinstance(network.heads, GeneratedHeads), "the caller asks whether there are prototypes"
+        prototypes = network.heads.prototypes
+        features: Tensor = network.backbone(prototypes.as_images(prototypes.of(tasks), self.record.image_shape[0]))
+        return features
+
+    def _nearness(self, pixels: Tensor, tasks: Sequence[int], of_prototypes: Tensor) -> Tensor:
+        """How near images are to each task's prototypes, (B, T)."""
+        network = self.method.network
+        features = network.backbone(self.record.normalization(pixels))
+        return nearness_to(features, of_prototypes, network.sizes(tasks))
+
+    def predictions(self, found: Found, unknown_rate: float | None) -> Iterator[Prediction]:
+        """Answers by name; with `unknown_rate`, "none of these" below the score that so many known images miss."""
+        known = self.record.tasks
+        for k, c, p, share, is_known in zip(
+            *(getattr(found, f.name).tolist() for f in dataclasses.fields(found)), strict=True
+        ):
+            name: str | None = known[k].classes[c]
+            if unknown_rate is not None and is_known < self._threshold(known[k], unknown_rate):
+                name = None
+            yield Prediction(name, known[k].name, p, share)
+
+    def _threshold(self, task: TaughtTask, rate: float) -> float:
+        if not task.quantiles:
+            raise InputError(
+                f"unknown: expected tasks that were taught with validation images, got {task.name!r} without; "
+                "a stream.validation above 0 gives them"
+            )
+        return threshold(task.quantiles[KNOWN], rate)
+
+    def evaluate(self, images: Source, task: int, rule: Rule | None) -> Evaluation:
+        """Accuracy on the test part of labelled images of a task; with a rule, the task is not given."""
+        known = self.record.tasks[task]
+        positions = {name: c for c, name in enumerate(known.classes)}
+        if foreign := [name for name in images.class_names if name not in positions]:
+            raise InputError(
+                f"{images.where}: expected classes of task {known.name!r} ({', '.join(known.classes)}), "
+                f"got {foreign[0]!r}"
+            )
+        labels = torch.tensor([positions[name] for name in images.class_names])[images.test.labels]
+        among = [task] if rule is None else list(range(len(self.record.tasks)))
+        found = list(self.answer(images.test.pixels, among, rule or "softmax"))
+        tasks, classes = (torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes"))
+        right = (tasks == task) & (classes == labels)
+        return Evaluation(
+            accuracy=100 * right.double().mean().item(),
+            images=len(labels),
+            of_class={
+                known.classes[c]: 100 * right[labels == c].double().mean().item() for c in labels.unique().tolist()
+            },
+            task_accuracy=None if rule is None else 100 * (tasks == task).double().mean().item(),
+        )
+
+    def answers_to(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
+        """Each task's answers to images in the network's own units, (C, channels, s, s) -> probabilities (C, C)."""
+        with torch.inference_mode(), evaluating(self.method.network):
+            channels = self.record.image_shape[0]
+            return [self.method(p.expand(-1, channels, -1, -1), k).softmax(dim=1) for k, p in enumerate(prototypes)]
+
+    def drift_from(self, before: "Taught") -> dict[str, float]:
+        """How far answers to the prototypes of old tasks, as these were before, have moved since, of each task by name:
+        the mean total variation distance, 0 to 1. Empty for a network without prototypes."""
+        heads = before.method.network.heads
+        if not isinstance(heads, GeneratedHeads):
+            return {}
+        images = [prototypes.detach() for prototypes in heads.prototypes.tasks]
+        pairs = zip(before.record.tasks, before.answers_to(images), self.answers_to(images), strict=True)
+        return {task.name: (now - then).abs().sum(dim=1).mean().item() / 2 for task, then, now in pairs}
+
+
+def without_images(index: int, task: TaughtTask, record: Record) -> Task:
+    """A task learned earlier, whose images are gone."""
+    return Task(index, task.classes, task.labels, record.normalization)

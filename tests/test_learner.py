@@ -1,0 +1,221 @@
+"""A learner can be taught, asked, saved and taught again, and loses nothing on the way."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import DIGITS
+from pah import ContinualLearner, DriftError, InputError
+from pah.data.augment import AugmentOptions
+from pah.learner import DEFAULT
+from pah.methods import METHODS
+from pah.models.backbones import ConvNetOptions
+from pah.runconfig import RunConfig
+from pah.trainer import StepDone, TrainingOptions
+
+Lesson = tuple[np.ndarray, list[int], list[str]]
+
+QUICK = dataclasses.replace(
+    DEFAULT,
+    image_size=8,
+    backbone="convnet",
+    backbone_options=ConvNetOptions(8),
+    augment=AugmentOptions(),
+    training=TrainingOptions(epochs=6, batch_size=32),
+)
+
+
+def lesson(*classes: int, part: str = "train") -> Lesson:
+    """Images of some digits, their labels within the lesson, and names."""
+    images = DIGITS.train if part == "train" else DIGITS.test
+    rows = torch.isin(images.labels, torch.tensor(classes))
+    pixels = images.pixels[rows, 0].numpy()
+    return pixels, [classes.index(y) for y in images.labels[rows].tolist()], [f"digit {c}" for c in classes]
+
+
+def weights(learner: ContinualLearner) -> dict[str, torch.Tensor]:
+    assert learner._taught is not None
+    return {name: tensor.clone() for name, tensor in learner._taught.method.network.state_dict().items()}
+
+
+def same(a: ContinualLearner, b: ContinualLearner) -> bool:
+    """Whether two learners are equal bit for bit, but for the clock."""
+    left, right = weights(a), weights(b)
+    calibrated = [[(t.name, t.temperature, t.quantiles) for t in of.tasks] for of in (a, b)]
+    return (
+        list(left) == list(right)
+        and all(torch.equal(left[n], right[n]) for n in left)
+        and calibrated[0] == calibrated[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learner of two lessons, of three and of two classes; not to be changed."""
+    learner = ContinualLearner(config=QUICK)
+    learner.learn("low", lesson(0, 1, 2))
+    learner.learn("middle", lesson(3, 4))
+    path = tmp_path_factory.mktemp("learner") / "digits"
+    learner.save(path)
+    return path
+
+
+@pytest.fixture
+def learner(folder: Path) -> ContinualLearner:
+    return ContinualLearner.load(folder)
+
+
+def test_it_knows_the_first_lesson_after_the_second(learner: ContinualLearner) -> None:
+    for name, classes in (("low", (0, 1, 2)), ("middle", (3, 4))):
+        pixels, labels, names = lesson(*classes, part="test")
+        answers = learner.predict(pixels, task=name)
+        right = [answer.label == names[label] for answer, label in zip(answers, labels, strict=True)]
+        assert sum(right) / len(right) > 0.9
+        assert all(answer.task == name and 1 / len(classes) <= answer.probability <= 1 for answer in answers)
+        found = learner.evaluate((pixels, labels, names), name)
+        assert found.images == len(labels)
+        assert found.accuracy == pytest.approx(100 * sum(right) / len(right))
+        assert set(found.of_class) == set(names)
+
+
+@pytest.mark.parametrize("method", ["pah", "lwf", "finetune"])
+def test_a_reload_between_lessons_changes_nothing(tmp_path: Path, method: str) -> None:
+    config = dataclasses.replace(QUICK, method=method, method_options=METHODS[method].options())
+    never = ContinualLearner(config=config)
+    never.learn("low", lesson(0, 1, 2))
+    never.save(tmp_path / "digits")
+    reloaded = ContinualLearner.load(tmp_path / "digits")
+    assert same(never, reloaded)
+    for each in (never, reloaded):
+        each.learn("high", lesson(5, 6, 7, 8))
+    assert same(never, reloaded)
+    assert [task.classes for task in reloaded.tasks] == [task.classes for task in never.tasks]
+
+
+def test_the_task_is_inferred_better_than_by_chance(learner: ContinualLearner) -> None:
+    for rule in ("softmax", "contrast"):
+        found = [learner.evaluate(lesson(*c, part="test"), t, task_given=False, rule=rule) for t, c in TAUGHT]
+        mean = sum(of.task_accuracy or 0 for of in found) / 2
+        assert mean > 55
+        assert all(of.accuracy <= (of.task_accuracy or 0) for of in found)
+
+
+TAUGHT: list[tuple[str, tuple[int, ...]]] = [("low", (0, 1, 2)), ("middle", (3, 4))]
+
+
+def test_probabilities_are_calibrated_on_validation_images(learner: ContinualLearner) -> None:
+    for task in learner.tasks:
+        assert task.temperature != 1
+        assert set(task.quantiles) == {"softmax", "energy", "contrast", "prototypes"}
+        assert all(list(of) == sorted(of) for of in task.quantiles.values())
+
+
+def test_none_of_these_comes_at_about_the_rate_allowed_and_more_often_for_what_was_never_taught(
+    learner: ContinualLearner,
+) -> None:
+    known = learner.predict(lesson(3, 4, part="test")[0], task="middle", unknown=0.1)
+    never = learner.predict(lesson(8, 9, part="test")[0], task="middle", unknown=0.1)
+    rates = [np.mean([answer.label is None for answer in answers]) for answers in (known, never)]
+    assert rates[0] < 0.3 < rates[1]
+    assert all(answer.label is not None for answer in learner.predict(lesson(8, 9)[0], task="middle"))
+
+
+def test_a_lesson_of_another_size_and_in_colour_is_converted_and_said_so(learner: ContinualLearner) -> None:
+    pixels, labels, names = lesson(5, 6)
+    large = np.repeat(np.repeat(np.repeat(pixels[..., None], 3, axis=3), 2, axis=1), 2, axis=2)
+    large[:, 0, 0, 0] = 255  # a red corner: it is no grey image in disguise
+    done = learner.learn("high", (large, labels, names))
+    assert any("16x16" in note for note in done.notes)
+    assert any("grey" in note for note in done.notes)
+    assert done.accuracies["high"] > 80
+    assert learner.predict(large[:3], task="high")
+
+
+def test_the_history_tells_what_each_lesson_did_to_what_was_known(learner: ContinualLearner) -> None:
+    done = learner.learn("high", lesson(5, 6), held_out={"low": lesson(0, 1, 2, part="test")})
+    assert learner.history[-1] == done
+    assert set(done.accuracies) == {"low", "high"}
+    assert set(done.drift) == {"low", "middle"}
+    assert all(0 <= moved <= 1 for moved in done.drift.values())
+    assert done.accuracies["low"] == learner.evaluate(lesson(0, 1, 2, part="test"), "low").accuracy
+    assert [of.name for of in learner.history] == ["low", "middle", "high"]
+
+
+@pytest.mark.parametrize("held_out", [{}, {"low": lesson(0, 1, 2, part="test")}])
+def test_too_much_drift_rolls_the_lesson_back(
+    learner: ContinualLearner, folder: Path, held_out: dict[str, Lesson]
+) -> None:
+    with pytest.raises(DriftError, match="rolled back") as caught:
+        learner.learn("high", lesson(5, 6), held_out=held_out, max_drift=1e-6)
+    assert max(caught.value.drift.values()) > 1e-6
+    assert same(learner, ContinualLearner.load(folder))
+    assert learner.history == ContinualLearner.load(folder).history
+    assert learner.learn("high", lesson(5, 6), max_drift=1.0).name == "high"
+
+
+def test_a_lesson_that_is_stopped_leaves_the_learner_as_it_was(learner: ContinualLearner, folder: Path) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, StepDone) and event.steps_done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn("high", lesson(5, 6), watch=stop)
+    assert same(learner, ContinualLearner.load(folder))
+
+
+def test_a_forgotten_task_can_no_longer_be_asked_and_the_rest_answers_as_before(
+    learner: ContinualLearner, tmp_path: Path
+) -> None:
+    learner.learn("high", lesson(5, 6))
+    pixels = lesson(3, 4, part="test")[0]
+    before = learner.predict(pixels, task="middle"), learner.predict(pixels, task="high")
+    numbers = sum(tensor.numel() for tensor in weights(learner).values())
+    learner.forget("low")
+    learner.save(tmp_path / "rest")
+    for each in (learner, ContinualLearner.load(tmp_path / "rest")):
+        assert (each.predict(pixels, task="middle"), each.predict(pixels, task="high")) == before
+        assert numbers - sum(tensor.numel() for tensor in weights(each).values()) == 3 * 100  # its prototypes
+        with pytest.raises(InputError, match=r"unknown task 'low'.*high, middle"):
+            each.predict(pixels, task="low")
+        assert {answer.task for answer in each.predict(pixels)} <= {"middle", "high"}
+    assert learner.learn("low", lesson(0, 1)).accuracies["low"] > 80
+
+
+def refused(what: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        what()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [part for part in parts if part not in message], message
+
+
+def test_bad_lessons_are_refused_and_change_nothing(learner: ContinualLearner, folder: Path) -> None:
+    pixels, labels, names = lesson(5, 6)
+    nan = np.full(pixels.shape, np.nan, dtype=np.float32)
+    refused(lambda: learner.learn("low", (pixels, labels, names)), "'low'", "taught before", "forget('low')")
+    refused(lambda: learner.learn(" ", (pixels, labels, names)), "task", "a name")
+    refused(lambda: learner.learn("x", (pixels, [0] * len(labels), ["five"])), "at least 2 classes", "five")
+    refused(lambda: learner.learn("x", (pixels, labels, [*names, "seven"])), "at least 2 of class 'seven'", "got 0")
+    refused(lambda: learner.learn("x", (pixels, labels, names[:1])), "labels", "0 to 0", "got 1")
+    refused(lambda: learner.learn("x", (pixels, labels[:-1], names)), "labels", str(len(pixels)))
+    refused(lambda: learner.learn("x", (pixels, labels, ["a", "a"])), "each once")
+    refused(lambda: learner.learn("x", (nan, labels, names)), "uint8", "float32")
+    refused(
+        lambda: learner.learn("x", (pixels, labels, names), held_out={"y": (pixels, labels, names)}), "unknown task"
+    )
+    refused(lambda: learner.evaluate((pixels, labels, names), "low"), "classes of task 'low'", "digit 5")
+    refused(lambda: learner.predict(pixels, task="birds"), "unknown task 'birds'", "low, middle")
+    refused(lambda: learner.predict(pixels, unknown=0.9), "unknown", "0.5")
+    assert same(learner, ContinualLearner.load(folder))
+
+
+def test_a_learner_needs_a_method_that_is_its_network() -> None:
+    config = dataclasses.replace(QUICK, method="er", method_options=METHODS["er"].options())
+    refused(lambda: ContinualLearner(config=config).learn("low", lesson(0, 1)), "from its network alone", "got er")
+    refused(lambda: ContinualLearner(config=QUICK).predict(lesson(0, 1)[0]), "taught a task")
+    refused(lambda: ContinualLearner("resnet19"), "resnet18")
+    refused(lambda: ContinualLearner(config=RunConfig()), "image_size")
