@@ -41,7 +41,7 @@ LAYERS = [
     {"study.comparison", "study.ablation"},
     {"cli.words", "cli.display"},
     {"cli.parser"},
-    {"cli.options", "cli.gridview"},
+    {"cli.options", "cli.gridview", "cli.learning"},
     {"cli.main"},
     {"cli"},
     {"__main__", ""},

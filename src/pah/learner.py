@@ -68,8 +68,23 @@ class ContinualLearner:
 
     @property
     def config(self) -> RunConfig:
-        """Its options."""
+        """Its options. Those of training, optimizer, augmentation and validation may be set anew between lessons.
+
+        Raises:
+            InputError: when set, for another method, backbone, image size or seed than the first lesson had.
+        """
         return self._taught.record.config if self._taught else self._config
+
+    @config.setter
+    def config(self, new: RunConfig) -> None:
+        for key in ("method", "method_options", "backbone", "backbone_options", "image_size", "seed"):
+            old, asked = getattr(self.config, key), getattr(new, key)
+            require(self._taught is None or asked == old, key, f"that of the first lesson, {old!r}", asked)
+        self._config = new
+        if self._taught:
+            self._taught = dataclasses.replace(
+                self._taught, record=dataclasses.replace(self._taught.record, config=new)
+            )
 
     @property
     def tasks(self) -> tuple[TaughtTask, ...]:
@@ -197,17 +212,20 @@ class ContinualLearner:
             InputError: nothing was taught yet, the folder holds another learner or one that another process taught in
                 the meantime, or the disk is full.
         """
-        path = Path(folder)
+        with locked(Path(folder)):
+            self.write(Path(folder))
+
+    def write(self, path: Path) -> None:
+        """`save`, for whoever holds the folder's lock (`pah.runfolder.locked`)."""
         taught = self._known
-        with locked(path):
-            state = learnerfolder.state_of(path)
-            if state is not None and self._came_from != (path.resolve(), state):
-                raise InputError(
-                    f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
-                    "taught since; save it elsewhere"
-                )
-            learnerfolder.save(path, taught.record, taught.method.network)
-            self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
+        state = learnerfolder.state_of(path)
+        if state is not None and self._came_from != (path.resolve(), state):
+            raise InputError(
+                f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
+                "taught since; save it elsewhere"
+            )
+        learnerfolder.save(path, taught.record, taught.method.network)
+        self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContinualLearner":

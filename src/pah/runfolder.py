@@ -73,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(f"{folder}: expected a free run folder, got one in use by another process") from None
+        raise BusyError(f"{folder}: expected a free folder, got one in use by another process") from None
     except OSError as error:
         raise InputError(f"{folder}: expected a folder to write in, got: {error.strerror}") from None
     try:

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pah import checkpoint, diagnosis, runs
-from pah.cli import display, options
+from pah.cli import display, learning, options
 from pah.cli.gridview import GridWatcher
 from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import CONFIG, refuse_other_run
+from pah.runfolder import CONFIG, LEARNER, refuse_other_run
 from pah.study import ablation
 from pah.study.comparison import choose, prepare, write
 from pah.study.grid import Outcome, require_own, run_cells
@@ -38,6 +38,11 @@ USAGE = """usage: pah COMMAND ...
   pah resume RUN           continue a run that was stopped or killed
   pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
   pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
+
+  pah learn LEARNER        teach a learner a task of your own images          (pah learn --help)
+  pah predict LEARNER IMAGE...   what is on the images                        (pah predict --help)
+  pah forget LEARNER       remove a task from a learner
+  pah data LEARNER         what a learner knows
 """
 
 
@@ -201,6 +206,9 @@ def data(console: Console, words: list[str]) -> int:
         for name, bench in BENCHMARKS.items():
             console.print(f"{name:20} {bench.summary}", highlight=False)
         return 0
+    if len(words) == 1 and (Path(words[0]) / LEARNER).is_file():
+        learning.show(console, Path(words[0]))
+        return 0
     config = options.run_request(words).config
     bench = BENCHMARKS[config.benchmark]
     stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
@@ -255,6 +263,16 @@ def stoppable() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-COMMANDS = {"run": run, "compare": compare, "ablate": ablate, "resume": resume, "diagnose": diagnose, "data": data}
+COMMANDS = {
+    "run": run,
+    "compare": compare,
+    "ablate": ablate,
+    "resume": resume,
+    "diagnose": diagnose,
+    "data": data,
+    "learn": learning.learn,
+    "predict": learning.predict,
+    "forget": learning.forget,
+}
 
 logging.getLogger("datasets").setLevel(logging.ERROR)

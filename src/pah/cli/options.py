@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pah.cli.parser import changed, config_of, parse
-from pah.cli.words import FLAGS, SHORT, full_names
+from pah.cli.words import FLAGS, SHORT, full_names, joined
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
@@ -110,9 +109,7 @@ class AblateRequest(NamedTuple):
 def ablate_request(words: Sequence[str]) -> AblateRequest:
     """The request that the words after `pah ablate` make; InputError if they are not understood."""
     words = full_names(words)
-    for kind in ("--vary=", "--grid="):  # all of them in one word, as the parser takes a list
-        if found := [word.removeprefix(kind) for word in words if word.startswith(kind)]:
-            words = [word for word in words if not word.startswith(kind)] + [kind + json.dumps(found)]
+    words = joined(joined(words, "--vary"), "--grid")
     options = parse(words, "ablate")
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
     base = config_of(options)

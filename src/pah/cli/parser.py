@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -11,16 +11,17 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pah.checkpoint import read_yaml
-from pah.cli.words import SHORT, as_words, by_dotted_name, typed, without_others
+from pah.cli.words import CHOICES, SHORT, as_words, by_dotted_name, typed, without_others
 from pah.config import InputError, require, unknown
 from pah.data.benchmarks import BENCHMARKS, benchmark
+from pah.learner import DEFAULT as LEARNER
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
-Command = Literal["run", "compare", "ablate"]
+Command = Literal["run", "compare", "ablate", "learn"]
 DESCRIPTIONS: dict[Command, str] = {
     "run": "Learn a stream of tasks, one after another, and measure what is kept.",
     "compare": "Learn the same stream with several methods and seeds. The same command goes on where it was stopped; "
@@ -30,12 +31,23 @@ DESCRIPTIONS: dict[Command, str] = {
     "combination (--grid); with neither, PAH's prototypes and weights as in figure 3 of its paper. The other options "
     "describe the base from which the cells differ. The same command goes on where it was stopped; started twice, it "
     "shares the work; with another --vary, it adds to it.",
+    "learn": "Teach a learner a task, and make the learner if there is none in the folder. Its method, backbone, image "
+    "size and seed are those of the first lesson; other options stay as they are until a lesson says otherwise.",
 }
 USAGES: dict[Command, str] = {
     "run": "pah run [BENCHMARK] [--method NAME] [--data PATH_OR_HUB_ID] [--OPTION VALUE] ...",
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
     "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
+    "learn": "pah learn LEARNER --name NAME --data PATH_OR_HUB_ID [--only CLASS,...] [--OPTION VALUE] ...",
 }
+OF_A_STREAM = (  # options that mean nothing to a lesson
+    "stream.tasks",
+    "stream.first",
+    "stream.classes",
+    "stream.class_order",
+    "training.evaluate_on",
+    "training.test_batch_norm",
+)
 CONFIG_HELP = (
     "YAML file of options; the others override it, and if they name another method or backbone, the file's options of "
     "its own one do not count"
@@ -46,7 +58,7 @@ VALUES = "; with ; between values where these contain commas themselves, as list
 def parse(words: list[str], command: Command) -> Namespace:
     """The parsed options, for the benchmark, method and backbone that the words (or their YAML) name."""
     words = without_others(words)
-    bench, method, backbone = _chosen(words)
+    bench, method, backbone = _chosen(words, "split" if command == "learn" else "split-digits")
     if not hasattr(METHODS[method].options, "buffer") and any(word.startswith("--method.buffer") for word in words):
         having = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.options, "buffer"))
         raise InputError(f"method.buffer: expected a method with a buffer ({having}), got {method}")
@@ -54,7 +66,7 @@ def parse(words: list[str], command: Command) -> Namespace:
     try:
         options = parser.parse_args(words)
     except ArgumentError as error:
-        raise _readable(str(error), parser) from None
+        raise readable(str(error), parser) from None
     for name, default in parser.get_defaults().items():
         require(options[name] is not None or default is None, name, "a value", None)  # null in YAML is not checked
     return options
@@ -73,7 +85,7 @@ def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> 
     return config_of(parse(as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
 
 
-def _chosen(words: list[str]) -> tuple[str, str, str]:
+def _chosen(words: list[str], usual: str = "split-digits") -> tuple[str, str, str]:
     """Benchmark, method and backbone: they decide which other options there are, and their defaults."""
     said: dict[str, Any] = {}
     for word in words:
@@ -85,7 +97,7 @@ def _chosen(words: list[str]) -> tuple[str, str, str]:
         value = said.get(name)
         return value if isinstance(value, str) else default  # what is no name is refused when it is parsed
 
-    bench = choice("benchmark", "split-digits")
+    bench = choice("benchmark", usual)
     method = choice("method.name", "pah")
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -107,11 +119,20 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
     )
     parser.add_argument("--config", action="config", help=CONFIG_HELP)
     add = parser.add_argument
-    add("--benchmark", type=str, default="split-digits", help="which stream to learn; the first word may be its name")
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
     add("--label_column", type=str | None, default=None, help="column of the class, where it is not plain")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
-    add("--snapshots", type=bool, default=False, help="keep the network after each task, for pah diagnose")
+    if command == "learn":
+        add("--benchmark", type=str, default="split", help="whose usual options a new learner starts from")
+        add("--name", type=str, default="", help="of the task, by which it is asked")
+        add("--only", type=str, default="", help="CLASS,…: only these classes of the data")
+        add("--held_out", type=list[str], default=[], metavar="TASK=DATA", help="images of an old task, to check it by")
+        add("--max_drift", type=float | None, default=None, help="roll back if an old task loses more, 0 to 1")
+        add("--skip_unreadable", action="store_true", help="leave out image files that cannot be read")
+        add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
+    else:
+        add("--benchmark", type=str, default="split-digits", help="which stream to learn; the first word may name it")
+        add("--snapshots", type=bool, default=False, help="keep the network after each task, for pah diagnose")
     if command == "run":
         add("--seed", type=int, default=0, help="decides class order, first weights, batches and augmentation")
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
@@ -124,22 +145,34 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--grid", type=list[str], default=[], metavar="NAME=V1,V2,...", help=crossed + VALUES)
         add("--seeds", type=str, default="0", help="N,…: seeds for each cell")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/ablate-<benchmark>)")
-    else:
+    elif command == "compare":
         add("--methods", type=str, default=",".join(METHODS), help="METHOD,…: which to compare (default: all)")
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
-    add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
+    if command != "learn":
+        add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
-        _add_options(parser, group, None, options)
+        _add_options(parser, group, None, options, without=OF_A_STREAM if command == "learn" else ())
     known = {action.dest for action in parser._actions}
-    parser.set_defaults({key: value for key, value in benchmark(bench).defaults.items() if key in known})
+    usual = dict(benchmark(bench).defaults)
+    if command == "learn" and bench == LEARNER.benchmark:
+        usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
+    parser.set_defaults({key: value for key, value in usual.items() if key in known})
     return parser
 
 
-def _add_options(parser: ArgumentParser, group: str, name: str | None, options: type, shown: bool = True) -> None:
+def _add_options(
+    parser: ArgumentParser,
+    group: str,
+    name: str | None,
+    options: type,
+    *,
+    shown: bool = True,
+    without: Collection[str] = (),
+) -> None:
     """An option `--<group>.<field>` for each field, with the help that the class's docstring gives it, if `shown`."""
     docs = [docstring_parser.parse(kind.__doc__ or "") for kind in reversed(options.__mro__) if kind is not object]
     section = parser.add_argument_group(f"{group} {name or ''}".strip(), docs[-1].short_description if shown else None)
@@ -148,7 +181,7 @@ def _add_options(parser: ArgumentParser, group: str, name: str | None, options: 
     help_of = {param.arg_name: param.description for doc in docs for param in doc.params}
     hints = get_type_hints(options)
     for option in dataclasses.fields(options):
-        if option.name in help_of:
+        if option.name in help_of and f"{group}.{option.name}" not in without:
             words = help_of[option.name] if shown else SUPPRESS
             section.add_argument(
                 f"--{group}.{option.name}", type=hints[option.name], default=option.default, help=words
@@ -161,7 +194,7 @@ def config_of(options: Namespace) -> RunConfig:
     return RunConfig.from_dict({key: said[key] for key in RunConfig().as_dict() if key in said})
 
 
-def _readable(message: str, parser: ArgumentParser) -> InputError:
+def readable(message: str, parser: ArgumentParser) -> InputError:
     """jsonargparse's message in one line; for an unknown option, with the nearest known one."""
     line = " ".join(message.split())
     found = re.search(r"unrecognized arguments: --([\w.]+)", line, re.I) or re.search(

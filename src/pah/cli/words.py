@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,30 @@ SHORT = {  # what users say, and which option it is
     "--epochs": "--training.epochs",
     "--buffer": "--method.buffer",
 }
-FLAGS = {"--overwrite", "--help", "-h", "--print_config"}  # options that take no value
+FLAGS = {  # options that take no value
+    "--overwrite",
+    "--skip_unreadable",
+    "--json",
+    "--all",
+    "--help",
+    "-h",
+    "--print_config",
+}
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
 
 
 def full_names(words: Iterable[str]) -> list[str]:
-    """Words with every option by its dotted name, `--config` first (what else is said overrides it), and the
-    benchmark, the one word that belongs to no option, as `--benchmark`."""
+    """Words with every option by its dotted name, and the benchmark, the one word of no option, as `--benchmark`."""
+    bare, named = bare_and_named(words)
+    if len(bare) > 1:
+        raise InputError(f"expected one benchmark, got {len(bare)}: {' '.join(bare)}")
+    files = sum(word.startswith("--config") for word in named)
+    return [*named[:files], *(f"--benchmark={name}" for name in bare), *named[files:]]
+
+
+def bare_and_named(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words that belong to no option, and every option by its dotted name with its value, `--config` first: what
+    else is said overrides it."""
     first: list[str] = []
     rest: list[str] = []
     bare: list[str] = []
@@ -44,9 +61,15 @@ def full_names(words: Iterable[str]) -> list[str]:
             value = left.popleft()
         whole = f"{name}={value}" if value else name  # in one word, for -1e-3 alone would be taken for an option
         (first if name == "--config" else rest).append(whole)
-    if len(bare) > 1:
-        raise InputError(f"expected one benchmark, got {len(bare)}: {' '.join(bare)}")
-    return [*first, *(f"--benchmark={name}" for name in bare), *rest]
+    return bare, [*first, *rest]
+
+
+def joined(words: Sequence[str], option: str) -> list[str]:
+    """The words with all values of an option that may be given again in one list, as the parser takes it."""
+    start = f"{option}="
+    found = [word.removeprefix(start) for word in words if word.startswith(start)]
+    rest = [word for word in words if not word.startswith(start)]
+    return [*rest, start + json.dumps(found)] if found else rest
 
 
 def without_others(words: Iterable[str]) -> list[str]:

@@ -1,0 +1,238 @@
+"""The commands on a learner: teach it, ask it, list what it knows, forget."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+from pah.cli.display import time_left
+from pah.cli.parser import OF_A_STREAM, config_of, parse, readable
+from pah.cli.words import as_words, bare_and_named, joined, typed
+from pah.config import InputError, require
+from pah.inference import RULE, Rule
+from pah.learner import ContinualLearner, DriftError
+from pah.learnerfolder import TaughtTask
+from pah.runfolder import LEARNER, locked
+from pah.study.ablation import flat
+from pah.taught import Prediction
+from pah.trainer import EpochDone, Event, StepDone
+
+
+def learn(console: Console, words: list[str]) -> int:
+    """`pah learn`: teach a task; the learner on disk is the old one until the lesson is over."""
+    bare, named = bare_and_named(words)
+    if {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in named}:
+        parse(named, "learn")
+    folder = _one("learn", bare)
+    with locked(folder):  # nobody else teaches it meanwhile
+        known = ContinualLearner.load(folder) if (folder / LEARNER).is_file() else None
+        options = parse([*(_as_typed(known, named) if known else ()), *joined(named, "--held_out")], "learn")
+        learner = known or ContinualLearner(config=config_of(options))
+        learner.config = dataclasses.replace(config_of(options), benchmark=learner.config.benchmark)
+        for name in ("name", "data"):
+            if not options[name]:
+                raise InputError(f"{name}: expected --{name} with a value, got none")
+        with LessonView(console, options.name, learner) as view:
+            try:
+                lesson = learner.learn(
+                    options.name,
+                    options.data,
+                    classes=[name.strip() for name in options.only.split(",")] if options.only else None,
+                    label_column=options.label_column,
+                    skip_unreadable=options.skip_unreadable,
+                    held_out=dict(_pair(text) for text in options.held_out),
+                    max_drift=options.max_drift,
+                    watch=view,
+                )
+            except DriftError as error:
+                console.print(str(error), highlight=False, soft_wrap=True, markup=False)
+                return 1
+        learner.write(folder)
+    for note in lesson.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    console.print(_lesson_table(learner))
+    console.print(f"learner in {folder}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def predict(console: Console, words: list[str]) -> int:
+    """`pah predict`: what is on images."""
+    bare, named = bare_and_named(words)
+    options = _predict_options(named)
+    if len(bare) < 2:
+        raise InputError(f"predict: expected a learner and images, got {' '.join(bare) or 'none'}")
+    learner = ContinualLearner.load(bare[0])
+    asked: dict[str, Any] = {"task": options.task, "rule": options.rule}
+    if options.unknown is not None:
+        asked["unknown"] = options.unknown
+    answers = learner.predict(bare[1:], **asked)
+    if options.json:
+        for file, answer in zip(bare[1:], answers, strict=True):
+            print(json.dumps({"file": file, **answer._asdict()}, ensure_ascii=False))
+        return 0
+    console.print(_answers_table(bare[1:], answers, given=options.task is not None))
+    return 0
+
+
+def forget(console: Console, words: list[str]) -> int:
+    """`pah forget`: remove a task from a learner."""
+    bare, named = bare_and_named(words)
+    parser = ArgumentParser(prog="pah forget", exit_on_error=False, usage="pah forget LEARNER --task NAME")
+    parser.add_argument("--task", type=str, required=True, help="which task; what remains answers as before")
+    options = _parsed(parser, named)
+    folder = _one("forget", bare)
+    with locked(folder):
+        learner = ContinualLearner.load(folder)
+        learner.forget(options.task)
+        learner.write(folder)
+    console.print(f"{options.task}: forgotten; left: {', '.join(task.name for task in learner.tasks)}", markup=False)
+    return 0
+
+
+def show(console: Console, folder: Path) -> None:
+    """What a learner knows: tasks, classes, accuracies, sizes, dates."""
+    learner = ContinualLearner.load(folder)
+    record = learner.config
+    console.print(
+        f"{folder}: {record.method} on {record.backbone}, images of {record.image_size}x{record.image_size}, "
+        f"{(folder / 'model.safetensors').stat().st_size / 2**20:.1f} MB",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table()
+    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "from"):
+        table.add_column(title, justify="right" if title.endswith("%") or title == "images" else "left")
+    for task in learner.tasks:
+        table.add_row(*_described(task, learner))
+    console.print(table)
+    console.print("then: accuracy right after the lesson; last: when it was last measured", highlight=False)
+
+
+def _described(task: TaughtTask, learner: ContinualLearner) -> list[str]:
+    """A task in the list of what a learner knows."""
+    measured = [lesson.accuracies[task.name] for lesson in learner.history if task.name in lesson.accuracies]
+    shown = [f"{accuracy:.1f}" for accuracy in (measured[:1] + measured[-1:] if measured else ())] or ["-", "-"]
+    images = "-" if task.images is None else str(task.images)
+    return [task.name, ", ".join(task.classes), images, (task.taught or "-")[:10], *shown, task.data or "-"]
+
+
+class LessonView:
+    """Shows a lesson as it goes: a bar on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self, console: Console, name: str, learner: ContinualLearner) -> None:
+        self.console = console
+        self.name = name
+        self.epochs = learner.config.training.epochs_of(len(learner.tasks))
+        self.live = console.is_terminal
+        self.seconds = 0.0
+        self.left = ""
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.row = self.bar.add_task(escape(name), total=None, detail="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepDone):
+            self.seconds += event.seconds
+            self.left = time_left(self.seconds / event.steps_done * event.steps_left)
+            total = event.steps_done + event.steps_left
+            self.bar.update(self.row, total=total, completed=event.steps_done, detail=f"{self.left} left")
+        elif isinstance(event, EpochDone) and not self.live:
+            terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+            self.console.print(
+                f"{self.name}  epoch {event.epoch + 1}/{self.epochs}  {terms}  {self.left} left",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def _lesson_table(learner: ContinualLearner) -> Table:
+    """The last lesson: accuracies measured after it, and how far old answers moved."""
+    lesson = learner.history[-1]
+    table = Table("task", Column("accuracy, %", justify="right"), Column("drift", justify="right"))
+    for task in learner.tasks:
+        accuracy, drift = lesson.accuracies.get(task.name), lesson.drift.get(task.name)
+        table.add_row(
+            escape(task.name), "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{drift:.3f}"
+        )
+    return table
+
+
+def _answers_table(files: Sequence[str], answers: Sequence[Prediction], given: bool) -> Table:
+    """A line an image."""
+    table = Table("file", "task", "class", Column("probability", justify="right"))
+    for file, answer in zip(files, answers, strict=True):
+        task = answer.task if given else f"{answer.task} ({answer.task_probability:.2f})"
+        label = answer.label if answer.label is not None else "none of these"
+        table.add_row(escape(file), escape(task), escape(label), f"{answer.probability:.3f}")
+    return table
+
+
+def _predict_options(named: Sequence[str]) -> Namespace:
+    parser = ArgumentParser(
+        prog="pah predict", exit_on_error=False, usage="pah predict LEARNER IMAGE... [--task NAME] [--json]"
+    )
+    add = parser.add_argument
+    add("--task", type=str | None, default=None, help="whose classes are asked; inferred unless given")
+    add("--rule", type=Rule, default=RULE, help="how the task is inferred")
+    add("--unknown", type=float | None, default=None, help="answer 'none of these' too, to this share of known images")
+    add("--json", action="store_true", help="a line of JSON for each image")
+    return _parsed(parser, named)
+
+
+def _parsed(parser: ArgumentParser, named: Sequence[str]) -> Namespace:
+    try:
+        return parser.parse_args(list(named))
+    except ArgumentError as error:
+        raise readable(str(error), parser) from None
+
+
+def _one(command: str, bare: Sequence[str]) -> Path:
+    """The learner's folder, the only word that belongs to no option."""
+    if len(bare) != 1:
+        raise InputError(f"{command}: expected one learner folder, got {' '.join(bare) or 'none'}")
+    return Path(bare[0])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """ "birds=photos" as a task and its data."""
+    task, equals, data = text.partition("=")
+    if not (task and equals and data):
+        raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
+    return task, data
+
+
+def _as_typed(learner: ContinualLearner, named: Sequence[str]) -> list[str]:
+    """The learner's options as if they were typed before the others; InputError if these name another network."""
+    said = dict(word.removeprefix("--").partition("=")[::2] for word in named)
+    for kind, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
+        require(
+            said.get(f"{kind}.name", name) == name, kind, f"that of the first lesson, {name}", said.get(f"{kind}.name")
+        )
+    not_asked = {"benchmark", "data", "label_column", "snapshots", *OF_A_STREAM}
+    return as_words(typed({name: value for name, value in flat(learner.config).items() if name not in not_asked}))
