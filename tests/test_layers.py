@@ -32,7 +32,7 @@ LAYERS = [
     {"runconfig", "runfolder"},
     {"learnerfolder", "inference"},
     {"taught"},
-    {"records"},
+    {"records", "sharing", "teaching"},
     {"learner"},
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},

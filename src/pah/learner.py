@@ -3,26 +3,26 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from pah import learnerfolder
-from pah.config import InputError, derived_seed, require
+from pah.config import InputError, require
 from pah.data.augment import AugmentOptions
 from pah.data.image import Images, to_pixels
 from pah.data.lesson import Data, load_lesson, whole
 from pah.data.sources import Source
-from pah.data.stream import StreamOptions, make_stream
+from pah.data.stream import StreamOptions
 from pah.inference import RULE, Rule
-from pah.learnerfolder import Lesson, Record, TaughtTask
-from pah.methods.base import Method
+from pah.learnerfolder import Lesson, TaughtTask
 from pah.models.backbones import backbone_options
-from pah.runconfig import RunConfig, build_method
+from pah.runconfig import RunConfig
 from pah.runfolder import locked
-from pah.taught import Evaluation, Prediction, Taught, without_images
-from pah.trainer import Event, TrainState, learn_task, require_finite
+from pah.sharing import download, upload, write_whole
+from pah.taught import Evaluation, Prediction, Taught
+from pah.teaching import now, teach
+from pah.trainer import Event
 
 FALSE_ALARM = 0.05  # share of images of known classes that `unknown=True` takes for none of them
 DEFAULT = RunConfig(
@@ -96,6 +96,17 @@ class ContinualLearner:
         """Every lesson, with what was measured after it."""
         return self._taught.record.history if self._taught else ()
 
+    @property
+    def taught(self) -> Taught:
+        """Its network and what is kept of each task, for whoever measures or exports it; not to be changed.
+
+        Raises:
+            InputError: nothing was taught yet.
+        """
+        if self._taught is None:
+            raise InputError("expected a learner that was taught a task, got a new one")
+        return self._taught
+
     def learn(
         self,
         name: str,
@@ -133,10 +144,10 @@ class ContinualLearner:
         require(name.strip() != "", "task", "a name", name)
         source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
         checks = {
-            old: (self._known.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
+            old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
         }
-        before = {old: self._known.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        taught, accuracy = self._taught_anew(name, source, watch)
+        before = {old: self.taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
+        taught, accuracy = teach(self._taught, self.config, name, source, watch)
         after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
         drift = taught.drift_from(self._taught) if self._taught else {}
         worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}
@@ -144,7 +155,7 @@ class ContinualLearner:
             raise DriftError(worst, max_drift)
         lesson = Lesson(
             name=name,
-            taught=_now(),
+            taught=now(),
             accuracies=after | {name: accuracy},
             drift=drift,
             seconds=round(time.monotonic() - started, 3),
@@ -169,7 +180,7 @@ class ContinualLearner:
         Raises:
             InputError: an unknown task, or images that are none.
         """
-        taught = self._known
+        taught = self.taught
         rate = (FALSE_ALARM if unknown is True else float(unknown)) if unknown is not False else None
         require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
         among = range(len(self.tasks)) if task is None else [taught.index(task)]
@@ -188,8 +199,8 @@ class ContinualLearner:
         Raises:
             InputError: an unknown task, other classes, or data that are not good.
         """
-        index = self._known.index(task)
-        return self._known.evaluate(whole(self._load(data)[0]), index, None if task_given else rule)
+        index = self.taught.index(task)
+        return self.taught.evaluate(whole(self._load(data)[0]), index, None if task_given else rule)
 
     def forget(self, name: str) -> None:
         """Remove a task, its names, prototypes and head: what remains answers as before.
@@ -197,7 +208,7 @@ class ContinualLearner:
         Raises:
             InputError: an unknown task, the only one, or a network whose parts for a task cannot be told apart.
         """
-        taught = self._known.copied()
+        taught = self.taught.copied()
         index = taught.index(name)
         require(len(self.tasks) > 1, "forget", "a task beside others", name)
         taught.method.network.remove(index)
@@ -217,14 +228,14 @@ class ContinualLearner:
 
     def write(self, path: Path) -> None:
         """`save`, for whoever holds the folder's lock (`pah.runfolder.locked`)."""
-        taught = self._known
+        taught = self.taught
         state = learnerfolder.state_of(path)
         if state is not None and self._came_from != (path.resolve(), state):
             raise InputError(
                 f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
                 "taught since; save it elsewhere"
             )
-        learnerfolder.save(path, taught.record, taught.method.network)
+        write_whole(path, taught)
         self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
 
     @classmethod
@@ -242,11 +253,22 @@ class ContinualLearner:
         learner._came_from = (path.resolve(), str(state))
         return learner
 
-    @property
-    def _known(self) -> Taught:
-        if self._taught is None:
-            raise InputError("expected a learner that was taught a task, got a new one")
-        return self._taught
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Put the learner on the Hugging Face hub, with a model card; returns its address.
+
+        Raises:
+            InputError: nothing was taught yet, or the hub cannot be reached or refuses.
+        """
+        return upload(self.taught, repo_id, private)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "ContinualLearner":
+        """The learner in a folder, or on the Hugging Face hub.
+
+        Raises:
+            InputError: there is none, or it is damaged; loading never runs code.
+        """
+        return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
     def _load(self, data: Data, **choice: object) -> tuple[Source, tuple[str, ...]]:
         """Labelled images in the learner's size and channels, and what had to be changed for that."""
@@ -257,40 +279,3 @@ class ContinualLearner:
         assert size is not None, "checked when the learner was made"
         source = load_lesson(data, size, channels, **choice)  # type: ignore[arg-type]
         return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.changed
-
-    def _taught_anew(self, name: str, source: Source, watch: Callable[[Event], None]) -> tuple[Taught, float]:
-        """A copy that has learned the task, calibrated, and its accuracy on the task's test part, in percent."""
-        stream = make_stream(
-            source, StreamOptions(class_order="natural", validation=self.config.stream.validation), 1, self.config.seed
-        )
-        if self._taught:
-            old = self._taught.copied()
-        else:
-            record = Record(self.config, stream.image_shape, stream.normalization)
-            old = Taught(record, build_method(self.config, stream.image_shape))
-        record, method = old.record, old.method
-        _require_network_is_all(self.config.method, method)
-        index = len(record.tasks)
-        task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
-        seen = (*(without_images(k, of, record) for k, of in enumerate(record.tasks)), task)
-        self.config.method_options.check_stream([len(of.class_names) for of in seen])
-        seed = derived_seed(self.config.seed, "lesson", len(record.history))
-        state = TrainState(task=index)
-        for event in learn_task(method, seen, self.config.training, self.config.augment, seed, state):
-            watch(event)
-        require_finite(method, state)
-        entry = TaughtTask(name, task.class_names, task.labels, _now(), source.where, len(task.train))
-        taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
-        taught = taught.calibrated(index, task.validation)
-        return taught, taught.evaluate(source, index, None).accuracy
-
-
-def _require_network_is_all(name: str, method: Method) -> None:
-    """Raise InputError for a method that keeps samples or weights' importance: a learner keeps a network alone."""
-    kept = [name for name in method.state_dict() if not name.startswith("network.")]
-    if kept or method.learns_from != "this task":
-        raise InputError(f"method: expected one that goes on from its network alone, as pah and lwf do, got {name}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

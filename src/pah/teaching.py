@@ -1,0 +1,61 @@
+"""A lesson: what a network that was taught before becomes when it learns one more task."""
+
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pah.config import InputError, derived_seed
+from pah.data.sources import Source
+from pah.data.stream import StreamOptions, make_stream
+from pah.learnerfolder import Record, TaughtTask
+from pah.methods.base import Method
+from pah.runconfig import RunConfig, build_method
+from pah.taught import Taught, without_images
+from pah.trainer import Event, TrainState, learn_task, require_finite
+
+
+def teach(
+    known: Taught | None, config: RunConfig, name: str, source: Source, watch: Callable[[Event], None]
+) -> tuple[Taught, float]:
+    """What is known and one task more, in a network of its own; and the accuracy on its test part, in percent.
+
+    Everything that is drawn is named by the seed and the number of lessons so far: a learner that was saved and
+    loaded before learns the same, bit for bit.
+
+    Raises:
+        InputError: the method keeps more than a network, which is all a learner keeps, it cannot learn tasks of these
+            sizes, or the loss became infinite.
+    """
+    options = StreamOptions(class_order="natural", validation=config.stream.validation)
+    stream = make_stream(source, options, 1, config.seed)
+    if known:
+        begun = known.copied()
+    else:
+        record = Record(config, stream.image_shape, stream.normalization)
+        begun = Taught(record, build_method(config, stream.image_shape))
+    record, method = begun.record, begun.method
+    _require_network_is_all(config.method, method)
+    index = len(record.tasks)
+    task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
+    seen = (*(without_images(k, of, record) for k, of in enumerate(record.tasks)), task)
+    config.method_options.check_stream([len(of.class_names) for of in seen])
+    seed, state = derived_seed(config.seed, "lesson", len(record.history)), TrainState(task=index)
+    for event in learn_task(method, seen, config.training, config.augment, seed, state):
+        watch(event)
+    require_finite(method, state)
+    entry = TaughtTask(name, task.class_names, task.labels, now(), source.where, len(task.train))
+    taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
+    taught = taught.calibrated(index, task.validation)
+    return taught, taught.evaluate(source, index, None).accuracy
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _require_network_is_all(name: str, method: Method) -> None:
+    """Raise InputError for a method that keeps samples or weights' importance: a learner keeps a network alone."""
+    kept = [name for name in method.state_dict() if not name.startswith("network.")]
+    if kept or method.learns_from != "this task":
+        raise InputError(f"method: expected one that goes on from its network alone, as pah and lwf do, got {name}")
