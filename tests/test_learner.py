@@ -38,8 +38,7 @@ def lesson(*classes: int, part: str = "train") -> Lesson:
 
 
 def weights(learner: ContinualLearner) -> dict[str, torch.Tensor]:
-    assert learner._taught is not None
-    return {name: tensor.clone() for name, tensor in learner._taught.method.network.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in learner.taught.method.network.state_dict().items()}
 
 
 def same(a: ContinualLearner, b: ContinualLearner) -> bool:
