@@ -4,6 +4,7 @@ B: images, T: tasks, C: classes of a task, P = Σ C: prototypes of all tasks, D:
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import Tensor
 Score = Literal["softmax", "energy", "contrast", "prototypes"]
 Rule = Literal["softmax", "energy", "contrast", "prototypes", "combined"]
 
-RULE: Rule = "softmax"  # how a task is found, and
-KNOWN: Score = "energy"  # what tells known images from others, unless said otherwise: chosen on validation images
-COMBINED: tuple[Score, ...] = ("softmax", "energy", "prototypes")
+RULE: Rule = "contrast"  # how a task is found, and
+KNOWN: Score = "contrast"  # what tells known images from others, unless said otherwise: chosen on validation images
+COMBINED: tuple[Score, ...] = ("contrast", "energy", "prototypes")
 SCORES: tuple[Score, ...] = ("softmax", "energy", "contrast", "prototypes")
 TEMPERATURES = (0.05, 20.0)
 SHARES = np.linspace(0, 0.5, 51)  # of a task's validation images, whose scores fall below the quantiles that are kept
@@ -52,15 +53,15 @@ def threshold(kept: Sequence[float], share: float) -> float:
 def task_scores(rule: Rule, logits: Sequence[Tensor], nearness: Tensor | None, kept: Sequence[Quantiles]) -> Tensor:
     """How well each task fits each image, (B, T): a score or a sum of scores, in units of what is usual there.
 
-    Usual is what the task's own validation images have: from a score their median is taken, and it is divided by how
-    far their lowest 5 % lie below. Without that, a task of few classes would win too often: its softmax is larger,
-    its energy less.
+    From a score the median of the task's own validation images is taken: without that, tasks of few classes would win
+    too often by their softmax, and too seldom by their energy. The unit, the same for all tasks, is how far the lowest
+    5 % of these images lie below the median.
 
     Args:
-        rule: softmax, energy, contrast or prototypes (see `score`); combined adds up softmax, energy and prototypes.
+        rule: softmax, energy, contrast or prototypes (see `score`); combined adds up contrast, energy and prototypes.
         logits: (B, C) for each task, divided by the task's temperature.
         nearness: what `nearness_to` gives, for rules that ask prototypes.
-        kept: each task's quantiles; where there are none, its scores stay as they are.
+        kept: each task's quantiles; where any has none, scores stay as they are.
     """
     parts = COMBINED if rule == "combined" else (rule,)
     return torch.stack([_in_usual_units(part, score(part, logits, nearness), kept) for part in parts]).sum(dim=0)
@@ -89,7 +90,9 @@ def nearness_to(features: Tensor, of_prototypes: Tensor, sizes: Sequence[int]) -
 
 
 def _in_usual_units(kind: Score, scores: Tensor, kept: Sequence[Quantiles]) -> Tensor:
-    """Scores (B, T) less the task's median, divided by its distance from the lowest 5 %."""
-    median = torch.tensor([of[kind][-1] if of else 0.0 for of in kept])
-    spread = [of[kind][-1] - threshold(of[kind], USUAL) if of else 1.0 for of in kept]
-    return (scores - median) / torch.tensor(spread).clamp_min(1e-3)
+    """Scores (B, T) less the task's median, divided by its mean distance from the lowest 5 %."""
+    if not all(kept):
+        return scores
+    median = torch.tensor([of[kind][-1] for of in kept])
+    spread = fmean(of[kind][-1] - threshold(of[kind], USUAL) for of in kept)
+    return (scores - median) / max(spread, 1e-6)
