@@ -34,6 +34,7 @@ LAYERS = [
     {"taught"},
     {"records", "sharing", "teaching"},
     {"learner"},
+    {"export"},
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},
     {"study.tuning", "report.figures"},

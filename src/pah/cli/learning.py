@@ -17,6 +17,7 @@ from pah.cli.display import time_left
 from pah.cli.parser import OF_A_STREAM, config_of, parse, readable
 from pah.cli.words import as_words, bare_and_named, joined, typed
 from pah.config import InputError, require
+from pah.export import export as write_onnx
 from pah.inference import RULE, Rule
 from pah.learner import ContinualLearner, DriftError
 from pah.learnerfolder import TaughtTask
@@ -79,6 +80,25 @@ def predict(console: Console, words: list[str]) -> int:
             print(json.dumps({"file": file, **answer._asdict()}, ensure_ascii=False))
         return 0
     console.print(_answers_table(bare[1:], answers, given=options.task is not None))
+    return 0
+
+
+def export(console: Console, words: list[str]) -> int:
+    """`pah export`: a task's head, or all heads, with the backbone, as an ONNX file."""
+    bare, named = bare_and_named(words)
+    parser = ArgumentParser(
+        prog="pah export", exit_on_error=False, usage="pah export LEARNER (--task NAME | --all) [--out FILE]"
+    )
+    parser.add_argument("--task", type=str | None, default=None, help="whose head the graph holds")
+    parser.add_argument("--all", action="store_true", help="one graph with every head")
+    parser.add_argument("--out", type=str | None, default=None, help="the file (default: LEARNER-TASK.onnx)")
+    options = _parsed(parser, named)
+    folder = _one("export", bare)
+    if (options.task is None) != options.all:
+        raise InputError("export: expected either --task NAME or --all, got " + ("both" if options.all else "neither"))
+    out = Path(options.out or f"{folder.name}-{options.task or 'all'}.onnx")
+    write_onnx(ContinualLearner.load(folder), out, options.task)
+    console.print(f"{out}: {out.stat().st_size / 2**20:.1f} MB", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -41,6 +41,7 @@ USAGE = """usage: pah COMMAND ...
 
   pah learn LEARNER        teach a learner a task of your own images          (pah learn --help)
   pah predict LEARNER IMAGE...   what is on the images                        (pah predict --help)
+  pah export LEARNER       backbone and head of a task as an ONNX file        (pah export --help)
   pah forget LEARNER       remove a task from a learner
   pah data LEARNER         what a learner knows
 """
@@ -272,6 +273,7 @@ COMMANDS = {
     "data": data,
     "learn": learning.learn,
     "predict": learning.predict,
+    "export": learning.export,
     "forget": learning.forget,
 }
 
