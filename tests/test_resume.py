@@ -286,7 +286,7 @@ def test_a_folder_in_use_is_refused_and_free_again_once_its_process_is_killed(
         for second in (["resume", str(folder)], words, [*words, "--overwrite"]):
             assert main(second) == 2
             err = capsys.readouterr().err
-            assert err == f"pah: {folder}: expected a free run folder, got one in use by another process\n"
+            assert err == f"pah: {folder}: expected a free folder, got one in use by another process\n"
         assert contents(folder) == before
     finally:
         process.kill()
