@@ -18,7 +18,9 @@ from torch import Tensor
 from pah.data.stream import Batch
 from pah.methods.base import Method
 from pah.methods.pah import PAH
+from pah.records import save_predictions
 from pah.study.comparison import summary_of
+from pah.trainer import Answers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,14 +99,16 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
     assert text.endswith("<!-- steps:end -->\nThe end.\n")
     setting = "12 epochs a task, resnet18-slim (width 32, stem stride 2)"
     assert [line for line in text.splitlines() if line.startswith("|")] == [
-        "| study | method | seeds | AA | FM | BWT | LA | task not given | AA without flip | minutes |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| **cifar**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
+        "| study | method | seeds | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] "
+        "| AA without flip | per new task | minutes |",
+        "| --- | --- |" + " ---: |" * 10,
+        f"| **cifar**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – "
+        "| – | 20 | 1.5 |",
         # the standard deviation of 70 and 74 is √(2² + 2²) = 2.83, that of -1.5 and 1.5 is √(2 · 1.5²) = 2.12
         f"| **digits**: 3 tasks of 3 to 4 classes, {setting} | pah | 2 | 72.00 ± 2.83 | 3.00 ± 0.00 | 0.00 ± 2.12 "
-        "| 82.00 ± 0.00 | 40.00 ± 0.00 | – | 2.5 |",
-        "|  | finetune | 1 | 80.00 | 51.50 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
-        "|  | joint | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | 1.5 |",
+        "| 82.00 ± 0.00 | 40.00 ± 0.00 | – | – | 20 | 2.5 |",
+        "|  | finetune | 1 | 80.00 | 51.50 | -3.00 | 82.00 | 40.00 | – | – | 20 | 1.5 |",
+        "|  | joint | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | – | 20 | 1.5 |",
         "| method | n | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] | stored samples "
         "| parameters | per new task | time / finetune |",
         "| --- |" + " ---: |" * 11,
@@ -114,6 +118,27 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         "| 5 | 100 | 150 | 1200 | 1.50 | 8.0 |",
     ]
+
+
+def test_the_table_compares_methods_whose_answers_are_committed(tmp_path: Path) -> None:
+    right = {"pah": 60, "lwf": 70}  # of 100 images of the only task, in both seeds, and the same ones
+    runs = []
+    for method, seed in ((method, seed) for method in right for seed in (0, 1)):
+        folder = write_run(tmp_path, "digits", method, seed)
+        labels = torch.zeros(100, dtype=torch.long)
+        wrong = (torch.arange(100) >= right[method]).long()
+        save_predictions(folder / "predictions.safetensors", [Answers(labels, wrong, wrong)])
+        runs.append(readme.read_run(folder))
+    *_, of_pah, of_lwf = readme.table(runs).splitlines()
+    assert of_pah.split(" | ")[-4] == "–"
+    difference, low, high = (
+        float(x) for x in of_lwf.split(" | ")[-4].replace("[", "").replace(",", "").rstrip("]").split()
+    )
+    assert difference == 10
+    assert 0 < low < 10 < high
+    write_run(tmp_path, "others", "lwf", 0)  # no answers, and no PAH beside it
+    alone = readme.table([readme.read_run(tmp_path / "results" / "others" / "lwf-seed0")])
+    assert alone.splitlines()[-1].split(" | ")[-4] == "–"
 
 
 def test_check_notices_a_stale_readme(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +199,8 @@ def test_a_flipped_test_is_shown_beside_what_comes_without(project: Path) -> Non
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"training": config["training"] | {"flip_test": True}}))
     run = readme.read_run(folder)
     assert run.figures[readme.UNFLIPPED] == 71.25
-    assert readme.table([run]).splitlines()[-1].split(" | ")[-2] == "71.25"
-    assert all(line.split(" | ")[-2] == "–" for line in plain.splitlines() if line.startswith("| **digits**"))
+    assert readme.table([run]).splitlines()[-1].split(" | ")[-3] == "71.25"
+    assert all(line.split(" | ")[-3] == "–" for line in plain.splitlines() if line.startswith("| **digits**"))
 
 
 def test_the_readme_shows_the_committed_results() -> None:

@@ -10,8 +10,8 @@ what `pah compare` wrote; results/step-cost.json is what benchmarks/step_cost.py
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from typing import Any
 from pah.checkpoint import read_json, read_yaml
 from pah.config import InputError
 from pah.methods import METHODS
-from pah.study.comparison import summary_of
-from pah.study.table import NONE, legend, markdown_table, spread, table_rows
+from pah.runfolder import PREDICTIONS
+from pah.study.bootstrap import Correct
+from pah.study.comparison import REFERENCE, summary_of
+from pah.study.grid import correct
+from pah.study.table import NONE, count, differences, legend, markdown_table, spread, table_rows, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +34,7 @@ FIGURES = {  # column -> its name in metrics.json, in percent
     "LA": "learning_accuracy",
     "task not given": "class_incremental_accuracy",
 }
+MINUS = f"AA minus {REFERENCE.upper()} [95 % interval]"  # of methods whose runs' predictions are committed
 UNFLIPPED = "AA without flip"  # of runs that average an image's answer with that of its mirror image
 LEFT_OUT = {  # a method that belongs in the comparison -> why it is not there
     "cclis": "its classifier is fitted in a phase of its own after contrastive training, another loop than all share"
@@ -38,8 +42,10 @@ LEFT_OUT = {  # a method that belongs in the comparison -> why it is not there
 LEGEND = """\
 Percent; mean ± sample standard deviation over seeds. AA: average accuracy over all tasks at the end; FM: forgetting;
 BWT: backward transfer; LA: accuracy on each task right after it was learned; all four with the task given at test
-time. Task not given: accuracy over all classes at once. AA without flip: where the answers are the mean over an image
-and its mirror image, AA without the latter. Made from `results/` by `python tools/readme.py`."""
+time. Task not given: accuracy over all classes at once. AA minus PAH: on the same test images, over the seeds that both
+have, by the paired bootstrap explained [below](#methods-side-by-side). AA without flip: where the answers are the mean
+over an image and its mirror image, AA without the latter. Per new task: the numbers stored for one task alone. Made
+from `results/` by `python tools/readme.py`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,10 @@ class Run:
     setting: str  # in words
     configuration: Mapping[str, Any]  # all of it but the seed, and where on a machine the data lay
     figures: Mapping[str, float]  # by column, percent
+    per_task: float  # numbers stored for one task alone, mean over tasks
     minutes: float
+    seed: int
+    answers: Sequence[Correct] | None  # which test images of each task were answered correctly, if committed
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -83,7 +92,10 @@ def read_run(folder: Path) -> Run:
             setting=describe(metrics, config),
             configuration={key: value for key, value in config.items() if key not in ("seed", "data")},
             figures={column: float(metrics[name]) for column, name in FIGURES.items()} | unflipped(metrics, config),
+            per_task=statistics.fmean(metrics["parameters"]["per_task"]),
             minutes=metrics["seconds"] / 60,
+            seed=metrics["seed"],
+            answers=correct(folder) if (folder / PREDICTIONS).exists() else None,
         )
     except KeyError as error:
         raise InputError(f"{folder}: expected {error} in metrics.json or config.yaml, got none") from None
@@ -128,19 +140,31 @@ def by_method(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], list[Run]]
 def table(runs: Sequence[Run]) -> str:
     """The runs as a Markdown table, a line for each study and method; what a study is, is said once."""
     lines = [
-        ["study", "method", "seeds", *FIGURES, UNFLIPPED, "minutes"],
-        ["---", "---", "---:", *("---:" for _ in FIGURES), "---:", "---:"],
+        ["study", "method", "seeds", *FIGURES, MINUS, UNFLIPPED, "per new task", "minutes"],
+        ["---", "---", *["---:"] * (len(FIGURES) + 5)],
     ]
     said = ""
+    intervals = {study: of_study(group) for study, group in groupby(runs, key=lambda run: run.study)}
     for (study, method), seeds in by_method(runs):
         what = f"**{study}**: {seeds[0].setting}"
         figures = [spread([run.figures[column] for run in seeds]) for column in FIGURES]
         plain = [run.figures[UNFLIPPED] for run in seeds if UNFLIPPED in run.figures]
+        figures.append(with_interval(intervals[study].get(method)))
         figures.append(spread(plain) if plain else NONE)
+        figures.append(count(seeds[0].per_task))
         minutes = f"{statistics.fmean(run.minutes for run in seeds):.1f}"
         lines.append(["" if what == said else what, method, str(len(seeds)), *figures, minutes])
         said = what
     return markdown_table(lines)
+
+
+def of_study(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """For each method of one study, its difference in AA to PAH, where both have committed answers."""
+    answers: dict[str, dict[int, Sequence[Correct]]] = {}
+    for run in runs:
+        if run.answers is not None:
+            answers.setdefault(run.method, {})[run.seed] = run.answers
+    return {method: asdict(interval) for method, interval in differences(answers, REFERENCE).items()}
 
 
 def comparisons(results: Path) -> str:

@@ -193,7 +193,7 @@ def row(entry: Mapping[str, Any], bold: bool = False) -> list[str]:
     return [
         str(entry["n"]),
         *percent,
-        _difference(entry["minus_reference"]),
+        with_interval(entry["minus_reference"]),
         f"{entry['stored_samples']:.0f}",
         count(entry["parameters"]),
         count(entry["parameters_per_new_task"]),
@@ -201,7 +201,8 @@ def row(entry: Mapping[str, Any], bold: bool = False) -> list[str]:
     ]
 
 
-def _difference(interval: Mapping[str, Any] | None) -> str:
+def with_interval(interval: Mapping[str, Any] | None) -> str:
+    """A difference in percentage points with its interval: "+0.41 [-0.14, +1.00]"; a dash for none."""
     if interval is None:
         return NONE
     return f"{interval['difference']:+z.2f} [{interval['low']:+z.2f}, {interval['high']:+z.2f}]"
