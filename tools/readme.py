@@ -21,9 +21,19 @@ from pah.config import InputError
 from pah.methods import METHODS
 from pah.runfolder import PREDICTIONS
 from pah.study.bootstrap import Correct
-from pah.study.comparison import REFERENCE, summary_of
+from pah.study.comparison import summary_of
 from pah.study.grid import correct
-from pah.study.table import NONE, count, differences, legend, markdown_table, spread, table_rows, with_interval
+from pah.study.table import (
+    NONE,
+    REFERENCE,
+    count,
+    differences,
+    legend,
+    markdown_table,
+    spread,
+    table_rows,
+    with_interval,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
