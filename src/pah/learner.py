@@ -235,8 +235,10 @@ class ContinualLearner:
                 f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
                 "taught since; save it elsewhere"
             )
-        write_whole(path, taught)
-        self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
+        try:
+            write_whole(path, taught)
+        finally:  # a full disk may come when all but the model card is written
+            self._came_from = (path.resolve(), str(learnerfolder.state_of(path)))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContinualLearner":

@@ -110,13 +110,23 @@ def save(folder: Path, record: Record, network: nn.Module) -> None:
         "tasks": [asdict(task) for task in record.tasks],
         "history": [asdict(lesson) for lesson in record.history],
     }
-    write_file(folder / NEXT, weights)
+    _finish(folder)
     try:
+        write_file(folder / NEXT, weights)
         write_json(folder / LEARNER, content | {"checksum": _checksum(content)})  # from here on the new one counts
-    except InputError:
+    finally:
+        _finish(folder)
         (folder / NEXT).unlink(missing_ok=True)
-        raise
-    os.replace(folder / NEXT, folder / WEIGHTS)
+
+
+def _finish(folder: Path) -> None:
+    """Finish a save that was cut off in its last moment: the weights that `learner.json` speaks of get their name."""
+    try:
+        wanted = json.loads((folder / LEARNER).read_bytes())["sha256"]
+        if hashlib.sha256((folder / NEXT).read_bytes()).hexdigest() == wanted:
+            os.replace(folder / NEXT, folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there to finish
+        return
 
 
 def weights_of(network: nn.Module) -> bytes:

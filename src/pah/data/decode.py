@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pah.config import InputError
-from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line
+from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_warnings
 
 VERSION = 1  # of the cache's layout; a change makes every older folder unused
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # the cache's files, Decoded's fields
@@ -140,8 +139,7 @@ def _build(folder: Path, class_names: tuple[str, ...], train: Encoded, test: Enc
 
 
 def _write_pixels(folder: Path, train: Encoded, test: Encoded, mode: Mode, image_size: int | None) -> None:
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, palettes: of no use to the reader
+    with ThreadPoolExecutor(os.cpu_count()) as pool, without_warnings():
         decoder = _Decoder(mode, image_size, pool)
         _write(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
         _write(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))

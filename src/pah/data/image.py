@@ -3,6 +3,7 @@
 Shapes: C channels, 1 for grey and 3 for colour, H x W pixels.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,6 +33,14 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside, Pillow keeps to itself what it thinks of odd metadata, palettes and sizes; not for use by threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
 def to_pixels(images: Images, shape: tuple[int, int, int]) -> Pixels:
     """Images as a network of `shape` (C, H, W) takes them: uint8 (N, C, H, W).
 
@@ -57,7 +66,8 @@ def to_pixels(images: Images, shape: tuple[int, int, int]) -> Pixels:
             return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
         images = [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in stacked]
     mode: Mode = "L" if channels == 1 else "RGB"
-    found = [_one(image, i, mode, (height, width)) for i, image in enumerate(images)]
+    with without_warnings():
+        found = [_one(image, i, mode, (height, width)) for i, image in enumerate(images)]
     return np.stack(found).transpose(0, 3, 1, 2) if found else np.empty((0, *shape), np.uint8)
 
 
@@ -95,7 +105,7 @@ def decode_image(
 
 def size_of(row: Mapping[str, Any] | None, where: str) -> tuple[int, int]:
     """Width and height of an image, from its header; InputError if it cannot be read."""
-    with _understood(where), _open(row) as image:
+    with without_warnings(), _understood(where), _open(row) as image:
         return image.size
 
 

@@ -67,6 +67,8 @@ def load_lesson(
 def _from_images(images: Given, labels: Sequence[int], class_names: Sequence[str], image_size: int) -> Source:
     """Images at hand; a fixed fifth of each class is for testing."""
     names, y = tuple(str(name) for name in class_names), np.asarray(labels)
+    if not len(images):
+        raise InputError("images: expected at least 2 of each class, got none")
     if y.dtype.kind not in "iu" or y.shape != (len(images),):
         raise InputError(f"labels: expected a whole number for each of {len(images)} images, got {y.dtype} {y.shape}")
     if outside := [int(label) for label in y if not 0 <= label < len(names)]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pah.config import InputError, generator, require
 from pah.data.columns import Tables, first_size, label_column_of, understand
 from pah.data.decode import cache_key, decode_once, reading
-from pah.data.image import decode_image, first_line
+from pah.data.image import decode_image, first_line, without_warnings
 from pah.hub import hub_answers
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
@@ -147,7 +147,8 @@ class _Files:
 
     def _readable(self, file: Path) -> bool:
         try:
-            decode_image({"path": str(file), "bytes": None}, str(file), "RGB", None)
+            with without_warnings():
+                decode_image({"path": str(file), "bytes": None}, str(file), "RGB", None)
         except InputError:
             self.unreadable.append(file)
             return False
