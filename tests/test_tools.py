@@ -15,10 +15,12 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from conftest import tiny
 from pah.data.stream import Batch
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.records import save_predictions
+from pah.runconfig import RunConfig
 from pah.study.comparison import summary_of
 from pah.trainer import Answers
 
@@ -35,7 +37,9 @@ def program(path: str) -> ModuleType:
     return module
 
 
-readme, picture, step_cost = (program(p) for p in ("tools/readme.py", "tools/picture.py", "benchmarks/step_cost.py"))
+readme, picture, step_cost, task_inference = (
+    program(p) for p in ("tools/readme.py", "tools/picture.py", "benchmarks/step_cost.py", "tools/task_inference.py")
+)
 
 
 SECTIONS = ("results", "comparison", "steps")
@@ -319,3 +323,21 @@ def test_a_number_of_tasks_has_to_be_one(word: str, capsys: pytest.CaptureFixtur
         step_cost.main(["--tasks", word])
     assert stopped.value.code == 2
     assert "--tasks" in capsys.readouterr().err
+
+
+def test_task_inference_is_measured_on_the_test_images(
+    uninterrupted: Callable[[RunConfig], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = uninterrupted(tiny("--stream.validation", "0.2", "--stream.first", "2", "--epochs", "8"))
+    assert task_inference.main([str(run), "--json", str(tmp_path / "found.json")]) == 0
+    assert "contrast" in capsys.readouterr().out
+    found, metrics = json.loads((tmp_path / "found.json").read_text()), json.loads((run / "metrics.json").read_text())
+    images = found["images"]  # the digits' tasks differ in size by an image or two
+    assert found["task_given_accuracy"] == pytest.approx(metrics["average_accuracy"], abs=100 * 2 / images)
+    assert set(found["rules"]) == {"softmax", "energy", "contrast", "prototypes", "combined"}
+    for of in found["rules"].values():
+        assert 0 < of["class_accuracy"] <= min(of["task_accuracy"], found["task_given_accuracy"])
+    assert found["unknown"]["classes"] == 2  # of six in three tasks, four were taught
+    assert 0 <= found["unknown"]["auroc"] <= 100
+    assert task_inference.main([str(uninterrupted(tiny()))]) == 2
+    assert "--stream.validation above 0" in capsys.readouterr().err

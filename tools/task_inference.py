@@ -1,0 +1,134 @@
+"""How well a learner finds the task of an image by itself, and tells what it was never taught.
+
+python tools/task_inference.py RUN --data PATH [--json FILE]
+
+RUN: the folder of a finished `pah run --stream.validation 0.1`; validation images calibrate it, the test images of its
+tasks are asked, under every rule. Test images of the data set's classes outside its tasks (`--stream.first 9` leaves a
+tenth of CIFAR-100) are what was never taught.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from pah.checkpoint import read_json, read_yaml, write_json
+from pah.config import InputError
+from pah.data.sources import Images
+from pah.data.stream import Stream
+from pah.inference import KNOWN, RULE, Rule
+from pah.learner import ContinualLearner
+from pah.runconfig import RunConfig, load_stream
+from pah.taught import Taught
+
+ALARM = 0.05  # share of known images that may be taken for unknown ones
+
+
+def measure(folder: Path, data: str | None) -> dict[str, Any]:
+    """Accuracies in percent of the run in `folder`, under each rule.
+
+    Raises:
+        InputError: the run has no model, kept no validation images, or its data are missing.
+    """
+    config = RunConfig.from_dict(read_yaml(folder / "config.yaml"))
+    config = dataclasses.replace(config, data=data or config.data)
+    taught = ContinualLearner.load(folder / "model").taught
+    if not all(task.quantiles for task in taught.record.tasks):
+        raise InputError(f"{folder}: expected a run with --stream.validation above 0, got one without")
+    stream = load_stream(config)
+    pixels = torch.cat([task.test.pixels[task.test.rows] for task in stream.tasks])
+    labels = torch.cat([task.test.labels for task in stream.tasks])
+    tasks = torch.cat([torch.full_like(task.test.labels, task.index) for task in stream.tasks])
+    rules = {rule: _found(taught, rule, pixels, labels, tasks) for rule in get_args(Rule)}
+    given = sum(
+        (_answers(taught, pixels[tasks == k], [k])[1] == labels[tasks == k]).sum().item() for k in set(tasks.tolist())
+    )
+    metrics = read_json(folder / "metrics.json")
+    return {
+        "run": {key: metrics[key] for key in ("benchmark", "method", "seed", "commit")},
+        "tasks": len(stream.tasks),
+        "images": len(labels),
+        "task_given_accuracy": 100 * given / len(labels),
+        "default": RULE,
+        "rules": rules,
+        "unknown": _unknown(taught, pixels, _never_taught(config, stream)),
+    }
+
+
+def _answers(taught: Taught, pixels: Tensor, among: Sequence[int], rule: Rule = RULE) -> tuple[Tensor, Tensor, Tensor]:
+    """Task, class within it, and how known the image is: each (N,)."""
+    found = list(taught.answer(pixels, among, rule))
+    return tuple(torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes", "known"))  # type: ignore[return-value]
+
+
+def _found(taught: Taught, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Tensor) -> dict[str, float]:
+    """How often the task is found, and task and class."""
+    task, label, _ = _answers(taught, pixels, range(len(taught.record.tasks)), rule)
+    right = task == tasks
+    return {
+        "task_accuracy": 100 * right.double().mean().item(),
+        "class_accuracy": 100 * (right & (label == labels)).double().mean().item(),
+    }
+
+
+def _never_taught(config: RunConfig, stream: Stream) -> Images | None:
+    """Test images of the tasks that the run left out."""
+    everything = load_stream(dataclasses.replace(config, stream=dataclasses.replace(config.stream, first=None)))
+    rest = everything.tasks[len(stream.tasks) :]
+    if not rest:
+        return None
+    parts = [task.test.pixels[task.test.rows] for task in rest]
+    return Images(torch.cat(parts), torch.cat([task.test.labels for task in rest]))
+
+
+def _unknown(taught: Taught, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
+    """How well "none of these" tells images of classes never taught from those that were, no task given."""
+    if foreign is None:
+        return None
+    everyone = range(len(taught.record.tasks))
+    scores, refused = [], []
+    for pixels in (known, foreign.pixels):
+        found = list(taught.answer(pixels, everyone, RULE))
+        scores.append(torch.cat([f.known for f in found]))
+        answers = [answer for f in found for answer in taught.predictions(f, ALARM)]
+        refused.append(100 * sum(answer.label is None for answer in answers) / len(answers))
+    truth = torch.cat([torch.ones(len(scores[0])), torch.zeros(len(scores[1]))])
+    return {
+        "images": len(foreign.labels),
+        "classes": len(foreign.labels.unique()),
+        "score": KNOWN,
+        "auroc": 100 * float(roc_auc_score(truth, torch.cat(scores))),
+        "false_alarm_asked": 100 * ALARM,
+        "false_alarm": refused[0],
+        "detected": refused[1],
+    }
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run with --stream.validation")
+    parser.add_argument("--data", help="where its data lie; where they lay for the run unless given")
+    parser.add_argument("--json", type=Path, help="file for what was found")
+    options = parser.parse_args(words)
+    try:
+        found = measure(options.run, options.data)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for rule, of in found["rules"].items():
+        print(f"{rule:12} task {of['task_accuracy']:.2f}  class {of['class_accuracy']:.2f}")
+    print(f"{'task given':12} class {found['task_given_accuracy']:.2f}  unknown: {found['unknown']}")
+    if options.json:
+        write_json(options.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
