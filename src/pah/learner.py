@@ -16,6 +16,7 @@ from pah.data.sources import Source
 from pah.data.stream import StreamOptions
 from pah.inference import RULE, Rule
 from pah.learnerfolder import Lesson, TaughtTask
+from pah.methods.pah import PAHOptions
 from pah.models.backbones import backbone_options
 from pah.runconfig import RunConfig
 from pah.runfolder import locked
@@ -31,6 +32,10 @@ DEFAULT = RunConfig(
     backbone="resnet18-slim",
     backbone_options=backbone_options("resnet18-slim", {}),
     stream=StreamOptions(validation=0.1),
+    # noise as prototypes: better than a thumbnail of an image, which would show that image, and smaller than a head
+    method_options=PAHOptions(
+        stability=1.0, over_tasks="sum", prototype_start="random", prototype_size=5, hypernetwork_lr=6e-4
+    ),
     augment=AugmentOptions(crop=8, flip=True),
 )
 

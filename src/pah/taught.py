@@ -34,7 +34,7 @@ from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
 from pah.trainer import task_logits
 
-BATCH = 500  # images that are asked about at a time
+BATCH = 100  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
 
 
 class Prediction(NamedTuple):

@@ -63,7 +63,7 @@ def to_pixels(images: Images, shape: tuple[int, int, int]) -> Pixels:
             )
         stacked = images if images.ndim == 4 else images[..., None]
         if stacked.shape[1:] == (height, width, channels):
-            return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+            return np.array(stacked).transpose(0, 3, 1, 2)
         images = [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in stacked]
     mode: Mode = "L" if channels == 1 else "RGB"
     with without_warnings():

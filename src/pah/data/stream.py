@@ -73,7 +73,7 @@ class Normalization:
         """(uint8 / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
         mean = torch.tensor(self.mean)[:, None, None] * 255
         scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
-        return (pixels.to(torch.float32) - mean) * scale
+        return pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale)
 
 
 @dataclass(frozen=True)
