@@ -3,7 +3,8 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 import yaml
 
-from pah import checkpoint
+from pah import checkpoint, ranks
 from pah.config import InputError
 from pah.data.stream import Stream
+from pah.devices import CPU
 from pah.methods import METHODS
 from pah.methods.base import Method
 from pah.records import commit, results, save_model, save_network, save_predictions
@@ -73,8 +75,11 @@ def start(
     watch: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 180.0,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Train from the beginning in `folder`; returns what `metrics.json` holds.
+
+    Of several processes (`pah.ranks`) each calls this; the first one alone writes, and calls `watch`.
 
     Args:
         config: What to train.
@@ -83,20 +88,17 @@ def start(
         watch: Called with every event.
         stop: Asked after every step; when true, the state is saved and `StoppedError` raised.
         checkpoint_seconds: Time between checkpoints; 0 saves after every step.
+        device: Where; no part of the configuration, a checkpoint goes on elsewhere.
 
     Raises:
         InputError: bad data or options, or the folder holds another run.
-        StoppedError: `stop` said so.
+        StoppedError: `stop` said so, in any process.
+        LostError: another process of this run ended.
     """
-    stream = load_stream(config)
-    method = build_method(config, stream.image_shape)
-    with locked(folder):
-        if not overwrite:
-            refuse_other_run(folder, config.as_dict())
-        for old in run_files(folder):
-            old.unlink(missing_ok=True)
-        text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-        checkpoint.write_file(folder / CONFIG, text.encode())
+    stream = load_stream(config).on(device)
+    method = build_method(config, stream.image_shape).to(device)
+    with _held(folder):
+        ranks.from_first(lambda: _make_room(config, folder, overwrite))
         return _train(config, folder, stream, method, TrainState(), watch, stop, checkpoint_seconds)
 
 
@@ -107,23 +109,52 @@ def resume(
     watch: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 180.0,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Continue the run of `config` in `folder` from its checkpoint, or from the beginning if it has none yet.
 
-    On a CPU the result equals that of an uninterrupted run, bit for bit. A finished run's metrics are returned as
-    they stand. Arguments and errors are those of `start`; InputError also if the checkpoint is broken or belongs to
-    another configuration.
+    On a CPU the result equals that of an uninterrupted run of as many processes, bit for bit. A finished run's metrics
+    are returned as they stand. Arguments and errors are those of `start`; InputError also if the checkpoint is broken
+    or belongs to another configuration.
     """
-    with locked(folder):
-        if (folder / METRICS).is_file():
-            finished: dict[str, Any] = checkpoint.read_json(folder / METRICS)
+    with _held(folder):
+        finished: dict[str, Any] | None = ranks.from_first(lambda: _read_if_there(folder / METRICS))
+        if finished is not None:
             return finished
-        stream = load_stream(config)
-        method = build_method(config, stream.image_shape)
+        stream = load_stream(config).on(device)
+        method = build_method(config, stream.image_shape).to(device)
         state = TrainState()
-        if (folder / CHECKPOINT / checkpoint.FILE).is_file():
+        if ranks.from_first((folder / CHECKPOINT / checkpoint.FILE).is_file):
             state = _restore(config, folder, stream, method)
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder for all processes of this run; the first one has the lock."""
+    with ExitStack() as stack:
+        ranks.from_first(lambda: stack.enter_context(locked(folder)))
+        try:
+            yield
+        except ranks.LostError as error:
+            raise ranks.LostError(
+                f"{folder}: {error}; `pah resume {folder}` continues from the last checkpoint, with any number of them"
+            ) from error
+
+
+def _make_room(config: RunConfig, folder: Path, overwrite: bool) -> None:
+    """Begin the folder with the configuration alone; InputError if a run that it holds would be lost."""
+    if not overwrite:
+        refuse_other_run(folder, config.as_dict())
+    for old in run_files(folder):
+        old.unlink(missing_ok=True)
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    checkpoint.write_file(folder / CONFIG, text.encode())
+
+
+def _read_if_there(path: Path) -> Any:
+    """The content of a JSON file; None if there is none."""
+    return checkpoint.read_json(path) if path.is_file() else None
 
 
 def _train(
@@ -139,27 +170,35 @@ def _train(
     """Train to the end, keeping log and checkpoint; then write the model and the metrics."""
     revision = commit()  # now: the files may change while the run goes on
     saved_at = time.monotonic()
-    cut_log(folder / LOG, state)
+    ranks.from_first(lambda: cut_log(folder / LOG, state))
     for event in train(method, stream, config.training, config.augment, config.seed, state):
-        if isinstance(event, EpochDone):
-            append_log(folder / LOG, event)
-        if isinstance(event, TaskDone) and config.snapshots:  # before the checkpoint that says the task is over
-            save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
-        stopping = isinstance(event, StepDone) and stop()
-        if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
-            _save(config, folder, method, state)
-            saved_at = time.monotonic()
-        watch(Progress(event, state, stream, config))
+        stopping = isinstance(event, StepDone) and ranks.any_says(stop())
+        if ranks.is_first():
+            _record(config, folder, method, event)
+            if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
+                _save(config, folder, method, state)
+                saved_at = time.monotonic()
+            watch(Progress(event, state, stream, config))
         if stopping:
             raise StoppedError
-    save_model(folder / MODEL, config, stream, method, state.matrix)
-    save_predictions(folder / PREDICTIONS, answers(method, stream.tasks, config.training))
+    given = answers(method, stream.tasks, config.training)
     found = results(config, stream, method, state, revision)
     if config.training.flip_test:  # what the mirror images add can be told only beside what comes without them
         plain = dataclasses.replace(config.training, flip_test=False)
         found["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, plain)[0])
-    checkpoint.write_json(folder / METRICS, found)
+    if ranks.is_first():
+        save_model(folder / MODEL, config, stream, method, state.matrix)
+        save_predictions(folder / PREDICTIONS, given)
+        checkpoint.write_json(folder / METRICS, found)
     return found
+
+
+def _record(config: RunConfig, folder: Path, method: Method, event: Event) -> None:
+    """Write what this moment alone has, before the checkpoint that says that it is over."""
+    if isinstance(event, EpochDone):
+        append_log(folder / LOG, event)
+    if isinstance(event, TaskDone) and config.snapshots:
+        save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
@@ -173,7 +212,7 @@ def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) ->
 def _restore(config: RunConfig, folder: Path, stream: Stream, method: Method) -> TrainState:
     """Load the checkpoint into the method, and return how far it had come."""
     path = folder / CHECKPOINT
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = ranks.from_first(lambda: checkpoint.load(path))
     if facts.get("fingerprint") != config.fingerprint:
         raise InputError(
             f"{path}: expected a checkpoint of the configuration in {folder / CONFIG}, got one of another configuration"

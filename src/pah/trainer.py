@@ -13,16 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pah import ranks
 from pah.config import InputError, NonFiniteLossError, derived_seed, require
 from pah.data.augment import AugmentOptions
-from pah.data.stream import Stream, Task, evaluation_batches, number_of_batches, training_batches
-from pah.methods.base import Method
+from pah.data.stream import Examples, Stream, Task, evaluation_batches, number_of_batches, training_batches
+from pah.methods.base import Method, stepping
 from pah.models.modes import BatchNormStatistics, Precision, computing, evaluating
 
 Part = Literal["test", "validation"]
 
 EVALUATION_BATCH = 500
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class TrainingOptions:
         schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
             is constant.
         evaluate_on: The test images, or the held-out validation part: what choices are made on.
-        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it; weights,
-            heads and evaluation stay in fp32.
+        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it, fp16 on
+            a GPU that lacks bf16; weights, heads and evaluation stay in fp32.
+        sync_batch_norm: Of several processes (torchrun), batch norm learns from the statistics of the whole batch, as
+            one process does, and not from those of each one's slice.
         flip_test: The answer to an image is the mean of the logits of the image and of its mirror image.
         test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
             holds images of a single task (what the published code of PAH does; it is no honest evaluation).
@@ -49,6 +51,7 @@ class TrainingOptions:
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     evaluate_on: Part = "test"
     precision: Precision = "fp32"
+    sync_batch_norm: bool = False
     flip_test: bool = False
     test_batch_norm: BatchNormStatistics = "running"
 
@@ -78,6 +81,7 @@ class TrainState:
     images: int = 0
     matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
     class_incremental: list[float] = field(default_factory=list)  # percent, after each task
+    scaler: dict[str, float] = field(default_factory=dict)  # of losses in fp16
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,11 @@ def learn_task(
         InputError: a loss became NaN or infinite: says which term, in which task and step.
     """
     task = seen[-1]
+    _require_slices(method, seen, options)
     if not state.began:
-        with computing(options.precision, CPU):
+        with computing(options.precision, method.device):
             begin(method, task, seed)
+        ranks.agree(list(method.state_dict().values()))
         state.began = True
     for _ in range(state.epoch, options.epochs_of(task.index)):
         yield from _epoch(method, seen, options, augment, seed, state)
@@ -158,6 +164,7 @@ def learn_task(
     torch.manual_seed(derived_seed(seed, task.index, "end"))
     method.end_task(task)
     method.release()
+    ranks.agree(list(method.state_dict().values()))  # processes on unlike machines may have measured unlike numbers
     state.seconds += time.perf_counter() - started
 
 
@@ -170,33 +177,68 @@ def _epoch(
     state: TrainState,
 ) -> Iterator[Event]:
     """The rest of the current task's epoch `state.epoch`, from batch `state.step` on."""
-    source = seen if method.learns_from == "all tasks seen" else seen[-1:]
+    source = _source(method, seen)
     images = sum(len(task.train) for task in source)
     per_epoch = number_of_batches(images, options.batch_size)
     total = options.epochs_of(state.task) * per_epoch
+    device, scaler = method.device, _scaler(options, method.device, state)
     method.train()
     started = time.perf_counter()
-    for batch in training_batches(source, options.batch_size, augment, seed, state.epoch, first=state.step):
+    for batch in training_batches(source, options.batch_size, augment, seed, state.epoch, state.step, device):
         done = state.epoch * per_epoch + state.step
+        share = len(batch.y) / batch.images
         set_learning_rates(method, lr_factor(done, total, options.schedule))
         torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # dropout and the like
         try:
-            with computing(options.precision, CPU):
+            with computing(options.precision, device), stepping(share, scaler, options.sync_batch_norm):
                 terms = {name: term.item() for name, term in method.observe(batch).items()}
         except NonFiniteLossError as error:
             raise InputError(
                 f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, step {state.step + 1} of {per_epoch}: "
-                "expected a finite loss; a lower --optimizer.lr may help"
+                f"expected a finite loss; {_what_helps(options)} may help"
             ) from None
         seconds = time.perf_counter() - started
-        _count(state, terms, len(batch.y), seconds)
-        yield StepDone(terms, len(batch.y), seconds, done + 1, total - done - 1)
+        _count(state, terms, batch.images, seconds)
+        if scaler is not None:
+            state.scaler = scaler.state_dict()
+        yield StepDone(terms, batch.images, seconds, done + 1, total - done - 1)
         started = time.perf_counter()
     terms = {name: value / per_epoch for name, value in state.term_sums.items()}
     lr = method.optimizer_options.lr * lr_factor((state.epoch + 1) * per_epoch - 1, total, options.schedule)
     line = EpochDone(state.task, state.epoch, terms, lr, state.epoch_seconds, images / state.epoch_seconds)
     state.epoch, state.step, state.term_sums, state.epoch_seconds = state.epoch + 1, 0, {}, 0.0
     yield line
+
+
+def _source(method: Method, seen: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks whose images the method learns from."""
+    return seen if method.learns_from == "all tasks seen" else seen[-1:]
+
+
+def _require_slices(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> None:
+    """Raise InputError for a batch too small to be shared out: batch norm needs 2 images in every process."""
+    images, processes = sum(len(task.train) for task in _source(method, seen)), ranks.count()
+    smallest = images // number_of_batches(images, options.batch_size)
+    if processes > 1 and smallest < 2 * processes:
+        raise InputError(
+            f"training.batch_size {options.batch_size}: expected at least 2 images for each of {processes} processes "
+            f"in every batch, got a batch of {smallest} in task {seen[-1].index + 1}"
+        )
+
+
+def _scaler(options: TrainingOptions, device: torch.device, state: TrainState) -> torch.amp.GradScaler | None:
+    """What scales losses in fp16, as it stood after the last step."""
+    if options.precision != "fp16":
+        return None
+    scaler = torch.amp.GradScaler(device.type)
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
+    return scaler
+
+
+def _what_helps(options: TrainingOptions) -> str:
+    """Against a loss that is not finite."""
+    return "--precision bf16 or fp32" if options.precision == "fp16" else "a lower --optimizer.lr"
 
 
 def begin(method: Method, task: Task, seed: int) -> None:
@@ -227,7 +269,7 @@ def require_finite(method: Method, state: TrainState) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a method answers to the images of one task, in order; each (N,), int64."""
+    """What a method answers to the images of one task, in order; each (N,), int64, on the processor."""
 
     labels: Tensor  # the truth, within the task
     given: Tensor  # the answer within the task, task given
@@ -246,13 +288,23 @@ def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) ->
     with torch.inference_mode(), evaluating(method, statistics=options.test_batch_norm):
         for position, task in enumerate(seen):
             part = task.test if options.evaluate_on == "test" else task.validation
-            given, not_given = [], []
-            for x, _ in evaluation_batches(task, part, size):
+            own = _own_examples(part, options)
+            given, not_given = [own.labels[:0]], [own.labels[:0]]
+            for x, _ in evaluation_batches(task, own, size, method.device):
                 logits = task_logits(method, x, indices, options.flip_test)
-                given.append(logits[position].argmax(dim=1))
-                not_given.append(torch.cat(logits, dim=1).argmax(dim=1))
-            found.append(Answers(part.labels, torch.cat(given), torch.cat(not_given)))
+                given.append(logits[position].argmax(dim=1).cpu())
+                not_given.append(torch.cat(logits, dim=1).argmax(dim=1).cpu())
+            both = (torch.cat(given), torch.cat(not_given))
+            found.append(Answers(part.labels, *(each if own is part else ranks.together(each) for each in both)))
     return found
+
+
+def _own_examples(part: Examples, options: TrainingOptions) -> Examples:
+    """The slice of a test part that this process answers; all of it where a batch's own statistics count."""
+    if ranks.count() == 1 or options.test_batch_norm == "batch":
+        return part
+    own = ranks.own_part(len(part))
+    return Examples(part.pixels, part.rows[own], part.labels[own])
 
 
 def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> list[Tensor]:

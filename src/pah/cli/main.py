@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,11 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pah import checkpoint, diagnosis, runs
+from pah import checkpoint, diagnosis, ranks, runs
 from pah.cli import display, learning, options
 from pah.cli.gridview import GridWatcher
+from pah.cli.words import bare_and_named
 from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
+from pah.devices import find_device
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
 from pah.runfolder import CONFIG, LEARNER, refuse_other_run
@@ -53,28 +55,43 @@ def main(words: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
-    console = Console()
     try:
-        if words[0] not in COMMANDS:
-            raise unknown("command", words[0], COMMANDS)
-        with warnings.catch_warnings():
+        command = _command(words[0])
+        with warnings.catch_warnings(), ranks.joined():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries' notes to developers are no answer to a user
-            return COMMANDS[words[0]](console, words[1:])
+            return command(Console(quiet=not ranks.is_first()), words[1:])
     except InputError as error:
-        print(f"pah: {error}", file=sys.stderr)
-        return 2
+        return say(str(error), 2)
+    except ranks.LostError as error:
+        return say(str(error), 1)
     except OSError as error:  # what nobody foresaw: a path too long, a folder that may not be entered
         reason = error.strerror or " ".join(str(error).split())
-        print(f"pah: {error.filename or words[0]}: expected to read or write, got: {reason}", file=sys.stderr)
-        return 2
+        return say(f"{error.filename or words[0]}: expected to read or write, got: {reason}", 2)
     except KeyboardInterrupt:  # before training began: there is nothing to save
         return 130
+
+
+def _command(name: str) -> Callable[[Console, list[str]], int]:
+    """The command of that name; InputError if there is none, or if it is none for several processes."""
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    if ranks.launched() and name not in TOGETHER:
+        raise InputError(f"{name}: expected one process, got several; torchrun is for pah {' and pah '.join(TOGETHER)}")
+    return COMMANDS[name]
+
+
+def say(line: str, status: int) -> int:
+    """Tell why the command ends, once for all processes that work on it; returns its exit status."""
+    if ranks.first_to_speak():
+        print(f"pah: {line}", file=sys.stderr, flush=True)
+    return status
 
 
 def run(console: Console, words: list[str]) -> int:
     """`pah run`: learn a stream, with other methods beside it if asked."""
     request = options.run_request(words)
+    device = find_device(request.device)
     others = {config: beside(request, config) for config in request.beside if config != request.config}
     if not request.overwrite:
         for config, folder in others.items():  # not only when the first has trained for an hour
@@ -91,6 +108,7 @@ def run(console: Console, words: list[str]) -> int:
                         watch=watch,
                         stop=lambda: bool(stop),
                         checkpoint_seconds=request.checkpoint_seconds,
+                        device=device,
                     )
                 except runs.StoppedError:
                     return say_stopped(folder, stop)
@@ -105,11 +123,13 @@ def resume(console: Console, words: list[str]) -> int:
     if set(words) & {"-h", "--help"}:
         print(USAGE, end="")
         return 0
-    folder = run_folder("resume", words)
-    config = options.read_config(folder / CONFIG)
+    bare, named = bare_and_named(words)
+    device = find_device(options.resume_device(named))
+    folder = ranks.from_first(lambda: run_folder("resume", bare))
+    config = ranks.from_first(lambda: options.read_config(folder / CONFIG))
     with stoppable() as stop, display.Watcher(console, config) as watch:
         try:
-            results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop))
+            results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop), device=device)
         except runs.StoppedError:
             return say_stopped(folder, stop)
     console.print(display.matrix_table(results))
@@ -240,8 +260,8 @@ def show(console: Console, finished: list[tuple[dict[str, Any], Path]]) -> None:
 
 def say_stopped(folder: Path, received: list[int]) -> int:
     """Tell how to go on; the status a shell expects of a process stopped by that signal."""
-    print(f"pah: stopped, the state is saved; `pah resume {folder}` continues", file=sys.stderr)
-    return 128 + received[0]
+    # of several processes perhaps another one was told to stop
+    return say(f"stopped, the state is saved; `pah resume {folder}` continues", 128 + (received or [signal.SIGTERM])[0])
 
 
 @contextmanager
@@ -276,5 +296,7 @@ COMMANDS = {
     "export": learning.export,
     "forget": learning.forget,
 }
+
+TOGETHER = ("run", "resume")  # what several processes can do together
 
 logging.getLogger("datasets").setLevel(logging.ERROR)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import changed, config_of, parse
+from jsonargparse import ArgumentError, ArgumentParser
+
+from pah.cli.parser import add_device, changed, config_of, parse, readable
 from pah.cli.words import FLAGS, SHORT, full_names, joined
 from pah.config import InputError, require, unknown
+from pah.devices import DeviceName
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
@@ -30,6 +33,7 @@ class Request(NamedTuple):
     beside: list[RunConfig]
     overwrite: bool
     checkpoint_seconds: float
+    device: DeviceName
 
 
 def run_request(words: Sequence[str]) -> Request:
@@ -43,7 +47,17 @@ def run_request(words: Sequence[str]) -> Request:
     ]
     out = Path(options.out) if options.out else config.folder
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
-    return Request(config, out, others, options.overwrite, options.checkpoint_seconds)
+    return Request(config, out, others, options.overwrite, options.checkpoint_seconds, options.device)
+
+
+def resume_device(named: Sequence[str]) -> DeviceName:
+    """The device that the options of `pah resume` name: where a run goes on is no part of it."""
+    parser = ArgumentParser(prog="pah resume", exit_on_error=False, usage="pah resume RUN [--device NAME]")
+    add_device(parser)
+    try:
+        return parser.parse_args(list(named)).device  # type: ignore[no-any-return]
+    except ArgumentError as error:
+        raise readable(str(error), parser) from None
 
 
 class CompareRequest(NamedTuple):

@@ -14,6 +14,7 @@ from pah.checkpoint import read_yaml
 from pah.cli.words import CHOICES, SHORT, as_words, by_dotted_name, typed, without_others
 from pah.config import InputError, require, unknown
 from pah.data.benchmarks import BENCHMARKS, benchmark
+from pah.devices import DeviceName
 from pah.learner import DEFAULT as LEARNER
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
@@ -150,6 +151,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
+    add_device(parser)
     if command != "learn":
         add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
@@ -162,6 +164,12 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
     parser.set_defaults({key: value for key, value in usual.items() if key in known})
     return parser
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add the option that says where to compute."""
+    where = "where to compute; auto: a GPU where there is one (docs/performance.md)"
+    parser.add_argument("--device", type=DeviceName, default="cpu", help=where)
 
 
 def _add_options(

@@ -17,6 +17,8 @@ SHORT = {  # what users say, and which option it is
     "--classes": "--stream.classes",
     "--epochs": "--training.epochs",
     "--buffer": "--method.buffer",
+    "--precision": "--training.precision",
+    "--sync_batchnorm": "--training.sync_batch_norm",
 }
 FLAGS = {  # options that take no value
     "--overwrite",
@@ -27,6 +29,7 @@ FLAGS = {  # options that take no value
     "-h",
     "--print_config",
 }
+SWITCHES = {"--training.sync_batch_norm"}  # options that mean true where no value is said
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
 
 
@@ -54,8 +57,8 @@ def bare_and_named(words: Iterable[str]) -> tuple[list[str], list[str]]:
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
         name = SHORT.get(name, name)
-        if name in FLAGS:
-            rest.append(name + equals + value)
+        if name in FLAGS or (name in SWITCHES and not equals):
+            rest.append(name + equals + value if name in FLAGS else f"{name}=true")
             continue
         if not equals and left and not left[0].startswith("--"):
             value = left.popleft()

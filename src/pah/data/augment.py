@@ -24,16 +24,24 @@ class AugmentOptions:
         require(0 <= self.crop <= 4096, "augment.crop", "0 to 4096", self.crop)
 
 
-def augment(pixels: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
-    """A shifted, perhaps mirrored, copy of each image: (B, C, H, W) -> the same shape, channels last in memory."""
+def augment(
+    pixels: Tensor, options: AugmentOptions, generator: torch.Generator, first: int = 0, of: int | None = None
+) -> Tensor:
+    """A shifted, perhaps mirrored, copy of each image: (B, C, H, W) -> the same shape, channels last in memory.
+
+    If these are the images from number `first` on in a batch `of` so many, each is changed as in the whole batch. The
+    generator is the processor's, wherever the images are.
+    """
     b, _, h, w = pixels.shape
-    shift = torch.randint(-options.crop, options.crop + 1, (2, b, 1), generator=generator)
+    whole = b if of is None else of
+    shift = torch.randint(-options.crop, options.crop + 1, (2, whole, 1), generator=generator)[:, first : first + b]
     rows = _mirrored(shift[0] + torch.arange(h), h)  # (B, H)
     columns = _mirrored(shift[1] + torch.arange(w), w)  # (B, W)
     if options.flip:
-        flipped = torch.rand(b, 1, generator=generator) < 0.5
+        flipped = torch.rand(whole, 1, generator=generator)[first : first + b] < 0.5
         columns = torch.where(flipped, w - 1 - columns, columns)
-    image = torch.arange(b)[:, None, None]
+    rows, columns = rows.to(pixels.device), columns.to(pixels.device)
+    image = torch.arange(b, device=pixels.device)[:, None, None]
     return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

@@ -3,6 +3,7 @@
 B: images of a batch, C: channels, H and W: height and width.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pah import ranks
 from pah.config import InputError, generator, require
 from pah.data.augment import AugmentOptions, augment
 from pah.data.sources import Images, Source
+from pah.devices import CPU, holds
 
 ClassOrder = Literal["seed", "natural"]
 
@@ -71,8 +74,8 @@ class Normalization:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(uint8 / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
-        mean = torch.tensor(self.mean)[:, None, None] * 255
-        scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None] * 255
+        scale = 1 / (torch.tensor(self.std, device=pixels.device)[:, None, None] * 255)
         return pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale)
 
 
@@ -110,16 +113,20 @@ class Step:
         """The random numbers of this step for one purpose."""
         return generator(self.seed, self.task, self.epoch, purpose, self.index)
 
-    def prepare(self, pixels: Tensor, purpose: str = "augment") -> Tensor:
-        """Images as the network learns from them, augmented and normalised: (B, C, H, W) uint8 -> float32."""
-        return self.normalization(augment(pixels, self.options, self.generator(purpose)))
+    def prepare(self, pixels: Tensor, purpose: str = "augment", first: int = 0, of: int | None = None) -> Tensor:
+        """Images as the network learns from them, augmented and normalised: (B, C, H, W) uint8 -> float32.
+
+        `first` and `of` say which slice of a batch of how many they are, if they are one.
+        """
+        return self.normalization(augment(pixels, self.options, self.generator(purpose), first, of))
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images to learn from: x (B, C, H, W) float32 normalised, y (B,) label within its task, tasks (B,).
 
-    `pixels` (B, C, H, W) uint8 are the same images before `step` prepared them: what a buffer stores.
+    `pixels` (B, C, H, W) uint8 are the same images before `step` prepared them: what a buffer stores. If they are one
+    process's slice of a batch, `of` is the number of images of the whole batch.
     """
 
     x: Tensor
@@ -127,6 +134,12 @@ class Batch:
     tasks: Tensor
     pixels: Tensor
     step: Step
+    of: int | None = None
+
+    @property
+    def images(self) -> int:
+        """The images of the whole batch."""
+        return len(self.y) if self.of is None else self.of
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,23 @@ class Stream:
     def class_order(self) -> list[int]:
         """The data set's labels in the order in which they arrive."""
         return [label for task in self.tasks for label in task.labels]
+
+    def on(self, device: torch.device) -> "Stream":
+        """The same stream with its images in the memory of the device, where they fit: otherwise batches are moved."""
+        parts = [part for task in self.tasks for part in (task.train, task.validation, task.test)]
+        every = {id(part.pixels): part.pixels for part in parts}
+        if not holds(device, sum(pixels.nbytes for pixels in every.values())):
+            return self
+        moved = {key: pixels.to(device) for key, pixels in every.items()}
+
+        def there(part: Examples) -> Examples:
+            return dataclasses.replace(part, pixels=moved[id(part.pixels)])
+
+        tasks = (
+            dataclasses.replace(task, train=there(task.train), validation=there(task.validation), test=there(task.test))
+            for task in self.tasks
+        )
+        return dataclasses.replace(self, tasks=tuple(tasks))
 
 
 def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -> Stream:
@@ -175,12 +205,19 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
 
 
 def training_batches(
-    tasks: Sequence[Task], batch_size: int, options: AugmentOptions, seed: int, epoch: int, first: int = 0
+    tasks: Sequence[Task],
+    batch_size: int,
+    options: AugmentOptions,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """One epoch over the training images of `tasks`, the last of which is the current one.
 
     Batches are of (nearly) equal size, none above `batch_size`. Order and augmentation are named by (seed, task,
-    epoch, step), so an epoch that starts at batch `first` continues exactly as the whole one would.
+    epoch, step), so an epoch that starts at batch `first` continues exactly as the whole one would, and of several
+    processes each gets its slice of the very same batches.
     """
     current = tasks[-1].index
     rows, labels, owners = _joined(tasks)
@@ -188,10 +225,12 @@ def training_batches(
     pixels, normalization = tasks[-1].train.pixels, tasks[-1].normalization
     chosen = order.tensor_split(number_of_batches(len(rows), batch_size))
     for index in range(first, len(chosen)):
-        pick = chosen[index]
-        raw = pixels[rows[pick]]
+        images = len(chosen[index])
+        part = ranks.own_part(images)
+        pick = chosen[index][part]
+        raw, y, of = (t.to(device, non_blocking=True) for t in (pixels[rows[pick]], labels[pick], owners[pick]))
         step = Step(seed, current, epoch, index, options, normalization)
-        yield Batch(step.prepare(raw), labels[pick], owners[pick], raw, step)
+        yield Batch(step.prepare(raw, first=part.start, of=images), y, of, raw, step, images)
 
 
 def number_of_batches(images: int, batch_size: int) -> int:
@@ -199,10 +238,13 @@ def number_of_batches(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def evaluation_batches(task: Task, part: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of one task, unchanged and in order: x (B, C, H, W), y (B,)."""
+def evaluation_batches(
+    task: Task, part: Examples, batch_size: int, device: torch.device = CPU
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of one task, unchanged and in order: x (B, C, H, W) on the device, y (B,)."""
     for rows, y in zip(part.rows.split(batch_size), part.labels.split(batch_size), strict=True):
-        yield task.normalization(part.pixels[rows]).contiguous(memory_format=torch.channels_last), y
+        x = task.normalization(part.pixels[rows].to(device))
+        yield x.contiguous(memory_format=torch.channels_last), y
 
 
 def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:

@@ -1,20 +1,25 @@
 """What a method is: a network and the rule by which it learns from a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pah import ranks
 from pah.config import NonFiniteLossError, require
-from pah.data.stream import Batch, Task
+from pah.data.stream import Batch, Examples, Task
 from pah.losses import stack_heads
 from pah.models.backbones import Backbone
 from pah.models.network import Heads, Network, StoredHeads
+from pah.models.statistics import SlicedBatchNorm
 
 Terms = dict[str, Tensor]  # named loss terms, unweighted scalars
+SMALLEST_SCALE = 1.0  # of losses in fp16: where gradients overflow even so, no scale is left that helps
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ class Method(nn.Module, ABC):
     def begin_task(self, task: Task) -> None:
         """Grow for the task, freeze what must not change, build the optimizers."""
         self.task = task.index
+        device = self.device
         self.network.grow(len(task.class_names))
+        self.network.to(device)  # what is drawn is drawn on the processor: the same numbers for every device
 
     @abstractmethod
     def observe(self, batch: Batch) -> Terms:
@@ -118,6 +125,15 @@ class Method(nn.Module, ABC):
     def release(self) -> None:
         """Let go of what only training needs."""
         self.optimizers = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and with it all that it learns from."""
+        return next(self.network.parameters()).device
+
+    def images_of(self, task: Task, part: Examples, which: Tensor) -> Tensor:
+        """The examples `which` (n,) of a part of the task, as at test time: (n, channels, H, W)."""
+        return task.normalization(part.pixels[part.rows[which]].to(self.device))
 
     @property
     def stored_samples(self) -> int:
@@ -139,7 +155,61 @@ class Method(nn.Module, ABC):
         """
         seen = range(self.task + 1)
         stacked = stack_heads(self.network(x, seen), self.network.sizes(seen))  # (B, J, C)
-        return stacked[torch.arange(len(stacked)), tasks]
+        return stacked[torch.arange(len(stacked), device=tasks.device), tasks]
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How the steps inside `stepping` are taken.
+
+    Args:
+        share: Of the images of the whole batch, that this process has.
+        scaler: By which losses are multiplied before the backward pass, where gradients in fp16 would vanish.
+        norms: What batch norm does among several processes.
+    """
+
+    share: float = 1.0
+    scaler: torch.amp.GradScaler | None = None
+    norms: SlicedBatchNorm | None = None
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss whose gradients, added up over all processes, are the `scale` times those of the whole batch."""
+        own = loss if self.share == 1.0 else self.share * loss
+        return own if self.scaler is None else self.scaler.scale(own)
+
+    def step(self, optimizer: torch.optim.Optimizer, edit: Callable[[], None]) -> None:
+        """Edit the gradients and step; not if they overflowed: then they count as 0, and the scale is halved."""
+        if self.scaler is None:
+            edit()
+            optimizer.step()
+            return
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(optimizer)
+        edit()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            optimizer.zero_grad(set_to_none=False)
+            if self.scaler.get_scale() < SMALLEST_SCALE:
+                raise NonFiniteLossError("gradient", float("inf"))
+
+
+_stepping: ContextVar[Stepping] = ContextVar("stepping", default=Stepping())  # noqa: B039 - frozen
+
+
+@contextmanager
+def stepping(share: float, scaler: torch.amp.GradScaler | None, synchronised: bool) -> Iterator[None]:
+    """Inside, `descend` steps for all processes together, and scales what it is told to scale.
+
+    `synchronised`: batch norm uses the statistics of the whole batch; else of the slice, and running ones are averaged.
+    """
+    norms = SlicedBatchNorm(synchronised) if ranks.count() > 1 else None
+    token = _stepping.set(Stepping(share, scaler, norms))
+    try:
+        with norms or nullcontext():
+            yield
+    finally:
+        _stepping.reset(token)
 
 
 def descend(
@@ -150,18 +220,36 @@ def descend(
 ) -> Terms:
     """One step down Σ weight · term (weight 1 unless given); returns the terms without their graph.
 
-    `edit` is called between backward pass and step, for methods that change the gradients themselves.
+    `edit` is called between backward pass and step, for methods that change the gradients themselves. Where several
+    processes learn together, a term is the mean over this one's images, or the same in all; gradients and terms become
+    the means over the whole batch.
 
     Raises:
-        NonFiniteLossError: a term is NaN or infinite; nothing has been changed.
+        NonFiniteLossError: a term is NaN or infinite; no weight has been changed.
     """
-    for name, term in terms.items():
-        if not torch.isfinite(term):
-            raise NonFiniteLossError(name, term.item())
+    now = _stepping.get()
     weights = weights or {}
     loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    edit()
-    optimizer.step()
-    return {name: term.detach() for name, term in terms.items()}
+    now.scaled(loss).backward()
+    values = torch.stack([term.detach() for term in terms.values()])
+    if now.norms is not None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        own = [values, *now.norms.take_changed()]
+        for mean_of_slice in own:
+            mean_of_slice.mul_(now.share)
+        ranks.add_up([*own, *gradients])
+    found = dict(zip(terms, values, strict=True))
+    for name, term in found.items():
+        if not torch.isfinite(term):
+            raise NonFiniteLossError(name, term.item())
+    now.step(optimizer, edit)
+    return found
+
+
+def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """∂ loss / ∂ weights as `descend` has them: of the whole batch, and not scaled."""
+    now = _stepping.get()
+    found = list(torch.autograd.grad(now.scaled(loss), weights, materialize_grads=True))
+    ranks.add_up(found)
+    return found if now.scaler is None else [gradient / now.scaler.get_scale() for gradient in found]

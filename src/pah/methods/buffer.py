@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pah import ranks
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -30,6 +32,14 @@ class Samples:
     def joined(self, other: Self) -> Self:
         """These and the others."""
         return type(self)(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def of_all_processes(self) -> Self:
+        """These of this process's slice and those of the others, in the order of the whole batch."""
+        return type(self)(*(ranks.together(getattr(self, field.name)) for field in fields(self)))
 
 
 class Buffer(nn.Module):

@@ -57,7 +57,7 @@ class GCR(DERpp):
     def end_task(self, task: Task) -> None:
         """Choose the buffer, with today's answers for the task's own images."""
         self.normalization = task.normalization
-        new = samples_of(task)
+        new = samples_of(task).to(self.device)
         with evaluating(self.network):
             logits = [self.network(self.normalization(part), [task.index]) for part in new.pixels.split(500)]
             self.share_out(dataclasses.replace(new, logits=torch.cat(logits)), self.choose)
@@ -66,9 +66,10 @@ class GCR(DERpp):
         """The coreset of a class's samples, at most `count`."""
         if len(samples) <= count:
             return samples
-        gradients = self.head_gradients(samples).double().numpy()
-        kept, weights = coreset(gradients, samples.weights.double().numpy(), count, self.options.ridge)
-        return dataclasses.replace(samples[torch.from_numpy(kept)], weights=torch.from_numpy(weights).float())
+        gradients = self.head_gradients(samples).cpu().double().numpy()
+        kept, weights = coreset(gradients, samples.weights.cpu().double().numpy(), count, self.options.ridge)
+        new = torch.from_numpy(weights).float().to(self.device)
+        return dataclasses.replace(samples[torch.from_numpy(kept)], weights=new)
 
     def head_gradients(self, samples: Samples) -> Tensor:
         """∂ cross entropy / ∂ (weight, bias) of their task's head, a row a sample: (n, C (D + 1))."""

@@ -109,9 +109,9 @@ class HAT(Method):
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
         self.masked.train()
-        shuffled = task.train.rows[torch.randperm(len(task.train))]  # they lie class by class
-        for rows in shuffled.tensor_split(number_of_batches(len(shuffled), MEASURING_BATCH)):
-            self.masked.features(task.normalization(task.train.pixels[rows]), task.index)
+        shuffled = torch.randperm(len(task.train))  # they lie class by class
+        for which in shuffled.tensor_split(number_of_batches(len(shuffled), MEASURING_BATCH)):
+            self.masked.features(self.images_of(task, task.train, which), task.index)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -119,7 +119,7 @@ class HAT(Method):
         """The s of this step of its epoch."""
         if batch.step.index == 0 or self.batches == 0:
             # exact for the first batch, the largest of nearly equal ones; remembered for a resume in mid-epoch
-            self.batches.fill_(number_of_batches(self.images, len(batch.y)))
+            self.batches.fill_(number_of_batches(self.images, batch.images))
         return annealed(batch.step.index, int(self.batches), self.options.s_max)
 
 

@@ -165,7 +165,7 @@ class PAH(Method):
             features = self.network.backbone(images)
         logits = apply_rows(features, self.heads.generate(prototypes, tasks))  # (P, P): every head on each
         stacked = stack_heads(logits, self.network.sizes(tasks))  # (P, J, C)
-        return stacked[torch.arange(len(stacked)), self._owners(tasks, stacked.device)]
+        return stacked[torch.arange(len(stacked), device=stacked.device), self._owners(tasks, stacked.device)]
 
     def _owners(self, tasks: Sequence[int], device: torch.device) -> Tensor:
         """For each prototype of the tasks, the position of its task among them: (P,)."""

@@ -157,7 +157,7 @@ class EWC(Anchored):
     def end_task(self, task: Task) -> None:
         """Add the task's Fisher information, and anchor the weights where they are."""
         chosen = torch.randperm(len(task.train))[: self.options.fisher_samples]
-        x = task.normalization(task.train.pixels[task.train.rows[chosen]])
+        x = self.images_of(task, task.train, chosen)
         with evaluating(self.network):
             logits = torch.cat([self.network(part, [task.index]) for part in x.split(500)])
             y = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)

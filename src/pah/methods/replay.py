@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pah.config import require
 from pah.data.stream import Batch, Task
-from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
+from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend, gradients_of
 from pah.methods.buffer import Buffer, Samples
 from pah.models.network import Network
 
@@ -78,14 +78,16 @@ class Replay(Method):
 
     def store(self, batch: Batch, logits: Tensor) -> None:
         """Offer the batch to the buffer, each image with its present answer (n, C)."""
-        samples = Samples(batch.pixels, batch.y, batch.tasks, logits.detach(), torch.ones(len(batch.y)))
-        self.buffer.offer(samples, batch.step.generator("reservoir"))
+        weights = torch.ones(len(batch.y), device=batch.y.device)
+        samples = Samples(batch.pixels, batch.y, batch.tasks, logits.detach(), weights)
+        self.buffer.offer(samples.of_all_processes(), batch.step.generator("reservoir"))
 
     def share_out(self, new: Samples, choose: Callable[[Samples, int], Samples]) -> None:
         """Let each class seen keep its even share of the buffer: what `choose` makes of its stored and new samples."""
         classes = [(k, c) for k, size in enumerate(self.network.heads.sizes) for c in range(size)]
         shares = class_shares(self.buffer.capacity, len(classes))
-        all_of = self.buffer.samples().joined(dataclasses.replace(new, logits=self.buffer.widened(new.logits)))
+        here = dataclasses.replace(new, logits=self.buffer.widened(new.logits)).to(self.device)
+        all_of = self.buffer.samples().joined(here)
         kept = [
             choose(all_of[torch.nonzero((all_of.tasks == k) & (all_of.labels == c)).squeeze(1)], share)
             for (k, c), share in zip(classes, shares, strict=True)
@@ -164,8 +166,8 @@ class DER(Replay):
 
     def dark(self, logits: Tensor, stored: Samples) -> Tensor:
         """Weighted mean over samples of the mean squared change of their answers, (n, C) -> scalar."""
-        classes = torch.tensor(self.network.heads.sizes)[stored.tasks]  # of each sample's task
-        present = torch.arange(logits.shape[1]) < classes[:, None]  # (n, C)
+        classes = torch.tensor(self.network.heads.sizes, device=logits.device)[stored.tasks]  # of each sample's task
+        present = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]  # (n, C)
         change = torch.where(present, logits - stored.logits, 0.0).square().sum(dim=1) / classes
         return (stored.weights * change).sum() / stored.weights.sum()
 
@@ -226,7 +228,7 @@ class AGEM(Replay):
         weights = [*self.network.backbone.parameters(), *self.network.heads.parameters()]
         logits = self.own_logits(batch.step.prepare(stored.pixels, "replay 0"), stored.tasks)
         loss = F.cross_entropy(logits, stored.labels)
-        reference = torch.autograd.grad(loss, weights, materialize_grads=True)
+        reference = gradients_of(loss, weights)
         done = descend(self.optimizers[0], terms, edit=lambda: project(weights, reference))
         return done | {"L_replay": loss.detach()}
 
@@ -236,11 +238,15 @@ class AGEM(Replay):
 
 
 def project(weights: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
-    """Take from the weights' gradient its part against the `reference`, one gradient over all weights together."""
+    """Take from the weights' gradient its part against the `reference`, one gradient over all weights together.
+
+    A reference that is not finite, as it may be in fp16, says nothing.
+    """
     gradient = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     against = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
-    if against < 0:
-        share = against / torch.stack([r.square().sum() for r in reference]).sum()
+    square = torch.stack([r.square().sum() for r in reference]).sum()
+    if against < 0 and torch.isfinite(square):
+        share = against / square
         for weight, g, r in zip(weights, gradient, reference, strict=True):
             weight.grad = g - share * r
 

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormStatistics = Literal["running", "batch"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def computing(precision: Precision, device: torch.device) -> torch.autocast:
     """Inside, convolutions and matrix products are computed in that precision; weights stay float32."""
     # no cache of converted weights: it would outlive a step of the optimizer inside
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF, cache_enabled=False)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
