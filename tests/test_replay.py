@@ -16,7 +16,7 @@ from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.buffer import Buffer, Samples
 from pah.methods.gcr import GCR, coreset
-from pah.methods.replay import AGEM, DER, DERpp, Replay, class_shares, project
+from pah.methods.replay import AGEM, DER, DERpp, Draw, Replay, class_shares, project
 from pah.trainer import begin
 from test_regularization import small
 
@@ -160,8 +160,8 @@ def test_agem_steps_along_the_projected_gradient(stream: Stream) -> None:
         stored = method.draw(batch)
         state = copy.deepcopy(method)
         own = [*state.network.backbone.parameters(), *state.network.heads.parameters()]
-        x = batch.step.prepare(stored.pixels, "replay 0")
-        loss = F.cross_entropy(state.own_logits(x, stored.tasks), stored.labels)
+        x = batch.step.prepare(stored.own.pixels, "replay 0")
+        loss = F.cross_entropy(state.own_logits(x, stored.own.tasks), stored.own.labels)
         reference = torch.autograd.grad(loss, own, materialize_grads=True)
         pairs = zip(weights, reference, strict=True)
         products.append(sum(0.0 if w.grad is None else (w.grad * r).sum().item() for w, r in pairs))
@@ -202,7 +202,7 @@ def test_the_dark_term_is_the_mean_squared_change_over_a_samples_own_classes(str
         torch.tensor([1.0, 3.0]),
     )
     now = torch.tensor([[2.0, 2.0, 5.0], [1.0, 4.0, -1e4]])
-    assert method.dark(now, stored).item() == pytest.approx((1 * (1 + 4) / 3 + 3 * 4 / 2) / 4)
+    assert method.dark(now, Draw(stored, 0, 2, 1.0)).item() == pytest.approx((1 * (1 + 4) / 3 + 3 * 4 / 2) / 4)
 
 
 def test_der_plus_plus_replays_labels_by_weight(stream: Stream) -> None:
@@ -211,7 +211,9 @@ def test_der_plus_plus_replays_labels_by_weight(stream: Stream) -> None:
     stored = some_samples(stream, torch.tensor([1.0, 0.0, 2.0]))
     logits = torch.randn(3, 3)
     each = F.cross_entropy(logits, stored.labels, reduction="none")
-    assert method.labelled(logits, stored).item() == pytest.approx(((each[0] + 2 * each[2]) / 3).item())
+    assert method.labelled(logits, Draw(stored, 0, 3, 1.0)).item() == pytest.approx(
+        ((each[0] + 2 * each[2]) / 3).item()
+    )
 
 
 def some_samples(stream: Stream, weights: Tensor) -> Samples:

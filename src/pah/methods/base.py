@@ -247,9 +247,12 @@ def descend(
     return found
 
 
-def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """∂ loss / ∂ weights as `descend` has them: of the whole batch, and not scaled."""
+def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A loss without its graph and ∂ loss / ∂ weights, both as `descend` has them: of the whole batch, not scaled."""
     now = _stepping.get()
     found = list(torch.autograd.grad(now.scaled(loss), weights, materialize_grads=True))
-    ranks.add_up(found)
-    return found if now.scaler is None else [gradient / now.scaler.get_scale() for gradient in found]
+    value = loss.detach()
+    if now.norms is not None:
+        value = now.share * value
+        ranks.add_up([value, *found])
+    return value, found if now.scaler is None else [gradient / now.scaler.get_scale() for gradient in found]

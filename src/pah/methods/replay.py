@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pah import ranks
 from pah.config import require
 from pah.data.stream import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend, gradients_of
@@ -45,6 +46,26 @@ class ReplayOptions(MethodOptions):
         )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Stored samples for a step, or of several processes one's slice of them.
+
+    Args:
+        own: The samples.
+        first: The number of the first one among all that were drawn.
+        of: How many were drawn.
+        factor: By which a mean over `own` counts in `descend`, which takes it for one over the batch: 1 for all.
+    """
+
+    own: Samples
+    first: int
+    of: int
+    factor: Tensor | float
+
+    def __len__(self) -> int:
+        return self.of
+
+
 class Replay(Method):
     """A method with a buffer; a subclass says what a step does with it."""
 
@@ -65,16 +86,26 @@ class Replay(Method):
         """What the buffer holds."""
         return len(self.buffer)
 
-    def answers_to(self, batch: Batch, *draws: Samples) -> list[Tensor]:
+    def answers_to(self, batch: Batch, *draws: Draw) -> list[Tensor]:
         """Own-task logits (n, C) of the batch and of each draw from the buffer, from one pass."""
-        stored = [batch.step.prepare(draw.pixels, f"replay {i}") for i, draw in enumerate(draws) if len(draw)]
-        tasks = torch.cat([batch.tasks, *(draw.tasks for draw in draws)])
+        stored = [self.prepared(batch, draw, i) for i, draw in enumerate(draws) if len(draw)]
+        tasks = torch.cat([batch.tasks, *(draw.own.tasks for draw in draws)])
         logits = self.own_logits(torch.cat([batch.x, *stored]), tasks)
-        return list(logits.split([len(batch.y), *map(len, draws)]))
+        return list(logits.split([len(batch.y), *(len(draw.own) for draw in draws)]))
 
-    def draw(self, batch: Batch, purpose: str = "draw") -> Samples:
-        """Stored samples for this step."""
-        return self.buffer.draw(self.options.replay, batch.step.generator(purpose))
+    def prepared(self, batch: Batch, draw: Draw, number: int = 0) -> Tensor:
+        """The images of a step's draw of that number as the network learns from them."""
+        return batch.step.prepare(draw.own.pixels, f"replay {number}", draw.first, draw.of)
+
+    def draw(self, batch: Batch, purpose: str = "draw") -> Draw:
+        """Stored samples for this step: the same, and each process's slice of them, whatever the number of these."""
+        drawn = self.buffer.draw(self.options.replay, batch.step.generator(purpose))
+        if ranks.count() == 1 or len(drawn) < 2 * ranks.count():  # too few to share out: all learn from all of them
+            return Draw(drawn, 0, len(drawn), 1.0)
+        part = ranks.own_part(len(drawn))
+        own = drawn[torch.arange(len(drawn))[part]]
+        share = own.weights.sum() / drawn.weights.sum()
+        return Draw(own, part.start, len(drawn), share * batch.images / len(batch.y))
 
     def store(self, batch: Batch, logits: Tensor) -> None:
         """Offer the batch to the buffer, each image with its present answer (n, C)."""
@@ -123,7 +154,7 @@ class ER(Replay):
         new, old = self.answers_to(batch, stored)
         terms = {"L_hm": F.cross_entropy(new, batch.y)}
         if len(stored):
-            terms["L_replay"] = F.cross_entropy(old, stored.labels)
+            terms["L_replay"] = stored.factor * F.cross_entropy(old, stored.own.labels)
         self.store(batch, new)
         return descend(self.optimizers[0], terms, {"L_replay": self.options.strength})
 
@@ -164,12 +195,13 @@ class DER(Replay):
         self.store(batch, new)
         return descend(self.optimizers[0], terms, {"L_dark": self.options.alpha})
 
-    def dark(self, logits: Tensor, stored: Samples) -> Tensor:
+    def dark(self, logits: Tensor, draw: Draw) -> Tensor:
         """Weighted mean over samples of the mean squared change of their answers, (n, C) -> scalar."""
+        stored = draw.own
         classes = torch.tensor(self.network.heads.sizes, device=logits.device)[stored.tasks]  # of each sample's task
         present = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]  # (n, C)
         change = torch.where(present, logits - stored.logits, 0.0).square().sum(dim=1) / classes
-        return (stored.weights * change).sum() / stored.weights.sum()
+        return draw.factor * (stored.weights * change).sum() / stored.weights.sum()
 
 
 @dataclass(frozen=True)
@@ -205,10 +237,10 @@ class DERpp(DER):
         self.store(batch, new)
         return descend(self.optimizers[0], terms, {"L_dark": self.options.alpha, "L_replay": self.options.beta})
 
-    def labelled(self, logits: Tensor, stored: Samples) -> Tensor:
+    def labelled(self, logits: Tensor, draw: Draw) -> Tensor:
         """Weighted mean of the stored samples' cross entropy, (n, C) -> scalar."""
-        losses = F.cross_entropy(logits, stored.labels, reduction="none")
-        return (stored.weights * losses).sum() / stored.weights.sum()
+        losses = F.cross_entropy(logits, draw.own.labels, reduction="none")
+        return draw.factor * (draw.own.weights * losses).sum() / draw.own.weights.sum()
 
 
 class AGEM(Replay):
@@ -226,11 +258,10 @@ class AGEM(Replay):
         if not len(stored):
             return descend(self.optimizers[0], terms)
         weights = [*self.network.backbone.parameters(), *self.network.heads.parameters()]
-        logits = self.own_logits(batch.step.prepare(stored.pixels, "replay 0"), stored.tasks)
-        loss = F.cross_entropy(logits, stored.labels)
-        reference = gradients_of(loss, weights)
+        logits = self.own_logits(self.prepared(batch, stored), stored.own.tasks)
+        loss, reference = gradients_of(stored.factor * F.cross_entropy(logits, stored.own.labels), weights)
         done = descend(self.optimizers[0], terms, edit=lambda: project(weights, reference))
-        return done | {"L_replay": loss.detach()}
+        return done | {"L_replay": loss}
 
     def end_task(self, task: Task) -> None:
         """Share the buffer out evenly to the classes seen."""
