@@ -11,14 +11,14 @@ ROOT = Path(pah.__file__).parent
 
 # lowest first; the modules of one entry are siblings
 LAYERS = [
-    {"config", "losses", "metrics", "hub"},
-    {"data.augment", "data.image"},
+    {"config", "losses", "metrics", "hub", "ranks"},
+    {"devices", "data.augment", "data.image"},
     {"data.decode"},
     {"data.columns"},
     {"data.sources"},
     {"data.stream", "data.lesson"},
     {"data.benchmarks"},
-    {"models.backbones", "models.prototypes", "models.modes"},
+    {"models.backbones", "models.prototypes", "models.modes", "models.statistics"},
     {"models.hypernetwork"},
     {"models.network"},
     {"models.columns", "models.masked", "models.embedding"},

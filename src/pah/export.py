@@ -3,6 +3,7 @@
 B: images, C: channels, H x W: pixels.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Graph(nn.Module):
 
     def __init__(self, taught: Taught, tasks: Sequence[int]) -> None:
         super().__init__()
-        network = taught.method.network
+        network = copy.deepcopy(taught.method.network).cpu()
         if isinstance(network, TaskNetwork):
             raise InputError(
                 f"export: expected features that all tasks share, got the network of {taught.record.config.method}"

@@ -14,6 +14,7 @@ from pah.data.image import Images, to_pixels
 from pah.data.lesson import Data, load_lesson, whole
 from pah.data.sources import Source
 from pah.data.stream import StreamOptions
+from pah.devices import CPU, DeviceName, find_device
 from pah.inference import RULE, Rule
 from pah.learnerfolder import Lesson, TaughtTask
 from pah.methods.pah import PAHOptions
@@ -68,6 +69,7 @@ class ContinualLearner:
             config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
         require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
         self._config = config
+        self._device = CPU
         self._taught: Taught | None = None  # from the first lesson on
         self._came_from: tuple[Path, str] | None = None  # the folder it was loaded from or saved in, and its state
 
@@ -90,6 +92,20 @@ class ContinualLearner:
             self._taught = dataclasses.replace(
                 self._taught, record=dataclasses.replace(self._taught.record, config=new)
             )
+
+    def to(self, device: DeviceName) -> "ContinualLearner":
+        """The learner itself, from now on learning and answering on the device, of which nothing is saved.
+
+        Args:
+            device: cpu, cuda, mps; or auto, a GPU where there is one.
+
+        Raises:
+            InputError: this machine has no such device.
+        """
+        self._device = find_device(device)
+        if self._taught:
+            self._taught.method.to(self._device)
+        return self
 
     @property
     def tasks(self) -> tuple[TaughtTask, ...]:
@@ -153,7 +169,7 @@ class ContinualLearner:
             old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
         }
         before = {old: self.taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        taught, accuracy = teach(self._taught, self.config, name, source, watch)
+        taught, accuracy = teach(self._taught, self.config, name, source, watch, self._device)
         after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
         drift = taught.drift_from(self._taught) if self._taught else {}
         worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}

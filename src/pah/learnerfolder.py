@@ -131,7 +131,7 @@ def _finish(folder: Path) -> None:
 
 def weights_of(network: nn.Module) -> bytes:
     """A network's weights and buffers as safetensors."""
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
 def state_of(folder: Path) -> str | None:

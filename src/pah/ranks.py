@@ -165,5 +165,4 @@ def _reaching_others() -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise LostError(f"expected an answer from the other processes of this run, got: {reason}") from error
+        raise LostError("expected an answer from every process of this run, but one has ended") from error

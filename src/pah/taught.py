@@ -106,10 +106,17 @@ class Taught:
         return names.index(name)
 
     def logits(self, pixels: Tensor, tasks: Sequence[int]) -> list[Tensor]:
-        """Logits divided by each task's temperature: pixels (B, channels, H, W) uint8 -> a (B, C) for each task."""
-        x = self.record.normalization(pixels).contiguous(memory_format=torch.channels_last)
+        """Logits divided by each task's temperature: pixels (B, channels, H, W) uint8 -> a (B, C) for each task.
+
+        Whatever the network's device, what it answers is judged on the processor.
+        """
+        x = self._prepared(pixels).contiguous(memory_format=torch.channels_last)
         found = task_logits(self.method, x, tasks, self.record.config.training.flip_test)
-        return [z / self.record.tasks[k].temperature for k, z in zip(tasks, found, strict=True)]
+        return [z.cpu() / self.record.tasks[k].temperature for k, z in zip(tasks, found, strict=True)]
+
+    def _prepared(self, pixels: Tensor) -> Tensor:
+        """Pixels as the network takes them, on its device."""
+        return self.record.normalization(pixels.to(self.method.device))
 
     def calibrated(self, index: int, held: Examples) -> "Taught":
         """With a task's temperature and quantiles, from its validation images; as it was if there are none."""
@@ -187,13 +194,13 @@ class Taught:
         assert isinstance(network.heads, GeneratedHeads), "the caller asks whether there are prototypes"
         prototypes = network.heads.prototypes
         features: Tensor = network.backbone(prototypes.as_images(prototypes.of(tasks), self.record.image_shape[0]))
-        return features
+        return features.cpu()
 
     def _nearness(self, pixels: Tensor, tasks: Sequence[int], of_prototypes: Tensor) -> Tensor:
         """How near images are to each task's prototypes, (B, T)."""
         network = self.method.network
-        features = network.backbone(self.record.normalization(pixels))
-        return nearness_to(features, of_prototypes, network.sizes(tasks))
+        features = network.backbone(self._prepared(pixels))
+        return nearness_to(features.cpu(), of_prototypes, network.sizes(tasks))
 
     def predictions(self, found: Found, unknown_rate: float | None) -> Iterator[Prediction]:
         """Answers by name; with `unknown_rate`, "none of these" below the score that so many known images miss.

@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import torch
+
 from pah.config import InputError, derived_seed
 from pah.data.sources import Source
 from pah.data.stream import StreamOptions, make_stream
+from pah.devices import CPU
 from pah.learnerfolder import Record, TaughtTask
 from pah.methods.base import Method
 from pah.runconfig import RunConfig, build_method
@@ -15,7 +18,12 @@ from pah.trainer import Event, TrainState, learn_task, require_finite
 
 
 def teach(
-    known: Taught | None, config: RunConfig, name: str, source: Source, watch: Callable[[Event], None]
+    known: Taught | None,
+    config: RunConfig,
+    name: str,
+    source: Source,
+    watch: Callable[[Event], None],
+    device: torch.device = CPU,
 ) -> tuple[Taught, float]:
     """What is known and one task more, in a network of its own; and the accuracy on its test part, in percent.
 
@@ -27,12 +35,12 @@ def teach(
             sizes, or the loss became infinite.
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
-    stream = make_stream(source, options, 1, config.seed)
+    stream = make_stream(source, options, 1, config.seed).on(device)
     if known:
         begun = known.copied()
     else:
         record = Record(config, stream.image_shape, stream.normalization)
-        begun = Taught(record, build_method(config, stream.image_shape))
+        begun = Taught(record, build_method(config, stream.image_shape).to(device))
     record, method = begun.record, begun.method
     _require_network_is_all(config.method, method)
     index = len(record.tasks)

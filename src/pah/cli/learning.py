@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from pah.cli.display import time_left
-from pah.cli.parser import OF_A_STREAM, config_of, parse, readable
+from pah.cli.parser import OF_A_STREAM, add_device, config_of, parse, readable
 from pah.cli.words import as_words, bare_and_named, joined, typed
 from pah.config import InputError, require
 from pah.export import export as write_onnx
@@ -38,7 +38,7 @@ def learn(console: Console, words: list[str]) -> int:
     with locked(folder):  # nobody else teaches it meanwhile
         known = ContinualLearner.load(folder) if (folder / LEARNER).is_file() else None
         options = parse([*(_as_typed(known, named) if known else ()), *joined(named, "--held_out")], "learn")
-        learner = known or ContinualLearner(config=config_of(options))
+        learner = (known or ContinualLearner(config=config_of(options))).to(options.device)
         learner.config = dataclasses.replace(config_of(options), benchmark=learner.config.benchmark)
         for name in ("name", "data"):
             if not options[name]:
@@ -72,7 +72,7 @@ def predict(console: Console, words: list[str]) -> int:
     options = _predict_options(named)
     if len(bare) < 2:
         raise InputError(f"predict: expected a learner and images, got {' '.join(bare) or 'none'}")
-    learner = ContinualLearner.load(bare[0])
+    learner = ContinualLearner.load(bare[0]).to(options.device)
     asked: dict[str, Any] = {"task": options.task, "rule": options.rule}
     if options.unknown is not None:
         asked["unknown"] = options.unknown
@@ -224,6 +224,7 @@ def _predict_options(named: Sequence[str]) -> Namespace:
     add("--rule", type=Rule, default=RULE, help="how the task is inferred")
     add("--unknown", type=float | None, default=None, help="answer 'none of these' too, to this share of known images")
     add("--json", action="store_true", help="a line of JSON for each image")
+    add_device(parser)
     return _parsed(parser, named)
 
 

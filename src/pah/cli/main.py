@@ -140,18 +140,18 @@ def resume(console: Console, words: list[str]) -> int:
 def compare(console: Console, words: list[str]) -> int:
     """`pah compare`: a grid of methods and seeds, and the table that it makes."""
     request = options.compare_request(words)
-    comparison, seconds = request.comparison, request.checkpoint_seconds
+    comparison, seconds, device = request.comparison, request.checkpoint_seconds, find_device(request.device)
     prepare(comparison)
     configs = comparison.configs
     with stoppable() as stop:
         try:
             if comparison.trials:
                 with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
-                    configs = choose(comparison, watch, lambda: bool(stop), seconds)
+                    configs = choose(comparison, watch, lambda: bool(stop), seconds, device)
                 require_own(comparison.cells(configs))
             cells = comparison.cells(configs)
             with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
+                outcomes = run_cells(cells, watch, lambda: bool(stop), seconds, device)
         except runs.StoppedError:
             return say_study_stopped(stop)
     tables = []
@@ -163,12 +163,13 @@ def compare(console: Console, words: list[str]) -> int:
 def ablate(console: Console, words: list[str]) -> int:
     """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
     request = options.ablate_request(words)
+    device = find_device(request.device)
     ablation.prepare(request.ablation)
     cells = request.ablation.cells()
     with stoppable() as stop:
         try:
             with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
+                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds, device)
         except runs.StoppedError:
             return say_study_stopped(stop)
     tables = []

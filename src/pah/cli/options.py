@@ -65,6 +65,7 @@ class CompareRequest(NamedTuple):
 
     comparison: Comparison
     checkpoint_seconds: float
+    device: DeviceName
 
 
 def compare_request(words: Sequence[str]) -> CompareRequest:
@@ -94,7 +95,8 @@ def compare_request(words: Sequence[str]) -> CompareRequest:
     require(first.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", first.checkpoint_seconds)
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
-    return CompareRequest(Comparison(configs, _seeds(first.seeds), folder, first.tune), first.checkpoint_seconds)
+    comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
+    return CompareRequest(comparison, first.checkpoint_seconds, first.device)
 
 
 def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
@@ -118,6 +120,7 @@ class AblateRequest(NamedTuple):
 
     ablation: Ablation
     checkpoint_seconds: float
+    device: DeviceName
 
 
 def ablate_request(words: Sequence[str]) -> AblateRequest:
@@ -135,7 +138,7 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds)
+    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds, options.device)
 
 
 def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:

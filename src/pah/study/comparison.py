@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pah import checkpoint
+from pah.devices import CPU
 from pah.methods import METHODS
 from pah.report.figures import accuracy_against_forgetting, require_matplotlib, save
 from pah.runconfig import RunConfig, load_stream
@@ -59,13 +62,17 @@ def prepare(comparison: Comparison) -> None:
 
 
 def choose(
-    comparison: Comparison, watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float
+    comparison: Comparison,
+    watch: Watch,
+    stop: Callable[[], bool],
+    checkpoint_seconds: float,
+    device: torch.device = CPU,
 ) -> tuple[RunConfig, ...]:
     """The configurations with the options that the trials chose; writes `tuning/tuning.json`.
 
     A method whose trials all failed keeps its own.
     """
-    outcomes = run_cells(comparison.trial_cells(), watch, stop, checkpoint_seconds)
+    outcomes = run_cells(comparison.trial_cells(), watch, stop, checkpoint_seconds, device)
     tasks = len(load_stream(comparison.configs[0]).tasks)
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:

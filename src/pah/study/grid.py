@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock
 
 from pah import checkpoint, runs
 from pah.config import InputError
+from pah.devices import CPU
 from pah.records import read_predictions
 from pah.runconfig import RunConfig
 from pah.runfolder import CONFIG, LOCK, METRICS, PREDICTIONS, BusyError
@@ -94,7 +96,11 @@ def require_own(cells: Iterable[Cell]) -> None:
 
 
 def run_cells(
-    cells: Sequence[Cell], watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float
+    cells: Sequence[Cell],
+    watch: Watch,
+    stop: Callable[[], bool],
+    checkpoint_seconds: float,
+    device: torch.device = CPU,
 ) -> list[Outcome]:
     """Bring every cell to an end, one after another; returns once each has one, be it in another process.
 
@@ -112,7 +118,7 @@ def run_cells(
                 continue
             if stop():
                 raise runs.StoppedError
-            outcome = _run(cell, watch, stop, checkpoint_seconds)
+            outcome = _run(cell, watch, stop, checkpoint_seconds, device)
             if outcome is None:
                 if cell not in held:
                     watch(cell, Waiting())
@@ -125,7 +131,9 @@ def run_cells(
     return [ended[cell] for cell in cells]
 
 
-def _run(cell: Cell, watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float) -> Outcome | None:
+def _run(
+    cell: Cell, watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float, device: torch.device
+) -> Outcome | None:
     """The cell's outcome; None if another process holds it."""
     if (cell.folder / METRICS).is_file():
         return Outcome(cell, checkpoint.read_json(cell.folder / METRICS))
@@ -137,6 +145,7 @@ def _run(cell: Cell, watch: Watch, stop: Callable[[], bool], checkpoint_seconds:
             watch=lambda progress: watch(cell, progress),
             stop=stop,
             checkpoint_seconds=checkpoint_seconds,
+            device=device,
         )
     except BusyError:
         return None
