@@ -113,6 +113,7 @@ def main() -> None:
         learner = ContinualLearner.load(options.out / "learner")
         found[f"after {name}"] = measure(learner, tests)
         print(f"after {name}: {json.dumps(found[f'after {name}'])}", flush=True)
+    found |= {"epochs": options.epochs, "classes": {task.name: len(task.classes) for task in learner.tasks}}
     network = learner.taught.method.network
     found["bytes of prototypes a task"] = {
         task.name: 4 * n for task, n in zip(learner.tasks, network.footprint()["per_task"], strict=True)

@@ -42,7 +42,7 @@ readme, picture, step_cost, task_inference = (
 )
 
 
-SECTIONS = ("results", "comparison", "steps")
+SECTIONS = ("results", "comparison", "steps", "inference", "lessons")
 MARKERS = "\nbetween\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in SECTIONS) + "\nThe end.\n"
 
 
@@ -78,6 +78,26 @@ def write_run(root: Path, study: str, method: str, seed: int, **changed: Any) ->
     return folder
 
 
+def write_answers(results: Path) -> None:
+    """What was measured of finding tasks, and of three lessons."""
+    rules = {"energy": {"task_accuracy": 40.0, "class_accuracy": 36.0}}
+    found = {"tasks": 10, "images": 10000, "task_given_accuracy": 80.0, "default": "energy", "rules": rules}
+    unknown = {"images": 1000, "classes": 10, "auroc": 61.0, "false_alarm_asked": 5.0, "false_alarm": 6.0}
+    (results / "task-inference").mkdir()
+    for name, told in (("ten", None), ("nine", unknown | {"detected": 9.0})):
+        content = found | {"run": {"seed": 0}, "unknown": told}
+        (results / "task-inference" / f"{name}-tasks.json").write_text(json.dumps(content))
+    first, second = ({"task given": given, "task inferred": given - 10} for given in (70.0, 65.0))
+    lessons: dict[str, Any] = {"epochs": 3, "classes": {"birds": 7, "fish": 4}, "bytes of the saved learner": 2500000}
+    lessons |= {"after birds": {"birds": first}, "after fish": {"birds": second, "fish": first}}
+    lessons |= {
+        f"bytes of {what}": {"birds": 7 * n, "fish": 4 * n}
+        for what, n in (("prototypes a task", 75), ("a stored head", 129))
+    }
+    lessons["images a second"] = {"predict": 980.0, "backbone": 1000.0}
+    (results / "three-lessons.json").write_text(json.dumps(lessons))
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Two studies, one of them with two seeds of PAH, and a README without a table."""
@@ -89,6 +109,7 @@ def project(tmp_path: Path) -> Path:
     steps = {"backbone": "convnet", "batch": 64, "image": 32, "classes": 10, "threads": 2, "torch": "2", "repeats": 9}
     row = {"tasks": 5, "finetune_ms": 100.0, "pah_ms": 150.0, "per_head_ms": 1200.0}
     (tmp_path / "results" / "step-cost.json").write_text(json.dumps({"rows": [row], **steps}))
+    write_answers(tmp_path / "results")
     compared = [write_run(tmp_path, "comparison/tiny", "er", seed, stored_samples=200) for seed in (0, 1)]
     content = summary_of(compared[0].parent, [])
     (compared[0].parent / "comparison.json").write_text(json.dumps(content))
@@ -100,7 +121,10 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
     assert readme.main(["--root", str(project)]) == 0
     text = (project / "README.md").read_text()
     assert text.startswith("# Title\n<!-- results:begin -->\n")
-    assert text.endswith("<!-- steps:end -->\nThe end.\n")
+    assert text.endswith("<!-- lessons:end -->\nThe end.\n")
+    assert "6.0 % of them, 9.0 % of the others" in text
+    assert "525 of birds (a stored head: 903)" in text
+    assert "98 % of what the bare backbone takes" in text
     setting = "12 epochs a task, resnet18-slim (width 32, stem stride 2)"
     assert [line for line in text.splitlines() if line.startswith("|")] == [
         "| study | method | seeds | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] "
@@ -121,6 +145,15 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
         "| tasks learned | finetune, ms | PAH, ms | PAH, a pass per old head, ms | PAH / finetune | per head / PAH |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         "| 5 | 100 | 150 | 1200 | 1.50 | 8.0 |",
+        "| rule | task found, % | class right, % |",
+        "| --- | ---: | ---: |",
+        "| `energy` (default) | 40.0 | 36.0 |",
+        "| by chance | 10.0 | 8.0 |",
+        "| task given | – | 80.0 |",
+        "| lesson | classes | after birds | after fish |",
+        "| --- | ---: | ---: | ---: |",
+        "| birds | 7 | 70.0 / 60.0 | 65.0 / 55.0 |",
+        "| fish | 4 |  | 70.0 / 60.0 |",
     ]
 
 

@@ -34,7 +34,7 @@ def smooth_backbone(plain: bool) -> Backbone:
     return Backbone(nn.Sequential(*(p for p in parts if not (plain and isinstance(p, nn.BatchNorm2d)))), 16)
 
 
-def made(name: str, plain: bool) -> Method:
+def made(name: str, plain: bool = False) -> Method:
     """The untrained method, on a network without batch norm if `plain`."""
     torch.manual_seed(0)
     options = METHODS[name].options(**GENTLE.get(name, {}))
@@ -44,29 +44,29 @@ def made(name: str, plain: bool) -> Method:
     return METHODS[name].method(network, OPTIMIZER, options).to(memory_format=torch.channels_last)
 
 
-def after(name: str, plain: bool, steps: int = STEPS) -> dict[str, Tensor]:
-    """The method's state, the accuracies and the first terms after so many steps, which end in a later task."""
-    method, state = made(name, plain), TrainState()
+def after(kind: str) -> dict[str, Tensor]:
+    """A method's state, accuracies and terms after 50 steps; `<method>-plain`: on a network without batch norm."""
+    name, _, plain = kind.partition("-")
+    method, state = made(name, bool(plain)), TrainState()
     # batches of 28 or 29 images: slices are of unequal size
     options = TrainingOptions(epochs=2, batch_size=30, sync_batch_norm=not plain)
     terms = []
     for event in train(method, digits(3, classes=6), options, AugmentOptions(crop=1, flip=True), 0, state):
         if isinstance(event, StepDone):
             terms.append(sum(event.terms.values()))
-            if len(terms) == steps:
+            if len(terms) == STEPS:
                 break
     found = {key: tensor.detach().clone().contiguous() for key, tensor in method.state_dict().items()}
-    assert state.task >= 1 or steps < STEPS
+    assert state.task >= 1, "what old tasks do was not seen"
     return found | {"terms": torch.tensor(terms), "matrix": torch.tensor([a for row in state.matrix for a in row])}
 
 
 def main(folder: Path, kinds: list[str]) -> None:
-    """Learn each kind, `<method>` or `<method>-plain`, in all processes."""
+    """Learn each kind in all processes."""
     torch.set_num_threads(1)
     with ranks.joined():
         for kind in kinds:
-            name, _, plain = kind.partition("-")
-            found = after(name, bool(plain))
+            found = after(kind)
             for key, tensor in found.items():
                 whole = tensor.clone()
                 ranks.agree([whole])

@@ -4,7 +4,9 @@
     python tools/readme.py --check    write nothing; exit 1 if README.md is not up to date
 
 A run is a folder results/<study>/<method>-seed<N>/ with metrics.json and config.yaml; results/comparison/<study>/ is
-what `pah compare` wrote; results/step-cost.json is what benchmarks/step_cost.py wrote. All numbers come from these.
+what `pah compare` wrote; results/step-cost.json is what benchmarks/step_cost.py wrote, results/task-inference/ what
+tools/task_inference.py wrote, results/three-lessons.json what examples/three_lessons.py wrote. All numbers come from
+these.
 """
 
 import argparse
@@ -230,6 +232,51 @@ def step_table(path: Path) -> str:
     return markdown_table(lines) + f"\n\n{legend}"
 
 
+def inference_table(results: Path) -> str:
+    """How well each rule finds the task, as a Markdown table, and how well what was never taught is told."""
+    found, other = (read_json(results / "task-inference" / f"{tasks}-tasks.json") for tasks in ("ten", "nine"))
+    chance, unknown = 100 / found["tasks"], other["unknown"]
+    lines = [["rule", "task found, %", "class right, %"], ["---", "---:", "---:"]]
+    for rule, of in found["rules"].items():
+        name = f"`{rule}`" + (" (default)" if rule == found["default"] else "")
+        lines.append([name, f"{of['task_accuracy']:.1f}", f"{of['class_accuracy']:.1f}"])
+    lines.append(["by chance", f"{chance:.1f}", f"{found['task_given_accuracy'] * chance / 100:.1f}"])
+    lines.append(["task given", "–", f"{found['task_given_accuracy']:.1f}"])
+    legend = (
+        f"Recipe `fast` with a tenth of the training images held out, {found['tasks']} tasks of Split-CIFAR100, seed "
+        f"{found['run']['seed']}, {found['images']:,} test images. With {other['tasks']} tasks, {other['images']:,} "
+        f"images of classes taught and {unknown['images']:,} of {unknown['classes']} never taught, `unknown=True` tells"
+        f" them apart with an AUROC of {unknown['auroc']:.1f} %; allowed to refuse {unknown['false_alarm_asked']:.0f} %"
+        f" of the known, it refused {unknown['false_alarm']:.1f} % of them, {unknown['detected']:.1f} % of the others."
+    )
+    return markdown_table(lines) + f"\n\n{legend}"
+
+
+def lessons_table(path: Path) -> str:
+    """What was known after each of three lessons, as a Markdown table."""
+    found = read_json(path)
+    stages = {stage: of for stage, of in found.items() if stage.startswith("after ")}
+    lines = [["lesson", "classes", *stages], ["---", "---:", *["---:"] * len(stages)]]
+    for lesson, classes in found["classes"].items():
+        cells = [
+            f"{of[lesson]['task given']:.1f} / {of[lesson]['task inferred']:.1f}" if lesson in of else ""
+            for of in stages.values()
+        ]
+        lines.append([lesson, str(classes), *cells])
+    speed, heads = found["images a second"], found["bytes of a stored head"]
+    kept = ", ".join(
+        f"{of:,} of {lesson} (a stored head: {heads[lesson]:,})"
+        for lesson, of in found["bytes of prototypes a task"].items()
+    )
+    legend = (
+        f"Test accuracy, %, task given / not given; {found['epochs']} epochs a lesson, one seed, made by `python "
+        f"examples/three_lessons.py`. Bytes of prototypes: {kept}. The saved weights take "
+        f"{found['bytes of the saved learner'] / 1e6:.1f} MB. `predict` answers {speed['predict']:.0f} images of 64x64 "
+        f"a second, {100 * speed['predict'] / speed['backbone']:.0f} % of what the bare backbone takes."
+    )
+    return markdown_table(lines) + f"\n\n{legend}"
+
+
 def with_section(readme: str, name: str, content: str) -> str:
     """The README with `content` between the markers of that name.
 
@@ -257,6 +304,8 @@ def main(words: Sequence[str] | None = None) -> int:
         wanted = with_section(now, "results", f"{table(read_runs(results))}\n\n{LEGEND}")
         wanted = with_section(wanted, "comparison", comparisons(results))
         wanted = with_section(wanted, "steps", step_table(results / "step-cost.json"))
+        wanted = with_section(wanted, "inference", inference_table(results))
+        wanted = with_section(wanted, "lessons", lessons_table(results / "three-lessons.json"))
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
