@@ -18,7 +18,7 @@ from pah.runconfig import RunConfig
 TINY = ("--epochs", "2", "--training.batch_size", "64", "--backbone.width", "4", "--classes", "6", "--tasks", "3")
 EVENTS_A_TASK = 13  # of a tiny run: two epochs of five steps, each with an end, and the task's end
 ONLY_TASK_ENDS = 1e9  # seconds between checkpoints
-MEASURED = {"seconds", "images_per_second", "peak_memory_mb", "commit"}  # what differs between two equal runs
+MEASURED = {"seconds", "images_per_second", "peak_memory_mb", "commit", "device"}  # what differs between equal runs
 
 # real processes, to be killed: forked off one server that has imported what takes long
 processes = multiprocessing.get_context("forkserver")

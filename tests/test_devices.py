@@ -94,7 +94,8 @@ def test_a_run_on_a_device_leaves_what_one_on_the_processor_leaves(
 ) -> None:
     config = tiny("--stream.validation", "0.2", "--training.flip_test", "true")
     with pretended(monkeypatch):
-        runs.start(config, tmp_path / "run", device=DEVICE)
+        metrics = runs.start(config, tmp_path / "run", device=DEVICE)
+    assert (metrics["device"], metrics["processes"]) == ("meta", 1)
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,22 @@ HERE = Path(__file__).parent
 SHIFTED = AugmentOptions(crop=2, flip=True)
 
 
-def torchrun(processes: int, *words: str) -> "subprocess.Popen[str]":
-    """`torchrun --nproc-per-node <processes> <words>`."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, *words],
+@contextmanager
+def torchrun(processes: int, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    """`torchrun --nproc-per-node <processes> <words>`; stopped at the end, if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()  # it ends its workers
+            process.communicate(timeout=60)
 
 
 def said(err: str) -> list[str]:
@@ -46,9 +54,9 @@ def said(err: str) -> list[str]:
 
 def compare(kinds: list[str], processes: int, folder: Path) -> None:
     """Learn in so many processes and in this one; every number of every state is nearly the same."""
-    process = torchrun(processes, str(HERE / "together.py"), str(folder), *kinds)
-    expected = {kind: together.after(kind) for kind in kinds}
-    out, err = process.communicate(timeout=600)
+    with torchrun(processes, str(HERE / "together.py"), str(folder), *kinds) as process:
+        expected = {kind: together.after(kind) for kind in kinds}
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     for kind in kinds:
         found = safetensors.torch.load_file(folder / f"{kind}.safetensors")
@@ -64,7 +72,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_method_learns_the_same_in_several_processes(processes: int, tmp_path: Path) -> None:
-    compare([*METHODS, *(f"{name}-plain" for name in METHODS if name != "hat")], processes, tmp_path)
+    plain = [f"{name}-plain" for name in METHODS if name not in ("hat", "hn2", "pnn")]  # which need batch norm
+    compare([*METHODS, *plain], processes, tmp_path)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
@@ -113,11 +122,11 @@ def test_what_several_processes_cannot_do_is_refused_in_one_line(
 def test_a_killed_process_ends_the_run_with_one_line_and_one_process_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("run", *TINY, "--epochs", "40", "--out", str(folder), "--checkpoint_seconds", "0")
-    process = torchrun(2, "-m", "pah", *words)
-    wait_for(folder / "checkpoint" / checkpoint.FILE, process)
-    os.kill(worker(process, 1), signal.SIGKILL)
-    killed = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    with torchrun(2, "-m", "pah", *words) as process:
+        wait_for(folder / "checkpoint" / checkpoint.FILE, process)
+        os.kill(worker(process, 1), signal.SIGKILL)
+        killed = time.monotonic()
+        out, err = process.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert process.returncode == 1
     assert said(err) == [
@@ -137,28 +146,23 @@ def test_a_run_that_is_stopped_goes_on_with_any_number_of_processes(number: sign
     words = ("run", *TINY, "--epochs", "30", "--sync-batchnorm")
     assert main([*words, "--out", str(tmp_path / "alone")]) == 0
     folder = tmp_path / "run"
-    process = torchrun(2, "-m", "pah", *words, "--out", str(folder))
-    wait_for(folder / "log.jsonl", process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert said(err) == [f"pah: stopped, the state is saved; `pah resume {folder}` continues"]
-    for processes in (4, 1):
-        going = torchrun(processes, "-m", "pah", "resume", str(folder))
-        done = len(log(folder))
-        while processes == 4 and len(log(folder)) < done + 3:
-            assert going.poll() is None, going.communicate()
-            time.sleep(0.05)
-        if processes == 4:
-            going.send_signal(number)
-        _, err = going.communicate(timeout=120)
-        assert len(said(err)) == (processes == 4)
+    stopped = [f"pah: stopped, the state is saved; `pah resume {folder}` continues"]
+    for processes, *command in ((2, *words, "--out", str(folder)), (4, "resume", str(folder))):
+        done = len(log(folder)) if folder.exists() else 0
+        with torchrun(processes, "-m", "pah", *command) as process:
+            wait_for(folder / "log.jsonl", process, lines=done + 3)
+            process.send_signal(number)
+            assert said(process.communicate(timeout=60)[1]) == stopped
+        assert done < len(log(folder)) < 90
+    assert main(["resume", str(folder)]) == 0
     metrics, alone = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "alone"))
     assert len(log(folder)) == 90
+    assert metrics["processes"] == 1  # those that ended it
     assert abs(metrics["average_accuracy"] - alone["average_accuracy"]) < 3  # one image is 0.5
 
 
-def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
-    while not file.exists():
+def wait_for(file: Path, process: "subprocess.Popen[str]", lines: int = 0) -> None:
+    while not file.exists() or len(file.read_bytes().splitlines()) < lines:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 

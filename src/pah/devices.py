@@ -37,6 +37,11 @@ def find_device(name: DeviceName) -> torch.device:
     return device
 
 
+def name_of(device: torch.device) -> str:
+    """What a result was computed on: the GPU's name, or the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def holds(device: torch.device, size: int) -> bool:
     """Whether a data set of `size` bytes may lie in the device's own memory.
 

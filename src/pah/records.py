@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pah import checkpoint, learnerfolder, metrics
+from pah import checkpoint, learnerfolder, metrics, ranks
 from pah.config import InputError
 from pah.data.stream import Stream
+from pah.devices import name_of
 from pah.learnerfolder import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.runconfig import RunConfig
@@ -97,6 +98,8 @@ def results(
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / state.train_seconds, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
+        "device": name_of(method.device),
+        "processes": ranks.count(),
         "versions": versions(),
         "commit": revision,
     }
