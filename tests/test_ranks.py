@@ -53,7 +53,10 @@ def said(err: str) -> list[str]:
 
 
 def compare(kinds: list[str], processes: int, folder: Path) -> None:
-    """Learn in so many processes and in this one; every number of every state is nearly the same."""
+    """Learn in so many processes and in this one; every number of every state is nearly the same.
+
+    HAT multiplies the gradients of its gates by hundreds, and with them what was rounded off.
+    """
     with torchrun(processes, str(HERE / "together.py"), str(folder), *kinds) as process:
         expected = {kind: together.after(kind) for kind in kinds}
         out, err = process.communicate(timeout=600)
@@ -62,7 +65,8 @@ def compare(kinds: list[str], processes: int, folder: Path) -> None:
         found = safetensors.torch.load_file(folder / f"{kind}.safetensors")
         assert {*found} == {*expected[kind]}
         for key, tensor in expected[kind].items():
-            assert torch.allclose(found[key].double(), tensor.double(), rtol=0, atol=1e-4), f"{kind}: {key}"
+            most = 1e-3 if kind == "hat" else 1e-4
+            assert torch.allclose(found[key].double(), tensor.double(), rtol=1e-5, atol=most), f"{kind}: {key}"
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
