@@ -16,7 +16,16 @@ from pah.config import InputError
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method
-from pah.records import commit, results, save_model, save_network, save_predictions
+from pah.records import (
+    Moment,
+    commit,
+    peak_memory_mb,
+    results,
+    save_model,
+    save_network,
+    save_predictions,
+    save_prototypes,
+)
 from pah.runconfig import RunConfig, build_method, load_stream
 from pah.runfolder import (
     CHECKPOINT,
@@ -25,6 +34,7 @@ from pah.runfolder import (
     METRICS,
     MODEL,
     PREDICTIONS,
+    PROTOTYPES,
     SNAPSHOTS,
     append_log,
     cut_log,
@@ -36,6 +46,7 @@ from pah.trainer import (
     EpochDone,
     Event,
     StepDone,
+    TaskBegun,
     TaskDone,
     TrainState,
     answers,
@@ -142,9 +153,9 @@ def _train(
     cut_log(folder / LOG, state)
     for event in train(method, stream, config.training, config.augment, config.seed, state):
         if isinstance(event, EpochDone):
-            append_log(folder / LOG, event)
-        if isinstance(event, TaskDone) and config.snapshots:  # before the checkpoint that says the task is over
-            save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
+            append_log(folder / LOG, event, peak_memory_mb())
+        if isinstance(event, TaskBegun | TaskDone):  # before the checkpoint that says that it happened
+            _record(folder, event, method, stream, config.snapshots)
         stopping = isinstance(event, StepDone) and stop()
         if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
             _save(config, folder, method, state)
@@ -160,6 +171,15 @@ def _train(
         found["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, plain)[0])
     checkpoint.write_json(folder / METRICS, found)
     return found
+
+
+def _record(folder: Path, event: TaskBegun | TaskDone, method: Method, stream: Stream, snapshots: bool) -> None:
+    """Keep what only this moment has: prototypes before and after their own task, a snapshot of the network."""
+    name = f"{event.task}.safetensors"
+    moment: Moment = "start" if isinstance(event, TaskBegun) else "learned"
+    save_prototypes(folder / PROTOTYPES / name, method, stream.normalization, moment)
+    if snapshots and moment == "learned":
+        save_network(folder / SNAPSHOTS / name, method)
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:

@@ -81,6 +81,13 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class TaskBegun:
+    """The method is ready for a task and has made no step on it; not told again of a task that is gone on with."""
+
+    task: int
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A batch was learned from."""
 
@@ -111,7 +118,7 @@ class TaskDone:
     accuracies: list[float]
 
 
-Event = StepDone | EpochDone | TaskDone
+Event = TaskBegun | StepDone | EpochDone | TaskDone
 
 
 def train(
@@ -152,6 +159,7 @@ def learn_task(
         with computing(options.precision, CPU):
             begin(method, task, seed)
         state.began = True
+        yield TaskBegun(task.index)
     for _ in range(state.epoch, options.epochs_of(task.index)):
         yield from _epoch(method, seen, options, augment, seed, state)
     started = time.perf_counter()

@@ -58,7 +58,7 @@ class Watcher:
         elif isinstance(event, EpochDone):
             if not self.live:
                 self._epoch(event, happened)
-        else:
+        elif isinstance(event, TaskDone):
             self._task(event, happened)
 
     def _step(self, event: StepDone, happened: Happened) -> None:

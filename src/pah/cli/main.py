@@ -25,7 +25,7 @@ from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import CONFIG, LEARNER, refuse_other_run
+from pah.runfolder import CONFIG, DIAGNOSIS, LEARNER, refuse_other_run
 from pah.study import ablation
 from pah.study.comparison import choose, prepare, write
 from pah.study.grid import Outcome, require_own, run_cells
@@ -184,10 +184,10 @@ def diagnose(console: Console, words: list[str]) -> int:
         return 0
     folder = run_folder("diagnose", words)
     found = diagnosis.diagnose(options.read_config(folder / CONFIG), folder)
-    checkpoint.write_json(folder / "diagnosis.json", diagnosis.as_dict(found))
+    checkpoint.write_json(folder / DIAGNOSIS, diagnosis.as_dict(found))
     console.print(display.diagnosis_table(found))
     console.print(display.DIAGNOSIS_LEGEND, highlight=False, soft_wrap=True)
-    console.print(f"results in {folder / 'diagnosis.json'}", highlight=False, soft_wrap=True)
+    console.print(f"results in {folder / DIAGNOSIS}", highlight=False, soft_wrap=True)
     return 0
 
 

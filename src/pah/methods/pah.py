@@ -92,6 +92,7 @@ class PAH(Method):
         super().__init__(network, optimizer, options)
         self.options = options
         self.teacher: Teacher | None = None
+        self.first_images: Tensor | None = None  # uint8 (C, channels, H, W): where semantic prototypes started
         self.register_buffer("answers_to_prototypes", None)  # (P, C) of the teacher, fixed for the task
 
     @property
@@ -135,6 +136,7 @@ class PAH(Method):
         super().release()
         self.teacher = None
         self.answers_to_prototypes = None
+        self.first_images = None
 
     def _image_terms(self, batch: Batch) -> Terms:
         """L_hm and L_sm from one backbone pass and one call of the hypernetwork."""
@@ -198,6 +200,7 @@ class PAH(Method):
         chosen = [torch.nonzero(task.train.labels == c).squeeze(1) for c in range(classes)]
         if self.options.prototype_start == "semantic":
             chosen = [which[torch.randint(len(which), (1,))] for which in chosen]
+            self.first_images = task.train.pixels[task.train.rows[torch.cat(chosen)]]
         return torch.stack([_mean_image(task, task.train, which, shape[1:]) for which in chosen])
 
 
