@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test test-slow check clean
+.PHONY: install run test test-slow test-browser check clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -13,6 +13,11 @@ test: .venv/developed  ## the fast tests
 
 test-slow: .venv/developed  ## those that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/developed  ## reports in a real browser; as root, Debian's Chromium is installed where there is none
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
+	$(BIN)/python -m pytest -m browser
 
 check: .venv/developed  ## format, lint and types
 	$(BIN)/ruff format --check .

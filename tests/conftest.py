@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from pah import runs
-from pah.cli import options
+from pah.cli import options, reporting
 from pah.runconfig import RunConfig
 
 TINY = ("--epochs", "2", "--training.batch_size", "64", "--backbone.width", "4", "--classes", "6", "--tasks", "3")
@@ -33,6 +33,13 @@ class DeathError(BaseException):
 def _one_thread() -> None:
     """Numbers that are compared bit for bit are made by one thread, in every process."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their report, which takes longer than they do, but where reports are tested."""
+    if not request.module.__name__.startswith("test_report"):
+        monkeypatch.setattr(reporting, "report_finished", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

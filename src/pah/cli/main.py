@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pah import checkpoint, diagnosis, runs
-from pah.cli import display, learning, options
+from pah.cli import display, learning, options, reporting
 from pah.cli.gridview import GridWatcher
 from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import CONFIG, DIAGNOSIS, LEARNER, refuse_other_run
+from pah.runfolder import CONFIG, DIAGNOSIS, LEARNER, REPORT, refuse_other_run
 from pah.study import ablation
 from pah.study.comparison import choose, prepare, write
 from pah.study.grid import Outcome, require_own, run_cells
@@ -37,6 +37,7 @@ USAGE = """usage: pah COMMAND ...
   pah ablate [BENCHMARK]   how one method's options change its result         (pah ablate --help)
   pah resume RUN           continue a run that was stopped or killed
   pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
+  pah report RUN ...       a page to look at: one run, or several side by side [--out DIR]
   pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
 
   pah learn LEARNER        teach a learner a task of your own images          (pah learn --help)
@@ -97,6 +98,7 @@ def run(console: Console, words: list[str]) -> int:
             finished.append((results, folder))
             console.print(display.matrix_table(results))
     show(console, finished)
+    reporting.report_finished(console, [folder for _, folder in finished])
     return 0
 
 
@@ -114,6 +116,8 @@ def resume(console: Console, words: list[str]) -> int:
             return say_stopped(folder, stop)
     console.print(display.matrix_table(results))
     show(console, [(results, folder)])
+    if not (folder / REPORT).exists():
+        reporting.report_finished(console, [folder])
     return 0
 
 
@@ -270,6 +274,7 @@ COMMANDS = {
     "ablate": ablate,
     "resume": resume,
     "diagnose": diagnose,
+    "report": reporting.report,
     "data": data,
     "learn": learning.learn,
     "predict": learning.predict,
