@@ -59,7 +59,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConf
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny run, dead in its second task, its checkpoint in the middle of an epoch. To be copied."""
     folder = tmp_path_factory.mktemp("unfinished") / "run"
-    cut_short(tiny(), folder, EVENTS_A_TASK + 3, checkpoint_seconds=0)
+    cut_short(tiny(), folder, EVENTS_A_TASK + 1 + 3, checkpoint_seconds=0)
     return folder
 
 

@@ -261,6 +261,7 @@ def test_a_new_run_in_the_folder_leaves_no_report_of_the_old_one(folder: Path, t
     cut_short(tiny("--method", "finetune"), tmp_path / "run", 3, 0, go=functools.partial(runs.start, overwrite=True))
     assert not any((tmp_path / "run" / name).exists() for name in ("report.html", "diagnosis.json"))
     assert not list((tmp_path / "run" / "prototypes").iterdir())
+    assert not list((tmp_path / "run" / "figures").iterdir())
 
 
 def test_a_run_that_is_not_finished_is_reported_as_far_as_it_came(unfinished: Path, tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ def run_files(folder: Path) -> list[Path]:
     """What a run writes into its folder after its configuration."""
     model = [folder / MODEL / name for name in (WEIGHTS, LEARNER)]
     of_tasks = [file for name in (SNAPSHOTS, PROTOTYPES) for file in (folder / name).glob("*.safetensors")]
+    drawn = [file for kind in ("svg", "pdf") for file in (folder / FIGURES).glob(f"*.{kind}")]
     return [
         *of_tasks,
+        *(drawn if (folder / REPORT).exists() else ()),  # else they are somebody's own
         folder / DIAGNOSIS,
         folder / REPORT,
         folder / METRICS,

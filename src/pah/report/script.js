@@ -14,6 +14,7 @@ theme.addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
 showTheme();
 
+const NUMBER = /^[+-]?\d+(\.\d+)?(e[+-]?\d+)?(?= |$)/; // alone or before its spread, but no version like 2.14.1
 const textOf = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
 
 document.querySelectorAll("th button").forEach((button) =>
@@ -23,7 +24,7 @@ document.querySelectorAll("th button").forEach((button) =>
     const rows = [...body.rows];
     const column = title.cellIndex;
     const said = rows.map((row) => textOf(row, column)).filter((text) => text !== "");
-    const numeric = said.every((text) => Number.isFinite(parseFloat(text)));
+    const numeric = said.every((text) => NUMBER.test(text));
     const order = title.ariaSort === "ascending" ? -1 : 1;
     rows.sort((one, other) => {
       const [a, b] = [textOf(one, column), textOf(other, column)];
