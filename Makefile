@@ -16,7 +16,7 @@ test-slow: .venv/developed  ## those that take minutes
 
 test-browser: .venv/developed  ## reports in a real browser; as root, Debian's Chromium is installed where there is none
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
-	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
+	command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest -m browser
 
 check: .venv/developed  ## format, lint and types

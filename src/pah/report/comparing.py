@@ -196,14 +196,14 @@ def _averages(groups: Sequence[Group]) -> Exhibit:
         of.label: [mean_and_std(v) for v in zip(*(curves.averages(run.matrix) for run in of.runs), strict=True)]
         for of in groups
     }
-    with drawing(5.6, 3.4) as (figure, [axes]):
+    with drawing(5.6, 3.0 + 0.18 * math.ceil(len(groups) / COLUMNS)) as (figure, [axes]):
         for index, (label, values) in enumerate(found.items()):
             means, stds = zip(*values, strict=True)
             style = {"marker": "o", "markersize": 3, "capsize": 2, "linewidth": 1.2, **line_style(index)}
             axes.errorbar(range(1, count + 1), means, yerr=stds, label=label, **style)
         axes.set(xlabel="tasks learned", ylabel="average accuracy on tasks seen, %")
         count_tasks(axes.xaxis, count)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=COLUMNS, fontsize=8)
     rows: list[list[Cell]] = [[label, *(mean for mean, _ in values)] for label, values in found.items()]
     table = Table("Mean over seeds, %", ["method", *(f"after {k + 1}" for k in range(count))], rows)
     words = "; ".join(f"{label}: {values[-1][0]:.1f} % at the end" for label, values in found.items())

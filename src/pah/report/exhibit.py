@@ -49,6 +49,7 @@ class Table(NamedTuple):
     caption: str
     titles: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    digits: int = 2  # behind the point, of numbers below 1,000
 
 
 class Exhibit(NamedTuple):

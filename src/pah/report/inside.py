@@ -53,7 +53,7 @@ def similarity(diagnosis: Mapping[str, Any]) -> Exhibit:
     )
     titles = ["task", *(f"after {k + 1}" for k in range(count))]
     rows = [[str(of["task"] + 1), *[None] * of["task"], *of["similarity"]] for of in tasks]
-    return Exhibit("features", "Features that move", words, figure, Table("Linear CKA, 0 to 1", titles, rows))
+    return Exhibit("features", "Features that move", words, figure, Table("Linear CKA, 0 to 1", titles, rows, digits=3))
 
 
 def prototype_drift(run: Run) -> Exhibit | None:
@@ -81,5 +81,5 @@ def prototype_drift(run: Run) -> Exhibit | None:
         f"({min(own):.3f} to {max(own):.3f}) and since then ({min(since):.3f} to {max(since):.3f})."
     )
     rows: list[list[Cell]] = [[str(k + 1), *of] for k, *of in found]
-    table = Table("Distance of a task's prototypes, relative to their norm before", ["task", *parts], rows)
+    table = Table("Distance of a task's prototypes, relative to their norm before", ["task", *parts], rows, digits=4)
     return Exhibit("prototype-drift", "Prototypes that move", words, figure, table)

@@ -69,7 +69,9 @@ def figure(run: Run) -> Exhibit:
     )
     titles = ["task", "class", "moved in its task", "moved since", "correlation of start and now"]
     rows = [_numbers(run, k, c, name) for k, of in tasks for c, (name, _) in enumerate(of)]
-    table = Table("Distances relative to the prototype's norm before; correlation over its pixels", titles, rows)
+    table = Table(
+        "Distances relative to the prototype's norm before; correlation over its pixels", titles, rows, digits=4
+    )
     return Exhibit("prototypes", "Prototypes", words, drawn, table)
 
 

@@ -38,7 +38,7 @@ def _epochs_table(log: Sequence[Epoch], terms: Sequence[str]) -> Table:
         [str(of.task + 1), str(of.epoch + 1), *(of.terms.get(name) for name in terms)] for of in log[::-step][::-1]
     ]
     every = "" if step == 1 else f", every {step}th epoch"
-    return Table(f"Mean of each term over an epoch{every}", ["task", "epoch", *terms], rows)
+    return Table(f"Mean of each term over an epoch{every}", ["task", "epoch", *terms], rows, digits=4)
 
 
 def effort(run: Run) -> Exhibit:
