@@ -8,7 +8,6 @@ from pah.report.rundata import Run
 from pah.trainer import Answers
 
 WORST = 20  # confusions shown
-NAMED = 12  # letters of a class name in a figure
 
 
 class ClassResult(NamedTuple):
