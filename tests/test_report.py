@@ -422,6 +422,15 @@ def test_one_method_with_other_options_is_another_row(tmp_path: Path) -> None:
     assert comparing.mean_matrix([[[1.0], [2.0, 3.0]], [[3.0], [4.0, 5.0]]]) == [[2.0], [3.0, 4.0]]
 
 
+def test_a_comparison_says_what_else_differs(tmp_path: Path) -> None:
+    one, other = committed(tmp_path, "fast/pah-seed0", "fast/lwf-seed0")
+    assert len(comparing.page_of([read_run(one), read_run(other)]).summary) == 1
+    written = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(written.replace("epochs: 24", "epochs: 3"))
+    summary = comparing.page_of([read_run(one), read_run(other)]).summary
+    assert summary[1] == "The runs differ in more than method and seed: training.epochs."
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

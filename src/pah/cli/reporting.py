@@ -39,7 +39,7 @@ def report_finished(console: Console, folders: Sequence[Path]) -> None:
     try:
         for folder in folders:
             say_report(console, write_report([folder]))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"pah: no report: {error}", file=sys.stderr)
 
 

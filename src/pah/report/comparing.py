@@ -12,7 +12,7 @@ from pah.report import curves
 from pah.report.exhibit import Cell, Exhibit, Table, count_tasks, drawing, line_style
 from pah.report.figures import accuracy_against_forgetting
 from pah.report.rundata import Run
-from pah.report.single import OWN, Page, Section, flat
+from pah.report.single import Page, Section, choices, differing
 from pah.study.bootstrap import Correct
 from pah.study.grid import difference
 from pah.study.table import PERCENT, REFERENCE, differences, shown, spread, summarise, with_interval
@@ -65,19 +65,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ in their seed alone together; named by method, and by options where a method is there twice."""
     by_options: dict[str, list[Run]] = {}
     for run in runs:
-        by_options.setdefault(repr(sorted(_options(run).items())), []).append(run)
+        by_options.setdefault(repr(sorted(choices(run).items())), []).append(run)
     found = list(by_options.values())
     return [Group(_label(of[0], [other[0] for other in found]), of) for of in found]
 
 
-def _options(run: Run) -> dict[str, Any]:
-    """What tells one method, or one choice of its options, from another."""
-    return {name: value for name, value in flat(run.config).items() if name not in OWN}
-
-
 def _label(run: Run, firsts: Sequence[Run]) -> str:
-    alike = [_options(other) for other in firsts if other.method == run.method]
-    own = _options(run)
+    alike = [choices(other) for other in firsts if other.method == run.method]
+    own = choices(run)
     vary = [name for name in own if any(other.get(name) != own[name] for other in alike)]
     chosen = ", ".join(f"{name.rpartition('.')[2]} {shown(own[name])}" for name in vary)
     return f"{run.method} ({chosen})" if chosen else run.method
@@ -109,9 +104,8 @@ def _stream(run: Run) -> dict[str, Any]:
 
 def _other_options(groups: Sequence[Group]) -> list[str]:
     """The options beside those of the method in which the groups differ."""
-    options = [{k: v for k, v in _options(of.runs[0]).items() if not k.startswith("method.")} for of in groups]
-    names = dict.fromkeys(name for of in options for name in of)
-    return [name for name in names if any(of.get(name) != options[0].get(name) for of in options)]
+    first = groups[0].runs[0]
+    return list(dict.fromkeys(name for of in groups for name in differing(first, of.runs[0])))
 
 
 def _intervals(groups: Sequence[Group]) -> dict[str, Any]:

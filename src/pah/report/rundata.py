@@ -136,7 +136,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         matrix = []
     if not matrix or any(len(row) != i or not all(map(math.isfinite, row)) for i, row in enumerate(matrix, 1)):
         raise InputError(f"{path}: expected an accuracy matrix whose row i has i numbers, got another")
-    return found | metrics.summary(matrix)
+    return found | {"accuracy_matrix": matrix} | metrics.summary(matrix)
 
 
 def _so_far(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pah.report.rundata import Run, read_metrics, read_run
 from pah.runfolder import CONFIG, METRICS
 
 SAME_STREAM = ("benchmark", "seed", "evaluated_on", "class_order", "task_names")
-OWN = ("method", "seed", "data", "snapshots")  # options that do not tell two runs of one comparison apart
+NO_CHOICE = ("seed", "data", "snapshots")  # options that do not make another method or training
 
 
 class Card(NamedTuple):
@@ -76,9 +76,14 @@ def _finetuned_beside(run: Run) -> Iterator[Run]:
 
 
 def differing(run: Run, other: Run) -> list[str]:
-    """The options, by dotted name, in which two runs differ beside the method and what says where and whether."""
-    one, two = flat(run.config), flat(other.config)
-    return [name for name in one | two if name.partition(".")[0] not in OWN and one.get(name) != two.get(name)]
+    """The options, by dotted name, in which two runs differ beside those of the method."""
+    one, two = choices(run), choices(other)
+    return [name for name in one | two if not name.startswith("method.") and one.get(name) != two.get(name)]
+
+
+def choices(run: Run) -> dict[str, Any]:
+    """The options, by dotted name, that tell one method or training from another."""
+    return {name: value for name, value in flat(run.config).items() if name not in NO_CHOICE}
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
