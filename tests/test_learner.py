@@ -12,6 +12,7 @@ from helpers import DIGITS
 from pah import ContinualLearner, DriftError, InputError, TaughtTask
 from pah.data.augment import AugmentOptions
 from pah.data.stream import StreamOptions
+from pah.inference import AMONG_ALL
 from pah.learner import DEFAULT
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
@@ -122,18 +123,34 @@ def renamed(given: Lesson, task: TaughtTask) -> Lesson:
 def test_probabilities_are_calibrated_on_validation_images(learner: ContinualLearner) -> None:
     for task in learner.tasks:
         assert task.temperature != 1
-        assert set(task.quantiles) == {"softmax", "energy", "contrast", "prototypes"}
+        assert set(task.quantiles) == {"softmax", "energy", "contrast", "prototypes", AMONG_ALL}
         assert all(list(of) == sorted(of) for of in task.quantiles.values())
 
 
 def test_none_of_these_comes_at_about_the_rate_allowed_and_more_often_for_what_was_never_taught(
     learner: ContinualLearner,
 ) -> None:
-    known = learner.predict(lesson(3, 4, part="test")[0], task="middle", unknown=0.1)
-    never = learner.predict(lesson(8, 9, part="test")[0], task="middle", unknown=0.1)
-    rates = [np.mean([answer.label is None for answer in answers]) for answers in (known, never)]
-    assert rates[0] < 0.3 < rates[1]
+    known = refusals(learner, 3, 4, task="middle")
+    assert 0.05 < known < 0.35
+    assert known + 0.2 < refusals(learner, 8, 9, task="middle")
     assert all(answer.label is not None for answer in learner.predict(lesson(8, 9)[0], task="middle"))
+
+
+def test_none_of_these_keeps_its_rate_when_no_task_is_given() -> None:
+    learner = ContinualLearner(config=QUICK)
+    pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    for pair in pairs:
+        learner.learn(f"digits {pair}", lesson(*pair))
+    known = [refusals(learner, *pair) for pair in pairs]
+    assert 0.05 < sum(known) / 4 < 0.35
+    assert max(known) < 0.4
+    assert sum(known) / 4 < refusals(learner, 8, 9)
+
+
+def refusals(learner: ContinualLearner, *digits: int, task: str | None = None) -> float:
+    """The share of test images that are called "none of these" where a fifth of the known ones may be."""
+    answers = learner.predict(lesson(*digits, part="test")[0], task=task, unknown=0.2)
+    return float(np.mean([answer.label is None for answer in answers]))
 
 
 def test_a_lesson_of_another_size_and_in_colour_is_converted_and_said_so(learner: ContinualLearner) -> None:
@@ -222,6 +239,7 @@ def test_bad_lessons_are_refused_and_change_nothing(learner: ContinualLearner, f
     refused(lambda: learner.evaluate((pixels, labels, names), "low"), "classes of task 'low'", "digit 5")
     refused(lambda: learner.predict(pixels, task="birds"), "unknown task 'birds'", "low, middle")
     refused(lambda: learner.predict(pixels, unknown=0.9), "unknown", "0.5")
+    refused(lambda: learner.learn("x", (pixels, labels, names), max_drift=2), "max_drift", "0 to 1", "2")
     assert same(learner, ContinualLearner.load(folder))
 
 

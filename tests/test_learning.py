@@ -126,8 +126,11 @@ def test_unreadable_files_are_named_and_may_be_left_out(
 def test_bad_commands(learner: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
     image = str(photos / "low" / "zero" / "1.png")
     new = ("learn", str(learner), "--name", "x", "--data", str(photos / "low"))
+    (tmp_path / "README.md").write_text("mine")
     for words, parts in (
         (("learn", "--name", "x"), ("expected one learner folder",)),
+        (("learn", "", "--name", "x", "--data", str(photos / "low")), ("expected one learner folder",)),
+        (("learn", str(tmp_path), *new[2:]), ("README.md", "lose its own")),
         (("learn", str(learner), "--name", "x"), ("--data",)),
         (("learn", str(learner), "--data", str(photos)), ("--name",)),
         ((*new, "--backbone", "resnet18"), ("backbone", "convnet")),
@@ -139,6 +142,7 @@ def test_bad_commands(learner: Path, photos: Path, refused: Refused, tmp_path: P
         (("predict", str(learner)), ("a learner and images",)),
         (("predict", str(learner), image, "--task", "birds"), ("'birds'", "high, low")),
         (("predict", str(learner), image, "--unknown", "2"), ("unknown", "0.5")),
+        (("predict", str(learner), image, "--rule", "guess"), ("'energy'", "got guess")),
         (("predict", str(learner), str(tmp_path / "none.png")), ("none.png", "No such file")),
         (("predict", str(photos), image), ("expected a learner folder",)),
         (("forget", str(learner), "--task", "birds"), ("'birds'",)),

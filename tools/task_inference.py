@@ -1,10 +1,11 @@
 """How well a learner finds the task of an image by itself, and tells what it was never taught.
 
-python tools/task_inference.py RUN --data PATH [--json FILE]
+python tools/task_inference.py RUN --data PATH [--part validation] [--json FILE]
 
 RUN: the folder of a finished `pah run --stream.validation 0.1`; validation images calibrate it, the test images of its
 tasks are asked, under every rule. Test images of the data set's classes outside its tasks (`--stream.first 9` leaves a
-tenth of CIFAR-100) are what was never taught.
+tenth of CIFAR-100) are what was never taught. What is chosen is chosen with `--part validation`: it asks the validation
+images instead, and training images of the classes never taught.
 """
 
 import argparse
@@ -22,16 +23,19 @@ from pah.checkpoint import read_json, read_yaml, write_json
 from pah.config import InputError
 from pah.data.sources import Images
 from pah.data.stream import Stream
-from pah.inference import KNOWN, RULE, Rule
+from pah.inference import KNOWN, RULE, Rule, task_scores
 from pah.learner import ContinualLearner
+from pah.models.modes import evaluating
 from pah.runconfig import RunConfig, load_stream
-from pah.taught import Taught
+from pah.taught import BATCH, Taught
+from pah.trainer import Part
 
+OF_HEADS: tuple[Rule, ...] = ("softmax", "energy", "contrast")  # what scores are made of a head's answer alone
 ALARM = 0.05  # share of known images that may be taken for unknown ones
 
 
-def measure(folder: Path, data: str | None) -> dict[str, Any]:
-    """Accuracies in percent of the run in `folder`, under each rule.
+def measure(folder: Path, data: str | None, part: Part) -> dict[str, Any]:
+    """Accuracies in percent of the run in `folder` on that part of the images, under each rule.
 
     Raises:
         InputError: the run has no model, kept no validation images, or its data are missing.
@@ -42,9 +46,10 @@ def measure(folder: Path, data: str | None) -> dict[str, Any]:
     if not all(task.quantiles for task in taught.record.tasks):
         raise InputError(f"{folder}: expected a run with --stream.validation above 0, got one without")
     stream = load_stream(config)
-    pixels = torch.cat([task.test.pixels[task.test.rows] for task in stream.tasks])
-    labels = torch.cat([task.test.labels for task in stream.tasks])
-    tasks = torch.cat([torch.full_like(task.test.labels, task.index) for task in stream.tasks])
+    asked = [task.test if part == "test" else task.validation for task in stream.tasks]
+    pixels = torch.cat([of.pixels[of.rows] for of in asked])
+    labels = torch.cat([of.labels for of in asked])
+    tasks = torch.cat([torch.full_like(of.labels, k) for k, of in enumerate(asked)])
     rules = {rule: _found(taught, rule, pixels, labels, tasks) for rule in get_args(Rule)}
     given = sum(
         (_answers(taught, pixels[tasks == k], [k])[1] == labels[tasks == k]).sum().item() for k in set(tasks.tolist())
@@ -52,12 +57,13 @@ def measure(folder: Path, data: str | None) -> dict[str, Any]:
     metrics = read_json(folder / "metrics.json")
     return {
         "run": {key: metrics[key] for key in ("benchmark", "method", "seed", "commit")},
+        "part": part,
         "tasks": len(stream.tasks),
         "images": len(labels),
         "task_given_accuracy": 100 * given / len(labels),
         "default": RULE,
         "rules": rules,
-        "unknown": _unknown(taught, pixels, _never_taught(config, stream)),
+        "unknown": _unknown(taught, pixels, _never_taught(config, stream, part)),
     }
 
 
@@ -77,14 +83,14 @@ def _found(taught: Taught, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Te
     }
 
 
-def _never_taught(config: RunConfig, stream: Stream) -> Images | None:
-    """Test images of the tasks that the run left out."""
+def _never_taught(config: RunConfig, stream: Stream, part: Part) -> Images | None:
+    """Images of the tasks that the run left out: for testing, or those that would have been learned from."""
     everything = load_stream(dataclasses.replace(config, stream=dataclasses.replace(config.stream, first=None)))
     rest = everything.tasks[len(stream.tasks) :]
     if not rest:
         return None
-    parts = [task.test.pixels[task.test.rows] for task in rest]
-    return Images(torch.cat(parts), torch.cat([task.test.labels for task in rest]))
+    found = [task.test if part == "test" else task.train for task in rest]
+    return Images(torch.cat([of.pixels[of.rows] for of in found]), torch.cat([of.labels for of in found]))
 
 
 def _unknown(taught: Taught, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
@@ -98,16 +104,33 @@ def _unknown(taught: Taught, known: Tensor, foreign: Images | None) -> dict[str,
         scores.append(torch.cat([f.known for f in found]))
         answers = [answer for f in found for answer in taught.predictions(f, ALARM)]
         refused.append(100 * sum(answer.label is None for answer in answers) / len(answers))
-    truth = torch.cat([torch.ones(len(scores[0])), torch.zeros(len(scores[1]))])
     return {
         "images": len(foreign.labels),
         "classes": len(foreign.labels.unique()),
         "score": KNOWN,
-        "auroc": 100 * float(roc_auc_score(truth, torch.cat(scores))),
+        "auroc": _auroc(*scores),
+        "auroc_of": {kind: _auroc(*(_best(taught, x, kind) for x in (known, foreign.pixels))) for kind in OF_HEADS},
         "false_alarm_asked": 100 * ALARM,
         "false_alarm": refused[0],
         "detected": refused[1],
     }
+
+
+def _best(taught: Taught, pixels: Tensor, kind: Rule) -> Tensor:
+    """The best score of all tasks, (N,)."""
+    tasks = taught.record.tasks
+    kept, found = [task.quantiles for task in tasks], []
+    with torch.inference_mode(), evaluating(taught.method.network):
+        for batch in pixels.split(BATCH):
+            logits = taught.logits(batch, range(len(tasks)))
+            found.append(task_scores(kind, logits, None, kept).amax(dim=1))
+    return torch.cat(found)
+
+
+def _auroc(known: Tensor, foreign: Tensor) -> float:
+    """How often, in percent, a known image scores higher than a foreign one."""
+    truth = torch.cat([torch.ones(len(known)), torch.zeros(len(foreign))])
+    return 100 * float(roc_auc_score(truth, torch.cat([known, foreign])))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -115,10 +138,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a finished run with --stream.validation")
     parser.add_argument("--data", help="where its data lie; where they lay for the run unless given")
+    parser.add_argument("--part", choices=get_args(Part), default="test", help="which images are asked")
     parser.add_argument("--json", type=Path, help="file for what was found")
     options = parser.parse_args(words)
     try:
-        found = measure(options.run, options.data)
+        found = measure(options.run, options.data, options.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ Rule = Literal["softmax", "energy", "contrast", "prototypes", "combined"]
 
 RULE: Rule = "contrast"  # how a task is found, and
 KNOWN: Score = "contrast"  # what tells known images from others, unless said otherwise: chosen on validation images
+AMONG_ALL = "among all"  # the best score of all tasks by KNOWN: what it is of known images when no task is given
 COMBINED: tuple[Score, ...] = ("contrast", "energy", "prototypes")
 SCORES: tuple[Score, ...] = ("softmax", "energy", "contrast", "prototypes")
 TEMPERATURES = (0.05, 20.0)

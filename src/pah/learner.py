@@ -20,7 +20,7 @@ from pah.methods.pah import PAHOptions
 from pah.models.backbones import backbone_options
 from pah.runconfig import RunConfig
 from pah.runfolder import locked
-from pah.sharing import download, upload, write_whole
+from pah.sharing import download, refuse_to_replace, upload, write_whole
 from pah.taught import Evaluation, Prediction, Taught
 from pah.teaching import now, teach
 from pah.trainer import Event
@@ -147,6 +147,7 @@ class ContinualLearner:
                 f"task {name!r}: expected a new name, got one taught before; forget({name!r}) makes room for it"
             )
         require(name.strip() != "", "task", "a name", name)
+        require(max_drift is None or 0 <= max_drift <= 1, "max_drift", "a number from 0 to 1", max_drift)
         source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
         checks = {
             old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
@@ -225,8 +226,8 @@ class ContinualLearner:
         """Write the learner into a folder, whole or not at all.
 
         Raises:
-            InputError: nothing was taught yet, the folder holds another learner or one that another process taught in
-                the meantime, or the disk is full.
+            InputError: nothing was taught yet, the folder holds another learner, one that another process taught in
+                the meantime, or a file that would be lost, or the disk is full.
         """
         with locked(Path(folder)):
             self.write(Path(folder))
@@ -240,6 +241,7 @@ class ContinualLearner:
                 f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
                 "taught since; save it elsewhere"
             )
+        refuse_to_replace(path)
         try:
             write_whole(path, taught)
         finally:  # a full disk may come when all but the model card is written

@@ -40,7 +40,7 @@ class TaughtTask:
         images: How many it was learned from.
         temperature: By which its logits are divided, so that probabilities are calibrated.
         quantiles: Of its validation images' scores, by kind of score (`pah.inference`), by which a task is found and
-            "none of these" is told; empty without validation images.
+            "none of these" is told; empty without validation images. Those among all tasks are of the tasks known then.
     """
 
     name: str

@@ -55,6 +55,8 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
     taught = Taught(record, method)
     for task in stream.tasks:
         taught = taught.calibrated(task.index, task.validation)
+    for task in stream.tasks:
+        taught = taught.calibrated_among_all(task.index, task.validation)
     learnerfolder.save(folder, taught.record, method.network)
 
 

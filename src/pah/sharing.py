@@ -55,6 +55,15 @@ def write_whole(folder: Path, taught: Taught) -> None:
     write_file(folder / CARD, model_card(taught.record).encode())
 
 
+def refuse_to_replace(folder: Path) -> None:
+    """Raise InputError if a new learner in `folder` would replace a file that is no learner's."""
+    for name in (WEIGHTS, CARD):
+        if (folder / name).exists() and not (folder / LEARNER).is_file():
+            raise InputError(
+                f"{folder}: expected a learner or a folder without {name}, got one that would lose its own"
+            )
+
+
 def upload(taught: Taught, repo_id: str, private: bool) -> str:
     """Put a learner on the hub; returns its address.
 

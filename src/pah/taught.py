@@ -16,6 +16,7 @@ from pah.config import InputError, unknown
 from pah.data.sources import Source
 from pah.data.stream import Examples, Task
 from pah.inference import (
+    AMONG_ALL,
     KNOWN,
     SCORES,
     Rule,
@@ -61,13 +62,15 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """Answers to a batch, each (B,): task, class within it, its probability, the task's share, how known it is."""
+    """Answers to a batch, each (B,): task, class within it, its probability, the task's share, how known it is: by the
+    score of the task that was given, or by the best of all tasks', counted as `task_scores` does."""
 
     tasks: Tensor
     classes: Tensor
     probabilities: Tensor
     shares: Tensor
     known: Tensor
+    given: bool  # whether the task was
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,18 @@ class Taught:
         logits = logits * task.temperature / temperature
         kinds: list[Score] = [kind for kind in SCORES if kind != "prototypes" or near is not None]
         kept: dict[str, tuple[float, ...]] = {kind: quantiles(score(kind, [logits], near)[:, 0]) for kind in kinds}
-        task = dataclasses.replace(task, temperature=temperature, quantiles=kept)
+        return self._with(index, dataclasses.replace(task, temperature=temperature, quantiles=kept))
+
+    def calibrated_among_all(self, index: int, held: Examples) -> "Taught":
+        """With a task's quantiles of how known its validation images are among all tasks, each of them calibrated."""
+        tasks = self.record.tasks
+        if not all(task.quantiles for task in tasks):
+            return self
+        known = torch.cat([found.known for found in self.answer(held.pixels[held.rows], range(len(tasks)), KNOWN)])
+        task = dataclasses.replace(tasks[index], quantiles={**tasks[index].quantiles, AMONG_ALL: quantiles(known)})
+        return self._with(index, task)
+
+    def _with(self, index: int, task: TaughtTask) -> "Taught":
         tasks = (*self.record.tasks[:index], task, *self.record.tasks[index + 1 :])
         return dataclasses.replace(self, record=dataclasses.replace(self.record, tasks=tasks))
 
@@ -146,7 +160,9 @@ class Taught:
     def _answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule, of_prototypes: Tensor | None) -> Found:
         logits = self.logits(pixels, tasks)
         near = None if of_prototypes is None else self._nearness(pixels, tasks, of_prototypes)
-        scores = task_scores(rule, logits, near, [self.record.tasks[k].quantiles for k in tasks])  # (B, T)
+        kept = [self.record.tasks[k].quantiles for k in tasks]
+        scores = task_scores(rule, logits, near, kept)  # (B, T)
+        known = task_scores(KNOWN, logits, near, kept) if len(tasks) > 1 else score(KNOWN, logits, near)
         best = scores.argmax(dim=1)
         each = torch.arange(len(best))
         probability, label = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
@@ -155,7 +171,8 @@ class Taught:
             classes=torch.stack(label, dim=1)[each, best],
             probabilities=torch.stack(probability, dim=1)[each, best],
             shares=scores.softmax(dim=1)[each, best],
-            known=score(KNOWN, logits, near)[each, best],
+            known=known.amax(dim=1),
+            given=len(tasks) == 1,
         )
 
     @property
@@ -179,23 +196,27 @@ class Taught:
         return nearness_to(features, of_prototypes, network.sizes(tasks))
 
     def predictions(self, found: Found, unknown_rate: float | None) -> Iterator[Prediction]:
-        """Answers by name; with `unknown_rate`, "none of these" below the score that so many known images miss."""
-        known = self.record.tasks
-        for k, c, p, share, is_known in zip(
-            *(getattr(found, f.name).tolist() for f in dataclasses.fields(found)), strict=True
-        ):
-            name: str | None = known[k].classes[c]
-            if unknown_rate is not None and is_known < self._threshold(known[k], unknown_rate):
-                name = None
-            yield Prediction(name, known[k].name, p, share)
+        """Answers by name; with `unknown_rate`, "none of these" below the score that so many known images miss.
 
-    def _threshold(self, task: TaughtTask, rate: float) -> float:
-        if not task.quantiles:
+        Raises:
+            InputError: it is not known how known images score.
+        """
+        tasks = self.record.tasks
+        columns = (found.tasks, found.classes, found.probabilities, found.shares, found.known)
+        for k, c, p, share, known in zip(*(column.tolist() for column in columns), strict=True):
+            unknown = unknown_rate is not None and known < self._threshold(k if found.given else None, unknown_rate)
+            yield Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, p, share)
+
+    def _threshold(self, given: int | None, rate: float) -> float:
+        """What that share of known images scores less than: of a task that is given, or of the last one among all."""
+        tasks = self.record.tasks
+        kind, asked = (AMONG_ALL, tasks[-1]) if given is None else (KNOWN, tasks[given])
+        if kind not in asked.quantiles:
             raise InputError(
-                f"unknown: expected tasks that were taught with validation images, got {task.name!r} without; "
+                f"unknown: expected tasks that were taught with validation images, got {asked.name!r} without; "
                 "a stream.validation above 0 gives them"
             )
-        return threshold(task.quantiles[KNOWN], rate)
+        return threshold(asked.quantiles[kind], rate)
 
     def evaluate(self, images: Source, task: int, rule: Rule | None) -> Evaluation:
         """Accuracy on the test part of labelled images of a task; with a rule, the task is not given."""

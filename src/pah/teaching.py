@@ -45,7 +45,7 @@ def teach(
     require_finite(method, state)
     entry = TaughtTask(name, task.class_names, task.labels, now(), source.where, len(task.train))
     taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
-    taught = taught.calibrated(index, task.validation)
+    taught = taught.calibrated(index, task.validation).calibrated_among_all(index, task.validation)
     return taught, taught.evaluate(source, index, None).accuracy
 
 

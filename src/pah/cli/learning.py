@@ -22,6 +22,7 @@ from pah.inference import RULE, Rule
 from pah.learner import ContinualLearner, DriftError
 from pah.learnerfolder import TaughtTask
 from pah.runfolder import LEARNER, locked
+from pah.sharing import refuse_to_replace
 from pah.study.ablation import flat
 from pah.taught import Prediction
 from pah.trainer import EpochDone, Event, StepDone
@@ -33,6 +34,7 @@ def learn(console: Console, words: list[str]) -> int:
     if {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in named}:
         parse(named, "learn")
     folder = _one("learn", bare)
+    refuse_to_replace(folder)
     with locked(folder):  # nobody else teaches it meanwhile
         known = ContinualLearner.load(folder) if (folder / LEARNER).is_file() else None
         options = parse([*(_as_typed(known, named) if known else ()), *joined(named, "--held_out")], "learn")
@@ -234,7 +236,7 @@ def _parsed(parser: ArgumentParser, named: Sequence[str]) -> Namespace:
 
 def _one(command: str, bare: Sequence[str]) -> Path:
     """The learner's folder, the only word that belongs to no option."""
-    if len(bare) != 1:
+    if len(bare) != 1 or not bare[0].strip():
         raise InputError(f"{command}: expected one learner folder, got {' '.join(bare) or 'none'}")
     return Path(bare[0])
 

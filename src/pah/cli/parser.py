@@ -207,4 +207,5 @@ def readable(message: str, parser: ArgumentParser) -> InputError:
     )
     line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
     line = re.sub(r"<class '(\w+)'>|typing\.(?=Literal)", r"\1", line)
+    line = re.sub(r"Expected a Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
     return InputError(re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", line))
