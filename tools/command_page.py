@@ -30,7 +30,11 @@ Made from the command's own parsers, as `pah COMMAND --help` prints them.
 {usage}```
 
 Options go by their dotted names (`--method.stability 1`), in words or in the YAML file of `--config`; a hyphen serves
-for an underscore. {short} An unknown option is an error that names the nearest one.
+for an underscore. An unknown option is an error that names the nearest one. Some have a short name:
+
+| short | stands for |
+|---|---|
+{short}
 
 Exit status: 0 done; 1 some runs of a study failed, or a lesson was rolled back; 2 bad input, with one line on stderr
 that says what was expected, what came and where; 130 after Ctrl-C, the state being saved.
@@ -66,8 +70,7 @@ def page() -> str:
     """The page, in Markdown."""
     found = {command: parser_of(command) for command in COMMANDS}
     shared = {group.title: group for group in sorted(_shared_groups(), key=_kind)}
-    named = ", ".join(f"`{short}` for `{full}`" for short, full in SHORT.items())
-    parts = [INTRO.format(usage=USAGE, short=f"Short: {named}.")]
+    parts = [INTRO.format(usage=USAGE, short="\n".join(f"| `{name}` | `{full}` |" for name, full in SHORT.items()))]
     parts += [_section(command, parser, shared) for command, parser in found.items()]
     parts += [SHARED, *_benchmark_defaults()]
     parts += [_group(group, f"### {group.heading} {{ #{group.anchor} }}") for group in shared.values()]

@@ -112,7 +112,9 @@ class Gathering:
         """A file's text with its links as they are on a page of the site."""
 
         def link(found: re.Match[str]) -> str:
-            if found["code"] or re.match(r"[a-z]+:|#", found["target"]):
+            if found["code"]:
+                return found["code"].replace("\\|", "|")  # in a table's code, where only GitHub wants it escaped
+            if re.match(r"[a-z]+:|#", found["target"]):
                 return found[0]
             return f"]({self.target(found['target'], origin, page)})"
 
