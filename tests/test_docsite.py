@@ -118,6 +118,11 @@ def test_links_lead_to_the_page_that_shows_what_is_meant(pages: Path) -> None:
             gathering.target(wrong, origin, "method.md")
 
 
+def test_a_list_may_follow_a_line_of_text_as_on_github() -> None:
+    text = "# x\ntext:\n- one\n  more\n- two\n\n```sh\na\n- b\n```\nand\n1. c\n"
+    assert docsite.with_lists_apart(text) == ("# x\ntext:\n\n- one\n  more\n- two\n\n```sh\na\n- b\n```\nand\n\n1. c\n")
+
+
 def test_a_page_in_no_nav_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docsite.refuse_unlisted()
     monkeypatch.setattr(docsite, "DOCS", [*docsite.DOCS, tmp_path / "new.md"])

@@ -30,6 +30,9 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 CODE_OR_LINK = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|\]\((?P<target>[^)\s]+)\)", re.DOTALL | re.MULTILINE)
+TEXT_THEN_LIST = re.compile(
+    r"(?P<code>^```.*?^```)|^(?P<text>(?![-*|#>\s]|\d+\. )[^\n]+\n)(?=[-*] |\d+\. )", re.DOTALL | re.MULTILINE
+)
 INCLUDED = re.compile(r"^<!-- README: (.+?) -->$", re.MULTILINE)
 FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</(?P=tag)>', re.DOTALL)
 LOADED = {
@@ -68,7 +71,7 @@ def main() -> int:
     except SiteError as error:
         print(f"docsite: {error}", file=sys.stderr)
         return 1
-    print(f"site in {SITE.relative_to(ROOT)}/: open {SITE.relative_to(ROOT)}/index.html")
+    print(f"site in {SITE.name}/: open {SITE.name}/index.html; with the search, `python -m http.server -d {SITE.name}`")
     return 0
 
 
@@ -118,7 +121,7 @@ class Gathering:
                 return found[0]
             return f"]({self.target(found['target'], origin, page)})"
 
-        return CODE_OR_LINK.sub(link, text)
+        return CODE_OR_LINK.sub(link, with_lists_apart(text))
 
     def target(self, said: str, origin: Path, page: str) -> str:
         """Where a link of the repository leads on the site; what it leads to will be there."""
@@ -159,6 +162,11 @@ def pages_of(entry: object) -> Iterator[str]:
         yield from (page for part in entry.values() for page in pages_of(part))
     elif isinstance(entry, list):
         yield from (page for part in entry for page in pages_of(part))
+
+
+def with_lists_apart(text: str) -> str:
+    """Markdown as GitHub reads it, where a list may follow a line of text, with the empty line that others need."""
+    return TEXT_THEN_LIST.sub(lambda found: found["code"] or found["text"] + "\n", text)
 
 
 def section(name: str) -> str:
