@@ -41,7 +41,7 @@ BATCH = 100  # images that are asked about at a time: more no longer fit the cac
 class Prediction(NamedTuple):
     """An answer about one image.
 
-    Args:
+    Attributes:
         label: The class; None for "none of these".
         task: Whose class it is.
         probability: Of the class among its task's, 0 to 1, calibrated.
@@ -57,7 +57,7 @@ class Prediction(NamedTuple):
 class Evaluation(NamedTuple):
     """How a learner answered about labelled images of a task.
 
-    Args:
+    Attributes:
         accuracy: In percent.
         images: How many there were.
         of_class: The accuracy on the images of each class, in percent.

@@ -16,7 +16,7 @@ from pah.methods.replay import AGEM, DER, ER, DEROptions, DERpp, DERppOptions, E
 class Entry(NamedTuple):
     """A method and its options.
 
-    Args:
+    Attributes:
         method: Made of a network, the options of the optimizer and its own options.
         options: A frozen dataclass; the help of its fields is the `Args` section of its docstring.
     """
