@@ -167,8 +167,7 @@ def check_make(words: Sequence[str], where: str) -> None:
 
 def check_pip(words: Sequence[str], where: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert words[:2] == ["install", "-e"], where
-    asked = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
+    asked = re.fullmatch(r"install (?:-e \.|pah)(?:\[([\w,]+)\])?", " ".join(words))
     assert asked, where
     assert set((asked[1] or "dev").split(",")) <= set(project["optional-dependencies"]), where
 

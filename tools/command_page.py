@@ -9,7 +9,7 @@ import json
 import re
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from unittest.mock import patch
 
 from pah.cli.main import COMMANDS, USAGE, main
@@ -20,7 +20,8 @@ from pah.models.backbones import BACKBONES
 
 OPTIONS = "options"  # argparse's own name of the group of those that belong to none
 TIMM = "timm:resnet18"  # stands for any model of timm: their options are the same
-NOT_SHOWN = {"help", "print_config", "print_shtab"}
+NOT_SHOWN = {"help", "print_shtab"}
+TYPES = {"config": "a file", "print_config": "flag"}  # of options whose parser has no type
 
 INTRO = """# Commands
 
@@ -45,6 +46,10 @@ Which options there are depends on the method and the backbone. Defaults are tho
 others have their own:
 
 """
+
+
+class NoParserError(Exception):
+    """A command whose `--help` no parser answers, so that nothing can be told of its options."""
 
 
 class Group(NamedTuple):
@@ -81,7 +86,7 @@ def parser_of(*words: str) -> argparse.ArgumentParser:
     """The parser that answers these words and `--help`.
 
     Raises:
-        LookupError: none does.
+        NoParserError: none does.
     """
     asked: list[argparse.ArgumentParser] = []
 
@@ -91,7 +96,7 @@ def parser_of(*words: str) -> argparse.ArgumentParser:
     with patch.object(argparse.ArgumentParser, "print_help", note), contextlib.suppress(SystemExit):
         main([*words, "--help"])
     if len(asked) != 1:
-        raise LookupError(f"pah {' '.join(words)} --help: expected one parser that answers, got {len(asked)}")
+        raise NoParserError(f"pah {' '.join(words)} --help: expected one parser that answers, got {len(asked)}")
     return asked[0]
 
 
@@ -154,20 +159,17 @@ def _is_shown(action: argparse.Action) -> bool:
 
 
 def _type(action: argparse.Action) -> str:
-    """What an option takes, in words; of a flag, nothing."""
-    if action.dest == "config":
-        return "a file"
+    """What an option takes, in words."""
     if action.nargs == 0:
         return "flag"
-    hint: Any = getattr(action, "_typehint", action.type or str)
-    return _type_words(hint)
+    return TYPES.get(action.dest) or _type_words(getattr(action, "_typehint", action.type or str))
 
 
 def _type_words(hint: Any) -> str:
     """A type as a user would say it: Literal["mean", "sum"] -> `mean` or `sum`."""
     if get_origin(hint) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(hint))
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in (types.UnionType, Union):
         return " or ".join(_type_words(part) for part in get_args(hint))
     simple = {bool: "`true` or `false`", str: "text", int: "whole number", float: "number", types.NoneType: "`null`"}
     if hint in simple:

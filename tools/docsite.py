@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from itertools import zip_longest
 from pathlib import Path
 
-from command_page import page as command_page
+import command_page
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def main() -> int:
         for path in SITE.rglob("*.html"):
             path.write_text(with_mathml(path.read_text(encoding="utf-8")), encoding="utf-8")
         refuse_outside_loads(SITE)
-    except SiteError as error:
+    except (SiteError, command_page.NoParserError) as error:
         print(f"docsite: {error}", file=sys.stderr)
         return 1
     print(f"site in {SITE.name}/: open {SITE.name}/index.html; with the search, `python -m http.server -d {SITE.name}`")
@@ -84,7 +84,7 @@ class Gathering:
             own = [self.relinked(part, path, path.name) for part in parts[::2]]
             included = [self.relinked(section(name), README, path.name) for name in parts[1::2]]
             write(path.name, "".join(part for pair in zip_longest(own, included, fillvalue="") for part in pair))
-        write("commands.md", command_page())
+        write("commands.md", command_page.page())
         write("site.css", (ROOT / "tools" / "docsite.css").read_text(encoding="utf-8"))
         while self.left:
             path = self.left.pop()
@@ -99,9 +99,9 @@ class Gathering:
         """A file's text with its links as they are on a page of the site."""
 
         def link(found: re.Match[str]) -> str:
-            if found["code"]:
-                return found["code"].replace("\\|", "|")  # in a table's code, where only GitHub wants it escaped
-            if re.match(r"[a-z]+:|#", found["target"]):
+            if found["code"] and not found["code"].startswith("```"):
+                return found["code"].replace("\\|", "|")  # in a table, where only GitHub wants it escaped
+            if found["code"] or re.match(r"[a-z]+:|#", found["target"]):
                 return found[0]
             return f"]({self.target(found['target'], origin, page)})"
 
