@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -98,10 +98,19 @@ def class_folders(folder: Path, classes: Sequence[str]) -> None:
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
+@pytest.fixture(autouse=True)
+def _tables_as_they_were() -> Iterator[None]:
+    """What blocks add to the tables of names is gone after a test."""
+    tables: list[dict[str, Any]] = [METHODS, BENCHMARKS, BACKBONES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in ("METHODS", "BENCHMARKS", "BACKBONES"):
-        keep(table, monkeypatch)
     names = namespace(page.stem, monkeypatch)
     for number, block in enumerate(blocks(page)):
         if block.language in NO_CODE:
@@ -114,13 +123,6 @@ def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monke
             assert block.language == "sh", f"{block.where}: no test knows how to run {block.language!r}"
             for line in block.text.splitlines():
                 run_line(line, block.where)
-
-
-def keep(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What blocks add to a table of names is gone after the test."""
-    entries: dict[str, object] = {"METHODS": METHODS, "BENCHMARKS": BENCHMARKS, "BACKBONES": BACKBONES}[table]  # type: ignore[assignment]
-    for name in [*entries]:
-        monkeypatch.setitem(entries, name, entries[name])
 
 
 def namespace(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
@@ -192,7 +194,6 @@ def test_a_line_that_cannot_run_is_noticed(line: str, world: Path, monkeypatch: 
 def test_the_readme_says_what_its_examples_do(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep("METHODS", monkeypatch)
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names = namespace("README", monkeypatch)
