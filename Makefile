@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test test-slow test-browser check clean
+.PHONY: install run test test-slow test-browser check docs clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -24,8 +24,11 @@ check: .venv/developed  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/developed  ## the documentation, as a site in site/
+	$(BIN)/python tools/docsite.py
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,5 +36,5 @@ clean:
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,onnx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,onnx,docs,dev]'
 	@touch $@

@@ -126,6 +126,17 @@ def train(
 ) -> Iterator[Event]:
     """Learn the stream from where `state` stands to its end.
 
+    Args:
+        method: Learns, in place.
+        stream: The tasks, in their order.
+        options: How long and in what steps.
+        augment: What may be changed of a training image.
+        seed: Names all random numbers but those of the first weights.
+        state: How far training has come, kept up to date in place; a new one to begin with.
+
+    Yields:
+        A `StepDone` after each batch, an `EpochDone`, and a `TaskDone` with the accuracies on all tasks seen.
+
     Raises:
         InputError: a loss became NaN or infinite: says which term, in which task and step.
     """

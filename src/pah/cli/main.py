@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ USAGE = """usage: pah COMMAND ...
   pah run [BENCHMARK]      learn a stream of tasks and measure what is kept   (pah run --help)
   pah compare [BENCHMARK]  the same stream with several methods and seeds     (pah compare --help)
   pah ablate [BENCHMARK]   how one method's options change its result         (pah ablate --help)
-  pah resume RUN           continue a run that was stopped or killed
+  pah resume RUN           continue a run that was stopped or killed          (pah resume --help)
   pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
   pah report RUN ...       a page to look at: one run, or several side by side [--out DIR]
   pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
@@ -46,6 +47,12 @@ USAGE = """usage: pah COMMAND ...
   pah forget LEARNER       remove a task from a learner
   pah data LEARNER         what a learner knows
 """
+OF_A_RUN = {
+    "resume": "Continue a run that was stopped or killed, RUN being its folder. It ends as it would have without the "
+    "stop: on a CPU bit for bit, with the same number of threads.",
+    "diagnose": "Where a finished run's forgetting comes from, RUN being its folder: for each old task, what new heads "
+    "on the features of then and of today tell apart. Needs a run with --snapshots true; writes RUN/diagnosis.json.",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -104,9 +111,6 @@ def run(console: Console, words: list[str]) -> int:
 
 def resume(console: Console, words: list[str]) -> int:
     """`pah resume`: continue a run from its checkpoint."""
-    if set(words) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return 0
     folder = run_folder("resume", words)
     config = options.read_config(folder / CONFIG)
     with stoppable() as stop, display.Watcher(console, config) as watch:
@@ -183,9 +187,6 @@ def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Seq
 
 def diagnose(console: Console, words: list[str]) -> int:
     """`pah diagnose`: split a finished run's forgetting into what heads and what features lost."""
-    if set(words) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return 0
     folder = run_folder("diagnose", words)
     found = diagnosis.diagnose(options.read_config(folder / CONFIG), folder)
     checkpoint.write_json(folder / DIAGNOSIS, diagnosis.as_dict(found))
@@ -196,7 +197,11 @@ def diagnose(console: Console, words: list[str]) -> int:
 
 
 def run_folder(command: str, words: Sequence[str]) -> Path:
-    """The one run folder that the words name; InputError if they name something else."""
+    """The one run folder that the words name; InputError if they name something else. `--help` tells its use."""
+    if set(words) & {"-h", "--help"}:
+        ArgumentParser(prog=f"pah {command}", usage=f"pah {command} RUN", description=OF_A_RUN[command]).parse_args(
+            ["-h"]
+        )
     if len(words) != 1 or words[0].startswith("-"):
         raise InputError(f"{command}: expected one run folder, got {' '.join(words) or 'none'}")
     folder = Path(words[0])
@@ -214,7 +219,7 @@ def data(console: Console, words: list[str]) -> int:
     if len(words) == 1 and (Path(words[0]) / LEARNER).is_file():
         learning.show(console, Path(words[0]))
         return 0
-    config = options.run_request(words).config
+    config = options.data_config(words)
     bench = BENCHMARKS[config.benchmark]
     stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
     channels, height, width = stream.image_shape

@@ -46,6 +46,11 @@ def run_request(words: Sequence[str]) -> Request:
     return Request(config, out, others, options.overwrite, options.checkpoint_seconds)
 
 
+def data_config(words: Sequence[str]) -> RunConfig:
+    """The run whose stream the words after `pah data` ask about; InputError if they are not understood."""
+    return config_of(parse(full_names(words), "data"))
+
+
 class CompareRequest(NamedTuple):
     """What `pah compare` was asked to do."""
 
