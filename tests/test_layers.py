@@ -38,11 +38,14 @@ LAYERS = [
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},
     {"study.tuning", "report.figures"},
-    {"report.ablation"},
+    {"report.ablation", "report.heatmap", "tracking.tools"},
     {"study.comparison", "study.ablation"},
+    {"tracking.sending"},
     {"cli.words", "cli.display"},
+    {"cli.lines"},
     {"cli.parser"},
     {"cli.options", "cli.gridview", "cli.learning"},
+    {"cli.watching"},
     {"cli.main"},
     {"cli"},
     {"__main__", ""},
@@ -86,7 +89,8 @@ def test_imports_point_down() -> None:
 
 def test_importing_pah_imports_no_extra() -> None:
     code = (
-        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'ray', 'gradio'}; "
+        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'ray', 'gradio'} | "
+        "{'tensorboard', 'wandb', 'mlflow', 'trackio'}; "
         "print(extras & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

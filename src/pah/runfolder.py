@@ -1,6 +1,6 @@
 """A run folder: its files, its lock, its log, and the refusal to lose the run that it holds.
 
-config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  snapshots/
+config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  snapshots/  track/
 """
 
 import json
@@ -25,6 +25,7 @@ CHECKPOINT = "checkpoint"
 MODEL = "model"
 SNAPSHOTS = "snapshots"  # of the network after each task
 WEIGHTS, LEARNER = "model.safetensors", "learner.json"  # in MODEL
+TRACK, SENT = "track", "sent.json"  # <run>/track/<tool>/sent.json: what a tracker has of the run
 LOCK = ".lock"
 
 
@@ -34,6 +35,7 @@ def run_files(folder: Path) -> list[Path]:
     snapshots = [*(folder / SNAPSHOTS).glob("*.safetensors")]
     return [
         *snapshots,
+        *(folder / TRACK).glob(f"*/{SENT}"),
         folder / METRICS,
         folder / PREDICTIONS,
         folder / LOG,

@@ -19,6 +19,7 @@ from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
+from pah.tracking.tools import TOOLS
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
 Command = Literal["run", "compare", "ablate", "learn"]
@@ -150,6 +151,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
+    add_watchers(parser, track=command != "learn")
     if command != "learn":
         add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
@@ -162,6 +164,14 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
     parser.set_defaults({key: value for key, value in usual.items() if key in known})
     return parser
+
+
+def add_watchers(parser: ArgumentParser, track: bool = True) -> None:
+    """Add the options that say who watches: a person or a program, and trackers unless there is no run to `track`."""
+    kinds = "text for people; json: a line an epoch and nothing else on stdout, for programs"
+    parser.add_argument("--progress", type=str, default="text", help=kinds)
+    if track:
+        parser.add_argument("--track", type=str, default="", help=f"TOOL,…: send it to {', '.join(TOOLS)}")
 
 
 def _add_options(

@@ -1,0 +1,270 @@
+"""The trackers that take a run's numbers, behind the same few calls. A tool is imported where its first run begins.
+
+Nothing is sent over a network, unless the tool's own environment variables say so.
+"""
+
+import contextlib
+import io
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import numpy as np
+from filelock import FileLock
+from PIL.Image import Image
+
+from pah.config import InputError, unknown
+
+PROJECT = "pah"
+AT_ONCE = 100  # parameters of a run that MLflow takes in one call
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run as a tool is told of it.
+
+    Args:
+        name: The run's.
+        group: That of the study whose cell it is, or of the benchmark.
+        store: The folder of the tool's files, unless its environment variables name another place.
+        config: Options by dotted name.
+    """
+
+    name: str
+    group: str
+    store: Path
+    config: Mapping[str, Any]
+
+
+class Tool(ABC):
+    """One run in one tool. Whatever it raises, the run goes on without it."""
+
+    packages: ClassVar[tuple[str, ...]]  # that it imports
+    extra: ClassVar[str] = "track"  # that brings them
+    environment: ClassVar[Mapping[str, str]] = {}  # the tool's own variables, where they are not set
+
+    key: str  # by which the tool finds the run again
+
+    @abstractmethod
+    def __init__(self, run: Subject, known: str | None, after: int) -> None:
+        """Begin a run, or go on with the one `known`, which was sent up to the step `after`."""
+
+    @abstractmethod
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by name, at a step."""
+
+    @abstractmethod
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        """A picture, RGB."""
+
+    def flush(self) -> None:  # noqa: B027 - not every tool holds numbers back
+        """See to it that what was sent outlives this process."""
+
+    @abstractmethod
+    def close(self, finished: bool) -> None:
+        """The run is over, or it was cut and may go on later."""
+
+
+class TensorBoard(Tool):
+    """Event files, a folder a run."""
+
+    packages = ("tensorboard",)
+
+    def __init__(self, run: Subject, known: str | None, after: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.key = run.name
+        self.config = run.config
+        folder = run.store / run.name
+        if known is None:
+            for old in folder.glob("events.out.tfevents.*"):  # of a run that was overwritten
+                old.unlink()
+        self.writer = SummaryWriter(str(folder), purge_step=None if known is None else after + 1)
+        if known is None:
+            self.writer.add_text("configuration", f"```\n{json.dumps(dict(run.config), indent=1)}\n```")
+        self.last: dict[str, float] = {}
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.last = dict(values)
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self, finished: bool) -> None:
+        if finished:  # the table of runs shows options beside the last numbers sent
+            options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in self.config.items()}
+            self.writer.add_hparams(options, self.last, run_name=".")
+        self.writer.close()
+
+
+class WeightsAndBiases(Tool):
+    """A folder a run; `wandb sync` uploads it. Its process keeps what it is sent."""
+
+    packages = ("wandb",)
+    environment: ClassVar = {"WANDB_ERROR_REPORTING": "false"}
+
+    def __init__(self, run: Subject, known: str | None, after: int) -> None:
+        import wandb
+
+        self.key = known or uuid4().hex[:8]
+        folder = Path(os.environ.get("WANDB_DIR", run.store.parent))  # in which wandb makes a folder `wandb`
+        folder.mkdir(parents=True, exist_ok=True)
+        self.image = wandb.Image
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            group=run.group,
+            name=run.name,
+            id=self.key,
+            resume="allow",
+            reinit="create_new",
+            dir=str(folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=dict(run.config),
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+        )
+        self.run.define_metric("epoch")
+        self.run.define_metric("*", step_metric="epoch")
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log({**values, "epoch": step})
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        self.run.log({name: self.image(picture), "epoch": step})
+
+    def close(self, finished: bool) -> None:
+        self.run.finish(exit_code=0 if finished else 1)
+
+
+class MLflow(Tool):
+    """An SQLite store beside the run, or the server that MLFLOW_TRACKING_URI names."""
+
+    packages = ("mlflow", "sqlalchemy", "alembic")
+    environment: ClassVar = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is gone is not worth minutes of a run
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
+
+    def __init__(self, run: Subject, known: str | None, after: int) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self.metric = Metric
+        artifacts = None
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        run.store.mkdir(parents=True, exist_ok=True)
+        if not uri:
+            uri, artifacts = f"sqlite:///{run.store.resolve() / 'mlflow.db'}", (run.store / "artifacts").resolve()
+        with FileLock(run.store / ".store.lock"):  # the processes of a study may begin at once
+            self.client = MlflowClient(tracking_uri=uri)
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", run.group)
+            found = self.client.get_experiment_by_name(name)
+            experiment = (
+                found.experiment_id if found else self.client.create_experiment(name, artifacts and artifacts.as_uri())
+            )
+        if known is not None:
+            self.key = known
+            self.client.update_run(known, status="RUNNING")
+            return
+        self.key = self.client.create_run(experiment, run_name=run.name).info.run_id
+        options = [Param(name, str(value)) for name, value in run.config.items()]
+        for first in range(0, len(options), AT_ONCE):
+            self.client.log_batch(self.key, params=options[first : first + AT_ONCE])
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        now = int(1000 * time.time())
+        self.client.log_batch(self.key, [self.metric(name, value, now, step) for name, value in values.items()])
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        self.client.log_image(self.key, picture, f"{name}.png")
+
+    def close(self, finished: bool) -> None:
+        self.client.set_terminated(self.key, "FINISHED" if finished else "KILLED")
+
+
+class Trackio(Tool):
+    """A database for all runs of a user: where TRACKIO_DIR says, or in the Hugging Face cache."""
+
+    packages = ("trackio",)
+    extra = "trackio"
+
+    def __init__(self, run: Subject, known: str | None, after: int) -> None:
+        with self._silent():
+            import trackio
+
+            self.key = known or f"{run.name}-{uuid4().hex[:8]}"  # the name is all by which it finds a run
+            self.image = trackio.Image
+            self.run = trackio.init(
+                project=PROJECT,
+                group=run.group,
+                name=self.key,
+                config=dict(run.config),
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        self.run.log({name: self.image(picture)}, step=step)
+
+    def close(self, finished: bool) -> None:
+        with self._silent():
+            self.run.finish()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _silent() -> Iterator[None]:
+        """It prints; whoever reads our output did not ask for that."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+
+
+TOOLS: dict[str, type[Tool]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+
+
+def begin(name: str, run: Subject, known: str | None, after: int) -> Tool:
+    """The run in the tool of that name, begun or continued."""
+    for variable, value in TOOLS[name].environment.items():
+        os.environ.setdefault(variable, value)
+    return TOOLS[name](run, known, after)
+
+
+def require_tools(names: Iterable[str]) -> None:
+    """Raise InputError for a tool that there is not, or that is not installed: not only once training has begun."""
+    for name in names:
+        if name not in TOOLS:
+            raise unknown("tracker", name, TOOLS)
+        needed = (*TOOLS[name].packages, "matplotlib")
+        missing = [package for package in needed if not _installed(package)]
+        if missing:
+            raise InputError(
+                f"track {name} needs the extra: pip install 'pah[{TOOLS[name].extra}]' ({', '.join(missing)} not found)"
+            )
+
+
+def _installed(package: str) -> bool:
+    """Whether it can be imported; a folder that happens to bear its name, as wandb leaves them, is no package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
