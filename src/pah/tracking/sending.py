@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Sent:
     key: str | None = None
     epochs: int = 0
     tasks: int = 0
-    finished: bool = False
+    end: bool = False  # whether it has what is known only at the end
+    closed: bool = False
 
 
 class Sender:
@@ -51,7 +52,7 @@ class Sender:
             run = tools.Subject(name, group, root / TRACK / tool, flat(config))
             self.tool = tools.begin(tool, run, self.sent.key, self.sent.epochs)
             self.held = held.pop_all()
-        self.sent.key = self.tool.key
+        self.sent = replace(self.sent if self.tool.kept else Sent(), key=self.tool.key)
         self._note()
 
     def send(self, matrix: Matrix) -> None:
@@ -69,11 +70,15 @@ class Sender:
         """What is still to be sent, and what `metrics.json` holds."""
         matrix = found["accuracy_matrix"]
         self.send(matrix)
-        step = self._epochs(len(matrix))
-        self.tool.picture("accuracy", picture_of(matrix, found["task_names"]), step)
-        self.tool.scalars({f"final/{name}": value for name, value in numbers(found).items()}, step)
+        if not self.sent.end:
+            step = self._epochs(len(matrix))
+            self.tool.picture("accuracy", picture_of(matrix, found["task_names"]), step)
+            self.tool.scalars({f"final/{name}": value for name, value in numbers(found).items()}, step)
+            self.tool.flush()
+            self.sent.end = True
+            self._note()
         self.tool.close(finished=True)
-        self.sent.finished = True
+        self.sent.closed = True
         self._note()
         self.held.close()
 
@@ -132,7 +137,7 @@ class Tracking:
 
     def _finish(self, name: str, folder: Path, config: RunConfig, found: Mapping[str, Any]) -> None:
         note = folder / TRACK / name / SENT
-        if note.is_file() and checkpoint.read_json(note)["finished"]:
+        if note.is_file() and checkpoint.read_json(note)["closed"]:
             return
         self._sender(name, folder, config).finish(found)
         del self.senders[name, folder]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,6 +52,7 @@ class Tool(ABC):
     environment: ClassVar[Mapping[str, str]] = {}  # the tool's own variables, where they are not set
 
     key: str  # by which the tool finds the run again
+    kept = True  # whether what a run sent before it was cut is still there; if not, it is sent again
 
     @abstractmethod
     def __init__(self, run: Subject, known: str | None, after: int) -> None:
@@ -103,14 +105,21 @@ class TensorBoard(Tool):
         self.writer.flush()
 
     def close(self, finished: bool) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         if finished:  # the table of runs shows options beside the last numbers sent
             options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in self.config.items()}
-            self.writer.add_hparams(options, self.last, run_name=".")
+            for summary in hparams(options, self.last):
+                self.writer.file_writer.add_summary(summary)
         self.writer.close()
 
 
 class WeightsAndBiases(Tool):
-    """A folder a run; `wandb sync` uploads it. Its process keeps what it is sent."""
+    """A folder a run, which `wandb sync` uploads.
+
+    Of two folders of one run, the server keeps the one that it is sent last, and a killed process leaves one without
+    its last numbers: so offline, a run that goes on is written whole into a new folder.
+    """
 
     packages = ("wandb",)
     environment: ClassVar = {"WANDB_ERROR_REPORTING": "false"}
@@ -121,6 +130,11 @@ class WeightsAndBiases(Tool):
         self.key = known or uuid4().hex[:8]
         folder = Path(os.environ.get("WANDB_DIR", run.store.parent))  # in which wandb makes a folder `wandb`
         folder.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE", "offline")
+        self.kept = mode == "online"
+        if not self.kept:
+            for cut in folder.glob(f"wandb/offline-run-*-{self.key}"):
+                shutil.rmtree(cut)
         self.image = wandb.Image
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -130,7 +144,7 @@ class WeightsAndBiases(Tool):
             resume="allow",
             reinit="create_new",
             dir=str(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             config=dict(run.config),
             settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
         )
@@ -206,7 +220,7 @@ class Trackio(Tool):
             import trackio
 
             self.key = known or f"{run.name}-{uuid4().hex[:8]}"  # the name is all by which it finds a run
-            self.image = trackio.Image
+            self.image, self.end = trackio.Image, trackio.finish
             self.run = trackio.init(
                 project=PROJECT,
                 group=run.group,
@@ -226,7 +240,7 @@ class Trackio(Tool):
 
     def close(self, finished: bool) -> None:
         with self._silent():
-            self.run.finish()
+            self.end()  # not the run's own: the module would end it once more, and print, when Python exits
 
     @staticmethod
     @contextlib.contextmanager
