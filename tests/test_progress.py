@@ -74,7 +74,7 @@ def test_a_study_says_how_each_run_ended_and_its_summary_last(said: Any, tmp_pat
     lines = said("compare", *words, "--methods", "finetune,pah")
     assert [line["event"] for line in lines] == [*2 * [*2 * ["epoch", "task"], "done"], "study"]
     assert [line["run"] for line in lines if line["event"] == "done"] == ["study/finetune-seed0", "study/pah-seed0"]
-    assert lines[5]["metrics"] == metrics(tmp_path / "study" / "finetune-seed0")
+    assert lines[4]["metrics"] == metrics(tmp_path / "study" / "finetune-seed0")
     summary = json.loads((tmp_path / "study" / "comparison.json").read_text())
     assert lines[-1] == {"event": "study", "folder": "study", "done": 2, "failed": 0, "summary": summary}
 

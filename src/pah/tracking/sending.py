@@ -6,6 +6,7 @@ sent whole and nothing twice.
 
 import io
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from pah.runconfig import RunConfig
 from pah.runfolder import LOG, SENT, TRACK, BusyError, locked
 from pah.study.ablation import flat
 from pah.tracking import tools
+from pah.tracking.tool import Subject
 
 Point = tuple[int, dict[str, float]]  # a step, the number of epochs up to it; and numbers by name
 DPI = 150
@@ -29,8 +31,9 @@ DPI = 150
 
 @dataclass
 class Sent:
-    """How much of a run a tool has, and by which key it knows it."""
+    """How much of a run a tool has, by which key it knows it, and where: in the folder `root` of a run's folder."""
 
+    root: str
     key: str | None = None
     epochs: int = 0
     tasks: int = 0
@@ -46,13 +49,15 @@ class Sender:
         self.note = folder / TRACK / tool / SENT
         with ExitStack() as held:
             held.enter_context(locked(self.note.parent))
-            self.sent = Sent(**checkpoint.read_json(self.note)) if self.note.is_file() else Sent()
-            group = config.benchmark if root == folder else root.resolve().name
-            name = folder.resolve().name
-            run = tools.Subject(name, group, root / TRACK / tool, flat(config))
+            new = Sent(os.path.relpath(root, folder))
+            self.sent = Sent(**checkpoint.read_json(self.note)) if self.note.is_file() else new
+            own = folder.resolve()  # a study's run that is resumed alone still belongs to the study
+            root = (own / self.sent.root).resolve()
+            group = config.benchmark if root == own else root.name
+            run = Subject(own.name, group, root / TRACK / tool, flat(config))
             self.tool = tools.begin(tool, run, self.sent.key, self.sent.epochs)
             self.held = held.pop_all()
-        self.sent = replace(self.sent if self.tool.kept else Sent(), key=self.tool.key)
+        self.sent = replace(self.sent if self.tool.kept else new, key=self.tool.key)
         self._note()
 
     def send(self, matrix: Matrix) -> None:
