@@ -38,16 +38,19 @@ LAYERS = [
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},
     {"study.tuning", "report.figures", "report.rundata"},
-    {"report.ablation", "report.exhibit"},
-    {"report.curves", "report.training", "report.pictures", "report.classes"},
+    {"report.ablation", "report.exhibit", "report.heatmap", "tracking.tool"},
+    {"report.curves", "report.training", "report.pictures", "report.classes", "tracking.tools"},
     {"report.inside"},
     {"report.single"},
     {"report.comparing"},
     {"report.page"},
     {"study.comparison", "study.ablation"},
+    {"tracking.sending"},
     {"cli.words", "cli.display"},
+    {"cli.lines"},
     {"cli.parser"},
     {"cli.options", "cli.gridview", "cli.learning", "cli.reporting"},
+    {"cli.watching"},
     {"cli.main"},
     {"cli"},
     {"__main__", ""},
@@ -91,7 +94,8 @@ def test_imports_point_down() -> None:
 
 def test_importing_pah_imports_no_extra() -> None:
     code = (
-        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'jinja2', 'ray', 'gradio'}; "
+        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'jinja2', 'ray', 'gradio'} | "
+        "{'tensorboard', 'wandb', 'mlflow', 'trackio'}; "
         "print(extras & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

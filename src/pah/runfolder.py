@@ -1,7 +1,7 @@
 """A run folder: its files, its lock, its log, and the refusal to lose the run that it holds.
 
 config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  prototypes/  snapshots/
-report.html  figures/
+report.html  figures/  track/
 """
 
 import json
@@ -29,6 +29,7 @@ PROTOTYPES = "prototypes"  # of each task, from its start on; for the eyes of wh
 DIAGNOSIS = "diagnosis.json"
 REPORT, FIGURES = "report.html", "figures"
 WEIGHTS, LEARNER = "model.safetensors", "learner.json"  # in MODEL
+TRACK, SENT = "track", "sent.json"  # <run>/track/<tool>/sent.json: what a tracker has of the run
 LOCK = ".lock"
 
 
@@ -40,6 +41,7 @@ def run_files(folder: Path) -> list[Path]:
     return [
         *of_tasks,
         *(drawn if (folder / REPORT).exists() else ()),  # else they are somebody's own
+        *(folder / TRACK).glob(f"*/{SENT}"),
         folder / DIAGNOSIS,
         folder / REPORT,
         folder / METRICS,

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pah import checkpoint, diagnosis, runs
-from pah.cli import display, learning, options, reporting
-from pah.cli.gridview import GridWatcher
+from pah.cli import display, learning, lines, options, reporting, watching
+from pah.cli.words import bare_and_named
 from pah.config import InputError, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
@@ -47,12 +47,10 @@ USAGE = """usage: pah COMMAND ...
   pah forget LEARNER       remove a task from a learner
   pah data LEARNER         what a learner knows
 """
-OF_A_RUN = {
-    "resume": "Continue a run that was stopped or killed, RUN being its folder. It ends as it would have without the "
-    "stop: on a CPU bit for bit, with the same number of threads.",
-    "diagnose": "Where a finished run's forgetting comes from, RUN being its folder: for each old task, what new heads "
-    "on the features of then and of today tell apart. Needs a run with --snapshots true; writes RUN/diagnosis.json.",
-}
+DIAGNOSE = (
+    "Where a finished run's forgetting comes from, RUN being its folder: for each old task, what new heads on the "
+    "features of then and of today tell apart. Needs a run with --snapshots true; writes RUN/diagnosis.json."
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -83,6 +81,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(console: Console, words: list[str]) -> int:
     """`pah run`: learn a stream, with other methods beside it if asked."""
     request = options.run_request(words)
+    console = watching.console_for(request.watchers, console)
     others = {config: beside(request, config) for config in request.beside if config != request.config}
     if not request.overwrite:
         for config, folder in others.items():  # not only when the first has trained for an hour
@@ -90,7 +89,7 @@ def run(console: Console, words: list[str]) -> int:
     finished = []
     with stoppable() as stop:
         for config, folder in ({request.config: request.out} | others).items():
-            with display.Watcher(console, config) as watch:
+            with watching.of_run(console, request.watchers, config, folder) as watch:
                 try:
                     results = runs.start(
                         config,
@@ -102,6 +101,7 @@ def run(console: Console, words: list[str]) -> int:
                     )
                 except runs.StoppedError:
                     return say_stopped(folder, stop)
+                watch.ended(results)
             finished.append((results, folder))
             console.print(display.matrix_table(results))
     show(console, finished)
@@ -111,13 +111,18 @@ def run(console: Console, words: list[str]) -> int:
 
 def resume(console: Console, words: list[str]) -> int:
     """`pah resume`: continue a run from its checkpoint."""
-    folder = run_folder("resume", words)
+    bare, named = bare_and_named(words)
+    watchers = options.resume_watchers(named)
+    folder = run_folder("resume", bare)
     config = options.read_config(folder / CONFIG)
-    with stoppable() as stop, display.Watcher(console, config) as watch:
+    watchers = watching.remembered(watchers, folder)
+    console = watching.console_for(watchers, console)
+    with stoppable() as stop, watching.of_run(console, watchers, config, folder) as watch:
         try:
             results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop))
         except runs.StoppedError:
             return say_stopped(folder, stop)
+        watch.ended(results)
     console.print(display.matrix_table(results))
     show(console, [(results, folder)])
     if not (folder / REPORT).exists():
@@ -128,40 +133,50 @@ def resume(console: Console, words: list[str]) -> int:
 def compare(console: Console, words: list[str]) -> int:
     """`pah compare`: a grid of methods and seeds, and the table that it makes."""
     request = options.compare_request(words)
-    comparison, seconds = request.comparison, request.checkpoint_seconds
+    comparison, seconds, watchers = request.comparison, request.checkpoint_seconds, request.watchers
+    console = watching.console_for(watchers, console)
     prepare(comparison)
     configs = comparison.configs
     with stoppable() as stop:
         try:
             if comparison.trials:
-                with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
+                with watching.of_study(
+                    console, watchers, comparison.trial_cells(), "trials", comparison.folder
+                ) as watch:
                     configs = choose(comparison, watch, lambda: bool(stop), seconds)
                 require_own(comparison.cells(configs))
             cells = comparison.cells(configs)
-            with GridWatcher(console, cells, "runs") as watch:
+            with watching.of_study(console, watchers, cells, "runs", comparison.folder) as watch:
                 outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
         except runs.StoppedError:
             return say_study_stopped(stop)
-    tables = []
+    tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
-        tables = [display.comparison_table(write(comparison.folder, outcomes))]
+        summary = write(comparison.folder, outcomes)
+        tables = [display.comparison_table(summary)]
+    if watchers.progress == "json":
+        lines.say_study(comparison.folder, outcomes, summary)
     return show_study(console, tables, comparison.folder / "comparison.md", outcomes)
 
 
 def ablate(console: Console, words: list[str]) -> int:
     """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
     request = options.ablate_request(words)
+    console = watching.console_for(request.watchers, console)
     ablation.prepare(request.ablation)
     cells = request.ablation.cells()
     with stoppable() as stop:
         try:
-            with GridWatcher(console, cells, "runs") as watch:
+            with watching.of_study(console, request.watchers, cells, "runs", request.ablation.folder) as watch:
                 outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
         except runs.StoppedError:
             return say_study_stopped(stop)
-    tables = []
+    tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
-        tables = display.ablation_tables(ablation.write(request.ablation, outcomes))
+        summary = ablation.write(request.ablation, outcomes)
+        tables = display.ablation_tables(summary)
+    if request.watchers.progress == "json":
+        lines.say_study(request.ablation.folder, outcomes, summary)
     return show_study(console, tables, request.ablation.folder / "ablation.md", outcomes)
 
 
@@ -187,6 +202,8 @@ def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Seq
 
 def diagnose(console: Console, words: list[str]) -> int:
     """`pah diagnose`: split a finished run's forgetting into what heads and what features lost."""
+    if set(words) & {"-h", "--help"}:
+        ArgumentParser(prog="pah diagnose", usage="pah diagnose RUN", description=DIAGNOSE).parse_args(["-h"])
     folder = run_folder("diagnose", words)
     found = diagnosis.diagnose(options.read_config(folder / CONFIG), folder)
     checkpoint.write_json(folder / DIAGNOSIS, diagnosis.as_dict(found))
@@ -197,11 +214,7 @@ def diagnose(console: Console, words: list[str]) -> int:
 
 
 def run_folder(command: str, words: Sequence[str]) -> Path:
-    """The one run folder that the words name; InputError if they name something else. `--help` tells its use."""
-    if set(words) & {"-h", "--help"}:
-        ArgumentParser(prog=f"pah {command}", usage=f"pah {command} RUN", description=OF_A_RUN[command]).parse_args(
-            ["-h"]
-        )
+    """The one run folder that the words name; InputError if they name something else."""
     if len(words) != 1 or words[0].startswith("-"):
         raise InputError(f"{command}: expected one run folder, got {' '.join(words) or 'none'}")
     folder = Path(words[0])

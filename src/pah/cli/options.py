@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import changed, config_of, parse
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from pah.cli.lines import require_progress
+from pah.cli.parser import add_watchers, changed, config_of, parse, readable
 from pah.cli.words import FLAGS, SHORT, full_names, joined
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
+from pah.tracking.tools import require_tools
 
 FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.prototype_size=5,10,16,20",
@@ -20,6 +24,27 @@ FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.alignment=0,1",
     "method.prototype_start=semantic,random",
 )
+
+
+RESUME = (
+    "Continue a run that was stopped or killed, RUN being its folder. It ends as it would have without the stop: on a "
+    "CPU bit for bit, with the same number of threads."
+)
+
+
+class Watchers(NamedTuple):
+    """Who is to watch what a command does."""
+
+    progress: str  # one of `lines.PROGRESS`
+    track: tuple[str, ...]  # the trackers
+
+
+def watchers_of(options: Namespace) -> Watchers:
+    """Those that the options name; InputError if there is no such one, or a tracker is not installed."""
+    require_progress(options.progress)
+    names = tuple(dict.fromkeys(_listed(options.track)))
+    require_tools(names)
+    return Watchers(options.progress, names)
 
 
 class Request(NamedTuple):
@@ -30,6 +55,7 @@ class Request(NamedTuple):
     beside: list[RunConfig]
     overwrite: bool
     checkpoint_seconds: float
+    watchers: Watchers
 
 
 def run_request(words: Sequence[str]) -> Request:
@@ -43,7 +69,19 @@ def run_request(words: Sequence[str]) -> Request:
     ]
     out = Path(options.out) if options.out else config.folder
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
-    return Request(config, out, others, options.overwrite, options.checkpoint_seconds)
+    return Request(config, out, others, options.overwrite, options.checkpoint_seconds, watchers_of(options))
+
+
+def resume_watchers(named: Sequence[str]) -> Watchers:
+    """What the options of `pah resume` say, which are of no run but of who watches it."""
+    parser = ArgumentParser(
+        prog="pah resume", exit_on_error=False, usage="pah resume RUN [--OPTION VALUE] ...", description=RESUME
+    )
+    add_watchers(parser)
+    try:
+        return watchers_of(parser.parse_args(list(named)))
+    except ArgumentError as error:
+        raise readable(str(error), parser) from None
 
 
 def data_config(words: Sequence[str]) -> RunConfig:
@@ -56,6 +94,7 @@ class CompareRequest(NamedTuple):
 
     comparison: Comparison
     checkpoint_seconds: float
+    watchers: Watchers
 
 
 def compare_request(words: Sequence[str]) -> CompareRequest:
@@ -85,7 +124,8 @@ def compare_request(words: Sequence[str]) -> CompareRequest:
     require(first.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", first.checkpoint_seconds)
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
-    return CompareRequest(Comparison(configs, _seeds(first.seeds), folder, first.tune), first.checkpoint_seconds)
+    comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
+    return CompareRequest(comparison, first.checkpoint_seconds, watchers_of(first))
 
 
 def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
@@ -109,6 +149,7 @@ class AblateRequest(NamedTuple):
 
     ablation: Ablation
     checkpoint_seconds: float
+    watchers: Watchers
 
 
 def ablate_request(words: Sequence[str]) -> AblateRequest:
@@ -126,7 +167,7 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds)
+    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds, watchers_of(options))
 
 
 def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
@@ -184,8 +225,12 @@ def read_config(path: Path) -> RunConfig:
 
 
 def _names(listed: str) -> list[str]:
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = _listed(listed)
     for name in names:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     return names
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

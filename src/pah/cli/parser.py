@@ -19,6 +19,7 @@ from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
+from pah.tracking.tools import TOOLS
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
 Command = Literal["run", "compare", "ablate", "learn", "data"]
@@ -154,8 +155,8 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
-    if command not in ("learn", "data"):
-        add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
+    if command != "data":
+        _add_running(parser, command)
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
@@ -171,6 +172,22 @@ def _usual(bench: str, command: Command) -> dict[str, object]:
     if command == "learn" and bench == LEARNER.benchmark:
         usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
     return usual
+
+
+def _add_running(parser: ArgumentParser, command: Command) -> None:
+    """What is no part of a result: who watches, and how often is saved."""
+    add_watchers(parser, track=command != "learn")
+    if command != "learn":
+        often = "time between checkpoints; 0: after every step"
+        parser.add_argument("--checkpoint_seconds", type=float, default=180.0, help=often)
+
+
+def add_watchers(parser: ArgumentParser, track: bool = True) -> None:
+    """Add the options that say who watches: a person or a program, and trackers unless there is no run to `track`."""
+    kinds = "text for people; json: a line an epoch and nothing else on stdout, for programs"
+    parser.add_argument("--progress", type=str, default="text", help=kinds)
+    if track:
+        parser.add_argument("--track", type=str, default="", help=f"TOOL,…: send it to {', '.join(TOOLS)}")
 
 
 def _add_options(
