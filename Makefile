@@ -28,5 +28,5 @@ clean:
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,onnx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,ray,onnx,dev]'
 	@touch $@

@@ -27,8 +27,9 @@ from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
 from pah.runfolder import CONFIG, LEARNER, refuse_other_run
 from pah.study import ablation
+from pah.study.cluster import engine
 from pah.study.comparison import choose, prepare, write
-from pah.study.grid import Outcome, require_own, run_cells
+from pah.study.grid import Outcome, require_own
 
 USAGE = """usage: pah COMMAND ...
 
@@ -121,19 +122,20 @@ def compare(console: Console, words: list[str]) -> int:
     """`pah compare`: a grid of methods and seeds, and the table that it makes."""
     request = options.compare_request(words)
     comparison, seconds = request.comparison, request.checkpoint_seconds
-    prepare(comparison)
     configs = comparison.configs
-    with stoppable() as stop:
-        try:
-            if comparison.trials:
-                with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
-                    configs = choose(comparison, watch, lambda: bool(stop), seconds)
-                require_own(comparison.cells(configs))
-            cells = comparison.cells(configs)
-            with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
-        except runs.StoppedError:
-            return say_study_stopped(stop)
+    with engine(request.place) as run_cells:
+        prepare(comparison)
+        with stoppable() as stop:
+            try:
+                if comparison.trials:
+                    with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
+                        configs = choose(comparison, watch, lambda: bool(stop), seconds, run_cells)
+                    require_own(comparison.cells(configs))
+                cells = comparison.cells(configs)
+                with GridWatcher(console, cells, "runs") as watch:
+                    outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
+            except runs.StoppedError:
+                return say_study_stopped(stop)
     tables = []
     if any(outcome.metrics is not None for outcome in outcomes):
         tables = [display.comparison_table(write(comparison.folder, outcomes))]
@@ -143,14 +145,15 @@ def compare(console: Console, words: list[str]) -> int:
 def ablate(console: Console, words: list[str]) -> int:
     """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
     request = options.ablate_request(words)
-    ablation.prepare(request.ablation)
     cells = request.ablation.cells()
-    with stoppable() as stop:
-        try:
-            with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
-        except runs.StoppedError:
-            return say_study_stopped(stop)
+    with engine(request.place) as run_cells:
+        ablation.prepare(request.ablation)
+        with stoppable() as stop:
+            try:
+                with GridWatcher(console, cells, "runs") as watch:
+                    outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
+            except runs.StoppedError:
+                return say_study_stopped(stop)
     tables = []
     if any(outcome.metrics is not None for outcome in outcomes):
         tables = display.ablation_tables(ablation.write(request.ablation, outcomes))

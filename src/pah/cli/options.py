@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jsonargparse import Namespace
+
 from pah.cli.parser import changed, config_of, parse
 from pah.cli.words import FLAGS, SHORT, full_names, joined
 from pah.config import InputError, require, unknown
@@ -13,6 +15,7 @@ from pah.methods import METHODS
 from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
+from pah.study.errands import Place
 
 FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.prototype_size=5,10,16,20",
@@ -51,6 +54,7 @@ class CompareRequest(NamedTuple):
 
     comparison: Comparison
     checkpoint_seconds: float
+    place: Place | None  # None: here
 
 
 def compare_request(words: Sequence[str]) -> CompareRequest:
@@ -80,7 +84,8 @@ def compare_request(words: Sequence[str]) -> CompareRequest:
     require(first.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", first.checkpoint_seconds)
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
-    return CompareRequest(Comparison(configs, _seeds(first.seeds), folder, first.tune), first.checkpoint_seconds)
+    comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
+    return CompareRequest(comparison, first.checkpoint_seconds, _place(first))
 
 
 def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
@@ -104,6 +109,7 @@ class AblateRequest(NamedTuple):
 
     ablation: Ablation
     checkpoint_seconds: float
+    place: Place | None  # None: here
 
 
 def ablate_request(words: Sequence[str]) -> AblateRequest:
@@ -121,7 +127,7 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds)
+    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds, _place(options))
 
 
 def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
@@ -157,6 +163,14 @@ def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
         require(name not in factors, f"vary or grid {name}", "each option once", text)
         factors[name] = values
     return factors
+
+
+def _place(options: Namespace) -> Place | None:
+    """The cluster that was asked for; None: the runs are made here."""
+    given = {name: value for name in ("cpus", "gpus", "memory") if (value := options[f"ray_{name}"]) is not None}
+    if options.ray is None and given:
+        raise InputError(f"ray_{next(iter(given))}: expected --ray ADDRESS with it, got none")
+    return None if options.ray is None else Place(options.ray, **given)
 
 
 def _seeds(listed: str) -> tuple[int, ...]:

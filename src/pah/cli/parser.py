@@ -152,6 +152,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
     if command != "learn":
         add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
+    _add_cluster(parser, command)
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
@@ -162,6 +163,18 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
     parser.set_defaults({key: value for key, value in usual.items() if key in known})
     return parser
+
+
+def _add_cluster(parser: ArgumentParser, command: Command) -> None:
+    """Where a study's runs are made; docs/cluster.md."""
+    if command not in ("compare", "ablate"):
+        return
+    add = parser.add_argument_group("cluster", "Runs side by side, on other machines or here.").add_argument
+    where = "HOST:PORT of a Ray cluster that this machine belongs to; auto: find it; local: start one of its cores"
+    add("--ray", type=str | None, default=None, metavar="ADDRESS", help=where)
+    add("--ray_cpus", type=int | None, default=None, help="cores of each run, and torch's threads (default: 1)")
+    add("--ray_gpus", type=float | None, default=None, help="share of a GPU that each run reserves (default: 0)")
+    add("--ray_memory", type=int | None, default=None, help="MB of memory that each run reserves (default: 0)")
 
 
 def _add_options(
