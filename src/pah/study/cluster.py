@@ -1,6 +1,7 @@
 """A study's engine: here, one cell after another, or on a Ray cluster."""
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from pah.config import InputError
-from pah.study.errands import Errands, Place, fits
+from pah.study.errands import Errands, Place, fits, last_line
 from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, run_cells
 
 LOCAL = "local"
@@ -47,6 +48,8 @@ def _connect(place: Place) -> None:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if place.address == LOCAL:
+        if "RAY_AUTH_MODE" not in os.environ:  # else Ray leaves a token in the home, for which later clusters ask
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         ray.init(LOCAL, include_dashboard=False, **options)
     else:
         _require_answer(place.address)
@@ -61,12 +64,13 @@ def _require_answer(address: str) -> None:
 
     Another process tries, for Ray tries for minutes and cannot be told not to.
     """
+    code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='critical')"
     try:
-        code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='critical')"
         done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=ANSWER)
-        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["nothing"])[-1]
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {ANSWER:.0f} s"
+        reason = "" if done.returncode == 0 else last_line(done.stderr) or "none"
+    except subprocess.TimeoutExpired as late:
+        asked = b"AuthToken" in (late.stderr or b"")
+        reason = f"none within {ANSWER:g} s{', as it asks for a token: set RAY_AUTH_MODE=token' if asked else ''}"
     if reason:
         raise InputError(f"ray {address}: expected a Ray cluster that answers, got: {reason}")
 

@@ -200,7 +200,7 @@ class Errands:
                 ended = ray.get(sent)
                 unpack(ended.files, away.cell.folder)
             except RayTaskError as error:  # not of the cell, whose errors come back as its reason
-                raise InputError(f"ray: expected nodes with this pah, got: {_last_line(error)}") from None
+                raise InputError(f"ray: expected nodes with this pah, got: {last_line(str(error))}") from None
             except RayError as error:
                 self._lost(away.cell, error)
                 return
@@ -215,7 +215,7 @@ class Errands:
             return
         self.losses[cell] += 1
         if self.losses[cell] >= LOST:
-            self._end(cell, f"lost {LOST} times without a new checkpoint: {_last_line(error)}")
+            self._end(cell, f"lost {LOST} times without a new checkpoint: {last_line(str(error))}")
         else:
             self.watch(cell, Waiting("lost with its worker, goes on from its checkpoint"))
 
@@ -252,5 +252,6 @@ def _queue() -> "Queue":
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def _last_line(error: Exception) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+def last_line(text: str) -> str:
+    """Where Ray's messages say what happened."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
