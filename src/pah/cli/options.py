@@ -167,10 +167,12 @@ def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
 
 def _place(options: Namespace) -> Place | None:
     """The cluster that was asked for; None: the runs are made here."""
-    given = {name: value for name in ("cpus", "gpus", "memory") if (value := options[f"ray_{name}"]) is not None}
-    if options.ray is None and given:
-        raise InputError(f"ray_{next(iter(given))}: expected --ray ADDRESS with it, got none")
-    return None if options.ray is None else Place(options.ray, **given)
+    if options.ray is not None:
+        return Place(options.ray, options.ray_cpus, options.ray_gpus, options.ray_memory)
+    for name in ("cpus", "gpus", "memory"):
+        if options[f"ray_{name}"] != getattr(Place, name):
+            raise InputError(f"ray_{name}: expected --ray ADDRESS with it, got none")
+    return None
 
 
 def _seeds(listed: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
+from pah.study.errands import Place
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
 Command = Literal["run", "compare", "ablate", "learn"]
@@ -172,9 +173,9 @@ def _add_cluster(parser: ArgumentParser, command: Command) -> None:
     add = parser.add_argument_group("cluster", "Runs side by side, on other machines or here.").add_argument
     where = "HOST:PORT of a Ray cluster that this machine belongs to; auto: find it; local: start one of its cores"
     add("--ray", type=str | None, default=None, metavar="ADDRESS", help=where)
-    add("--ray_cpus", type=int | None, default=None, help="cores of each run, and torch's threads (default: 1)")
-    add("--ray_gpus", type=float | None, default=None, help="share of a GPU that each run reserves (default: 0)")
-    add("--ray_memory", type=int | None, default=None, help="MB of memory that each run reserves (default: 0)")
+    add("--ray_cpus", type=int, default=Place.cpus, help="cores of each run, and torch's threads")
+    add("--ray_gpus", type=float, default=Place.gpus, help="share of a GPU that each run reserves")
+    add("--ray_memory", type=int, default=Place.memory, help="MB of memory that each run reserves")
 
 
 def _add_options(

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,16 @@ from functools import partial
 from typing import Any
 
 from pah.config import InputError
-from pah.study.errands import Errands, Place, fits, last_line
+from pah.study.errands import AUTO, LOCAL, Errands, Place, fits, last_line
 from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, run_cells
 
-LOCAL = "local"
-ANSWER = 8.0  # seconds in which a cluster must answer
+LISTENS = 3.0  # seconds in which a cluster's address must take a connection
+ANSWERS = 6.0  # seconds in which the cluster must then have taken in this machine
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # of a cluster that is started here
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of its nodes; what matters to a study is said here
+}
+CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='critical')"
 
 
 @contextmanager
@@ -27,13 +33,12 @@ def engine(place: Place | None) -> Iterator[Engine]:
     if place is None:
         yield run_cells
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here
-    try:
-        import ray
-    except ImportError:
-        raise InputError("a study on a cluster needs the extra: pip install 'pah[ray]'") from None
     _connect(place)
+    import ray
+
     try:
+        if place.address == LOCAL and not fits(place):
+            raise InputError(f"ray {LOCAL}: expected runs that this machine has room for, got runs of {place.needs}")
         yield partial(_run, place)
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())
@@ -44,19 +49,24 @@ def engine(place: Place | None) -> Iterator[Engine]:
 
 def _connect(place: Place) -> None:
     """Connect this process to the cluster, or start one here."""
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
-    if place.address == LOCAL:
-        if "RAY_AUTH_MODE" not in os.environ:  # else Ray leaves a token in the home, for which later clusters ask
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        ray.init(LOCAL, include_dashboard=False, **options)
-    else:
+    for name, value in (QUIET | (_own_token() if place.address == LOCAL else {})).items():
+        os.environ.setdefault(name, value)  # before the import, which reads them
+    try:
+        import ray
+    except ImportError:
+        raise InputError("a study on a cluster needs the extra: pip install 'pah[ray]'") from None
+    if place.address != LOCAL:
         _require_answer(place.address)
-        ray.init(place.address, **options)
-    if place.address == LOCAL and not fits(place):
-        most = {name: ray.cluster_resources().get(name, 0) for name in place.resources}
-        raise InputError(f"ray local: expected a cell to need at most {most}, got {place.resources}")
+    dashboard: Any = {"include_dashboard": False} if place.address == LOCAL else {}
+    try:
+        ray.init(place.address, log_to_driver=False, logging_level="critical", **dashboard)
+    except Exception as error:
+        raise InputError(f"ray {place.address}: expected a Ray cluster, got: {last_line(str(error))}") from None
+
+
+def _own_token() -> dict[str, str]:
+    """Ray would write one into the home for a cluster here, and clusters of later days would ask for it."""
+    return {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _require_answer(address: str) -> None:
@@ -64,13 +74,19 @@ def _require_answer(address: str) -> None:
 
     Another process tries, for Ray tries for minutes and cannot be told not to.
     """
-    code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='critical')"
+    host, _, port = address.rpartition(":")
+    reason = ""
     try:
-        done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=ANSWER)
-        reason = "" if done.returncode == 0 else last_line(done.stderr) or "none"
+        if address != AUTO:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENS).close()
+        done = subprocess.run([sys.executable, "-c", CONNECT, address], capture_output=True, text=True, timeout=ANSWERS)
+        if done.returncode:
+            reason = last_line(done.stderr)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
     except subprocess.TimeoutExpired as late:
         asked = b"AuthToken" in (late.stderr or b"")
-        reason = f"none within {ANSWER:g} s{', as it asks for a token: set RAY_AUTH_MODE=token' if asked else ''}"
+        reason = f"none within {ANSWERS:g} s{', as it asks for a token: set RAY_AUTH_MODE=token' if asked else ''}"
     if reason:
         raise InputError(f"ray {address}: expected a Ray cluster that answers, got: {reason}")
 

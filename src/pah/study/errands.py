@@ -5,6 +5,7 @@ alone.
 """
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.util.queue import Queue
 
+AUTO, LOCAL = "auto", "local"
 PAUSE = 0.2  # seconds between looks at what came back
 GRACE = 60.0  # seconds for a cell that is asked to stop to send its state
 MB = 2**20
-LOST = 3  # times in a row, without a new checkpoint, after which a cell counts as failed
+LOST = 5  # times in a row, without a new checkpoint, after which a cell counts as failed
+AGAIN = 2.0  # seconds until a cell that was lost is sent again; twice as many each time in a row: Ray needs about 15 to
+# notice that a node is dead, and sends it more until then
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Place:
     memory: int = 0
 
     def __post_init__(self) -> None:
-        require(bool(self.address) and "://" not in self.address, "ray", "HOST:PORT, auto or local", self.address)
+        known = self.address in (AUTO, LOCAL) or re.fullmatch(r"[^/]+:\d{1,5}", self.address)
+        require(bool(known), "ray", "HOST:PORT, auto or local", self.address)
         require(self.cpus >= 1, "ray_cpus", "at least 1", self.cpus)
         whole = self.gpus <= 1 or self.gpus == int(self.gpus)
         require(self.gpus >= 0 and whole, "ray_gpus", "a share from 0 to 1, or a whole number", self.gpus)
@@ -56,6 +61,11 @@ class Place:
         """What a cell needs, by Ray's names."""
         found = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory * MB}
         return {name: amount for name, amount in found.items() if amount}
+
+    @property
+    def needs(self) -> str:
+        """The same in words."""
+        return f"{self.cpus} cores, {self.gpus:g} GPU and {self.memory} MB"
 
 
 def fits(place: Place) -> bool:
@@ -100,7 +110,8 @@ class Errands:
         self.away: dict[ObjectRef[Ended], Away] = {}
         self.ended: dict[Cell, Outcome] = {}
         self.waiting: set[Cell] = set()  # for another process
-        self.losses: Counter[Cell] = Counter()
+        self.losses: Counter[Cell] = Counter()  # in a row
+        self.resend: dict[Cell, float] = {}  # not before this time
         self.stopping = self.told = False
 
     def run(self) -> list[Outcome]:
@@ -130,13 +141,12 @@ class Errands:
         """Send what nobody is at: at first all cells, later those that were lost or let go by another process."""
         sent = {away.cell for away in self.away.values()}
         for cell in self.cells:
-            if cell not in self.ended and cell not in sent:
+            if cell not in self.ended and cell not in sent and time.monotonic() >= self.resend.get(cell, 0.0):
                 self._send(cell)
         if not (self.told or fits(self.place)):
             self.told = True
             for away in list(self.away.values())[:1]:
-                needs = ", ".join(f"{name} {amount:g}" for name, amount in self.place.resources.items())
-                self.watch(away.cell, Waiting(f"for a node with {needs}: the cluster has none"))
+                self.watch(away.cell, Waiting(f"for a node with {self.place.needs}: the cluster has none"))
 
     def _send(self, cell: Cell) -> None:
         if (cell.folder / METRICS).is_file():
@@ -217,7 +227,8 @@ class Errands:
         if self.losses[cell] >= LOST:
             self._end(cell, f"lost {LOST} times without a new checkpoint: {last_line(str(error))}")
         else:
-            self.watch(cell, Waiting("lost with its worker, goes on from its checkpoint"))
+            self.resend[cell] = time.monotonic() + AGAIN * 2 ** (self.losses[cell] - 1)
+            self.watch(cell, Waiting("its node was lost; goes on from its checkpoint"))
 
     def _end(self, cell: Cell, reason: str = "") -> None:
         """Note how the cell ended: with metrics in its folder, or for a reason without."""
