@@ -1,5 +1,6 @@
 """A study's engine: here, one cell after another, or on a Ray cluster."""
 
+import logging
 import os
 import secrets
 import socket
@@ -59,7 +60,7 @@ def _connect(place: Place) -> None:
         _require_answer(place.address)
     dashboard: Any = {"include_dashboard": False} if place.address == LOCAL else {}
     try:
-        ray.init(place.address, log_to_driver=False, logging_level="critical", **dashboard)
+        ray.init(place.address, log_to_driver=False, logging_level=logging.CRITICAL, **dashboard)
     except Exception as error:
         raise InputError(f"ray {place.address}: expected a Ray cluster, got: {last_line(str(error))}") from None
 

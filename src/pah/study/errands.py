@@ -244,10 +244,10 @@ class Errands:
         import ray
 
         self.stopping = True
-        self.halt.put(True)
         for sent, away in self.away.items():
             if not away.begun:
                 ray.cancel(sent)
+        self.halt.put(True)
         until = time.monotonic() + GRACE
         while self.away and time.monotonic() < until:
             self._receive()
