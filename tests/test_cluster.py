@@ -27,7 +27,7 @@ pytest.importorskip("ray")
 SOURCE = Path(pah.__file__).parents[1]
 GRID = ("--methods", "pah,finetune", "--seeds", "0,1")
 SMALL = ("split-digits", *TINY, "--epochs", "1", *GRID)
-LONG = ("split-digits", *TINY, "--epochs", "40", *GRID, "--checkpoint_seconds", "0.5")  # some seconds a cell
+LONG = ("split-digits", *TINY, "--epochs", "20", *GRID, "--checkpoint_seconds", "0.5")  # some seconds a cell
 
 
 def send(config: RunConfig, files: Files, **changes: Any) -> tuple[Ended, "queue.Queue[Any]"]:

@@ -149,7 +149,7 @@ def _crossed(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
 
 def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
     """ "method.stability=0,1" as an option's dotted name and its values, which are not checked yet."""
-    known = [name for name in flat(base) if "." in name]
+    known = {name: value for name, value in flat(base).items() if "." in name}
     factors: dict[str, list[str]] = {}
     for text in said:
         name, _, listed = text.partition("=")
@@ -161,6 +161,8 @@ def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
         if name not in known:
             raise unknown("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
+        lists = all(value.startswith("[") for value in values)
+        require(lists or not isinstance(known[name], list), f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors
 
