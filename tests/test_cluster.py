@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from rich.console import Console
 
 import pah
 from conftest import EVENTS_A_TASK, TINY, assert_same_run, contents, tiny
 from pah.cli import main
+from pah.cli.gridview import GridWatcher
 from pah.runconfig import RunConfig
 from pah.study.away import Ended, Files, News, identity, pack, run_away, unpack
+from pah.study.grid import Cell, Outcome, Running, Waiting
 
 pytest.importorskip("ray")
 
@@ -81,11 +84,13 @@ def test_whatever_was_heard_last_is_enough_to_go_on_elsewhere(
     _, news = send(tiny(), {}, checkpoint_seconds=0.0)
     told = [News(*item) for item in news.queue]
     assert len(told) == 3 * EVENTS_A_TASK  # a checkpoint with each event
-    for count in (1, EVENTS_A_TASK + 4, len(told)):
+    for count in (EVENTS_A_TASK, EVENTS_A_TASK + 4, len(told)):
         folder = tmp_path / str(count)
         for of in told[:count]:
             unpack(of.files, folder)
+        log = (folder / "log.jsonl").read_bytes()
         stay(tiny(), folder)
+        assert (folder / "log.jsonl").read_bytes().startswith(log)  # times and all: it did not begin anew
         assert_same_run(folder, uninterrupted(tiny()))
 
 
@@ -137,6 +142,26 @@ def test_a_relative_path_of_the_data_starts_where_the_study_was_started(
     assert Path.cwd() == tmp_path / "home"
     send(tiny(), {}, halt=stopping(), home=str(tmp_path / "elsewhere"))
     assert Path.cwd() == tmp_path / "home"
+
+
+def test_the_view_says_which_cell_runs_where(tmp_path: Path) -> None:
+    cells = [Cell(tiny(), tmp_path / f"pah-seed{seed}") for seed in (0, 1, 2)]
+    console = Console(width=100, record=True)
+    with GridWatcher(console, cells, "runs") as watch:
+        watch(cells[0], Running(0, 3, 40.0, "10.0.0.1"))
+        watch(cells[1], Running(1, 3, 20.0, "10.0.0.2"))
+        watch(cells[0], Running(3, 3, 0.0, "10.0.0.1"))
+        watch(cells[0], Outcome(cells[0], {"seconds": 60.0, "average_accuracy": 90.0, "forgetting": 1.0}))
+        assert watch.summary() == "1/3 runs done, 0 failed, about 1 min 20 s left"  # 20 s and 60 s, one at a time
+        watch(cells[1], Waiting("its node was lost"))
+        watch(cells[2], Running(0, 3, 60.0, "10.0.0.1"))
+        watch(cells[1], Running(1, 3, 20.0, "10.0.0.1"))
+        assert watch.summary() == "1/3 runs done, 0 failed, about 40 s left"  # two at a time
+        console.print(watch.table())
+    text = console.export_text()
+    assert text.splitlines()[:2] == ["pah-seed0  started on 10.0.0.1", "pah-seed1  started on 10.0.0.2"]
+    for part in ("pah-seed1  waits: its node was lost", "pah-seed1  started on 10.0.0.1", "task 2/3 on 10.0.0.1"):
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -216,11 +241,14 @@ def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
     raise AssertionError(f"it ended without {parts}: {process.communicate()}")
 
 
-def wait_for(path: Path) -> None:
+def saved_log(cell: Path) -> bytes:
+    """What a cell that is away has in its log here, as soon as that is something."""
+    path = cell / "log.jsonl"
     until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until, f"no {path}"
+    while not path.exists() or not path.stat().st_size:
+        assert time.monotonic() < until, f"nothing in {path}"
         time.sleep(0.05)
+    return path.read_bytes()
 
 
 def without_times(found: Any) -> Any:
@@ -314,7 +342,7 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
     cluster.join("127.0.0.2")
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     lost = heard(process, "started on 127.0.0.2").split()[0]
-    wait_for(tmp_path / "s" / lost / "checkpoint" / "state.safetensors")
+    log = saved_log(tmp_path / "s" / lost)
     kill(cluster.nodes["127.0.0.2"])
     assert "waits: its node was lost" in heard(process, lost)
     out, err = process.communicate(timeout=300)
@@ -322,6 +350,7 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
     assert re.search(rf"^{lost}  started on (?!127.0.0.2)", out, re.MULTILINE)
     assert "4/4 runs done, 0 failed" in out
     assert "raylet" not in out
+    assert (tmp_path / "s" / lost / "log.jsonl").read_bytes().startswith(log)  # times and all: it began only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 
@@ -332,7 +361,7 @@ def test_the_same_command_continues_a_study(
 ) -> None:
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     begun = heard(process, "started on ").split()[0]
-    wait_for(tmp_path / "s" / begun / "checkpoint" / "state.safetensors")
+    log = saved_log(tmp_path / "s" / begun)
     os.killpg(process.pid, sign)
     _, err = process.communicate(timeout=90)
     if sign == signal.SIGINT:
@@ -342,6 +371,7 @@ def test_the_same_command_continues_a_study(
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
+    assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(log)  # times and all: it began only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 
