@@ -118,7 +118,7 @@ class Errands:
         """Bring every cell to its end.
 
         Raises:
-            InputError: a node has no pah or another one, or a file cannot be written here.
+            InputError: a node cannot run this pah or has another, or a file cannot be written here.
             StoppedError: `stop` said so; what the cells sent is saved.
             ray.exceptions.RayError: the cluster is lost.
         """
@@ -210,7 +210,7 @@ class Errands:
                 ended = ray.get(sent)
                 unpack(ended.files, away.cell.folder)
             except RayTaskError as error:  # not of the cell, whose errors come back as its reason
-                raise InputError(f"ray: expected nodes with this pah, got: {last_line(str(error))}") from None
+                raise InputError(f"ray: expected nodes that can run this pah, got: {last_line(str(error))}") from None
             except RayError as error:
                 self._lost(away.cell, error)
                 return
