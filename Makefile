@@ -36,5 +36,5 @@ clean:
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,onnx,track,docs,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,ray,onnx,track,docs,dev]'
 	@touch $@

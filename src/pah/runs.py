@@ -71,6 +71,15 @@ class Progress:
         """Whether the method learns from the images of all tasks seen."""
         return METHODS[self.config.method].method.learns_from == "all tasks seen"
 
+    @property
+    def seconds_left(self) -> float:
+        """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
+        tasks, state, training = self.stream.tasks, self.state, self.config.training
+        seen = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
+        per_task = [sum(len(task.train) for task in of) for of in seen]
+        total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
+        return state.seconds / max(state.images, 1) * (total - state.images)
+
 
 class StoppedError(Exception):
     """The run was asked to stop; its state is saved."""

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pah.cli.display import seconds_left
 from pah.config import unknown
 from pah.learner import ContinualLearner, DriftError
 from pah.runs import Progress as Happened
-from pah.study.grid import Outcome
-from pah.trainer import EpochDone, Event, StepDone
+from pah.study.grid import Outcome, Running
+from pah.trainer import EpochDone, Event, StepDone, TaskBegun
 
 PROGRESS = ("text", "json")  # for people, for programs
 
@@ -34,12 +33,12 @@ def say(event: str, **fields: Any) -> None:
 def say_progress(folder: Path, happened: Happened) -> None:
     """`epoch`: what the log says of it, and the time left; `task`: the accuracies on each task so far, percent."""
     event, config = happened.event, happened.config
-    if isinstance(event, StepDone):
+    if isinstance(event, StepDone | TaskBegun):
         return
     run = {"run": str(folder), "method": config.method, "seed": config.seed, "tasks": len(happened.stream.tasks)}
     if isinstance(event, EpochDone):
         epochs = config.training.epochs_of(event.task)
-        say("epoch", **run, epochs=epochs, **asdict(event), seconds_left=round(seconds_left(happened), 1))
+        say("epoch", **run, epochs=epochs, **asdict(event), seconds_left=round(happened.seconds_left, 1))
     else:
         say("task", **run, name=happened.stream.tasks[event.task].name, **asdict(event))
 
@@ -47,6 +46,11 @@ def say_progress(folder: Path, happened: Happened) -> None:
 def say_done(folder: Path, metrics: dict[str, Any]) -> None:
     """`done`: a run's metrics, as `metrics.json` holds them."""
     say("done", run=str(folder), metrics=metrics)
+
+
+def say_running(folder: Path, running: Running) -> None:
+    """`running`: how far a run is that another machine makes, now and then."""
+    say("running", run=str(folder), **asdict(running))
 
 
 def say_failed(outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,8 +29,9 @@ from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
 from pah.runfolder import CONFIG, DIAGNOSIS, LEARNER, REPORT, refuse_other_run
 from pah.study import ablation
+from pah.study.cluster import engine
 from pah.study.comparison import choose, prepare, write
-from pah.study.grid import Outcome, require_own, run_cells
+from pah.study.grid import Outcome, require_own
 
 USAGE = """usage: pah COMMAND ...
 
@@ -135,21 +137,21 @@ def compare(console: Console, words: list[str]) -> int:
     request = options.compare_request(words)
     comparison, seconds, watchers = request.comparison, request.checkpoint_seconds, request.watchers
     console = watching.console_for(watchers, console)
-    prepare(comparison)
     configs = comparison.configs
-    with stoppable() as stop:
-        try:
-            if comparison.trials:
-                with watching.of_study(
-                    console, watchers, comparison.trial_cells(), "trials", comparison.folder
-                ) as watch:
-                    configs = choose(comparison, watch, lambda: bool(stop), seconds)
-                require_own(comparison.cells(configs))
-            cells = comparison.cells(configs)
-            with watching.of_study(console, watchers, cells, "runs", comparison.folder) as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
-        except runs.StoppedError:
-            return say_study_stopped(stop)
+    watched = partial(watching.of_study, console, watchers, folder=comparison.folder)
+    with engine(request.place) as run_cells:
+        prepare(comparison)
+        with stoppable() as stop:
+            try:
+                if comparison.trials:
+                    with watched(cells=comparison.trial_cells(), what="trials") as watch:
+                        configs = choose(comparison, watch, lambda: bool(stop), seconds, run_cells)
+                    require_own(comparison.cells(configs))
+                cells = comparison.cells(configs)
+                with watched(cells=cells, what="runs") as watch:
+                    outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
+            except runs.StoppedError:
+                return say_study_stopped(stop)
     tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
         summary = write(comparison.folder, outcomes)
@@ -163,14 +165,15 @@ def ablate(console: Console, words: list[str]) -> int:
     """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
     request = options.ablate_request(words)
     console = watching.console_for(request.watchers, console)
-    ablation.prepare(request.ablation)
     cells = request.ablation.cells()
-    with stoppable() as stop:
-        try:
-            with watching.of_study(console, request.watchers, cells, "runs", request.ablation.folder) as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
-        except runs.StoppedError:
-            return say_study_stopped(stop)
+    with engine(request.place) as run_cells:
+        ablation.prepare(request.ablation)
+        with stoppable() as stop:
+            try:
+                with watching.of_study(console, request.watchers, cells, "runs", request.ablation.folder) as watch:
+                    outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
+            except runs.StoppedError:
+                return say_study_stopped(stop)
     tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
         summary = ablation.write(request.ablation, outcomes)

@@ -16,6 +16,7 @@ from pah.methods import METHODS
 from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
+from pah.study.errands import Place
 from pah.tracking.tools import require_tools
 
 FIGURE_3 = (  # of the paper: what is varied unless said otherwise
@@ -94,6 +95,7 @@ class CompareRequest(NamedTuple):
 
     comparison: Comparison
     checkpoint_seconds: float
+    place: Place | None  # None: here
     watchers: Watchers
 
 
@@ -125,7 +127,7 @@ def compare_request(words: Sequence[str]) -> CompareRequest:
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
     comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
-    return CompareRequest(comparison, first.checkpoint_seconds, watchers_of(first))
+    return CompareRequest(comparison, first.checkpoint_seconds, _place(first), watchers_of(first))
 
 
 def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
@@ -149,6 +151,7 @@ class AblateRequest(NamedTuple):
 
     ablation: Ablation
     checkpoint_seconds: float
+    place: Place | None  # None: here
     watchers: Watchers
 
 
@@ -167,7 +170,8 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds, watchers_of(options))
+    found = Ablation(base, panels, seeds, folder)
+    return AblateRequest(found, options.checkpoint_seconds, _place(options), watchers_of(options))
 
 
 def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
@@ -189,7 +193,7 @@ def _crossed(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
 
 def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
     """ "method.stability=0,1" as an option's dotted name and its values, which are not checked yet."""
-    known = [name for name in flat(base) if "." in name]
+    known = {name: value for name, value in flat(base).items() if "." in name}
     factors: dict[str, list[str]] = {}
     for text in said:
         name, _, listed = text.partition("=")
@@ -201,8 +205,20 @@ def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
         if name not in known:
             raise unknown("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
+        lists = all(value.startswith("[") for value in values)
+        require(lists or not isinstance(known[name], list), f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors
+
+
+def _place(options: Namespace) -> Place | None:
+    """The cluster that was asked for; None: the runs are made here."""
+    if options.ray is not None:
+        return Place(options.ray, options.ray_cpus, options.ray_gpus, options.ray_memory)
+    for name in ("cpus", "gpus", "memory"):
+        if options[f"ray_{name}"] != getattr(Place, name):
+            raise InputError(f"ray_{name}: expected --ray ADDRESS with it, got none")
+    return None
 
 
 def _seeds(listed: str) -> tuple[int, ...]:

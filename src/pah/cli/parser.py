@@ -19,6 +19,7 @@ from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
+from pah.study.errands import Place
 from pah.tracking.tools import TOOLS
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
@@ -157,6 +158,7 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
     if command != "data":
         _add_running(parser, command)
+    _add_cluster(parser, command)
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
@@ -188,6 +190,18 @@ def add_watchers(parser: ArgumentParser, track: bool = True) -> None:
     parser.add_argument("--progress", type=str, default="text", help=kinds)
     if track:
         parser.add_argument("--track", type=str, default="", help=f"TOOL,…: send it to {', '.join(TOOLS)}")
+
+
+def _add_cluster(parser: ArgumentParser, command: Command) -> None:
+    """Where a study's runs are made; docs/cluster.md."""
+    if command not in ("compare", "ablate"):
+        return
+    add = parser.add_argument_group("cluster", "Runs side by side, on other machines or here.").add_argument
+    where = "HOST:PORT of a Ray cluster that this machine belongs to; auto: find it; local: start one of its cores"
+    add("--ray", type=str | None, default=None, metavar="ADDRESS", help=where)
+    add("--ray_cpus", type=int, default=Place.cpus, help="cores of each run, and torch's threads")
+    add("--ray_gpus", type=float, default=Place.gpus, help="share of a GPU that each run reserves")
+    add("--ray_memory", type=int, default=Place.memory, help="MB of memory that each run reserves")
 
 
 def _add_options(

@@ -17,10 +17,10 @@ from pah.cli.options import Watchers
 from pah.config import InputError
 from pah.runconfig import RunConfig
 from pah.runs import Progress as Happened
-from pah.study.grid import Cell, Outcome, Waiting, Watch
+from pah.study.grid import Cell, Event, Outcome, Running, Watch
 from pah.tracking.sending import Tracking, tracked
 from pah.tracking.tools import require_tools
-from pah.trainer import StepDone
+from pah.trainer import EpochDone, TaskDone
 
 
 def remembered(asked: Watchers, folder: Path) -> Watchers:
@@ -52,7 +52,7 @@ class RunWatch:
     folder: Path
 
     def __call__(self, happened: Happened) -> None:
-        if not isinstance(happened.event, StepDone):
+        if isinstance(happened.event, EpochDone | TaskDone):
             self.tracking.update(self.folder, self.config, happened.state.matrix)
         self.show(happened)
 
@@ -84,28 +84,28 @@ def of_study(console: Console, asked: Watchers, cells: Sequence[Cell], what: str
         if asked.progress != "json":
             show = opened.enter_context(GridWatcher(console, cells, what))
 
-        def watch(cell: Cell, happened: Happened | Outcome | Waiting) -> None:
+        def watch(cell: Cell, happened: Event) -> None:
             _track(tracking, cell, happened)
             show(cell, happened)
 
         yield watch
 
 
-def _track(tracking: Tracking, cell: Cell, happened: Happened | Outcome | Waiting) -> None:
-    if isinstance(happened, Waiting):
-        return
+def _track(tracking: Tracking, cell: Cell, happened: Event) -> None:
     if isinstance(happened, Outcome):
         if happened.metrics is None:
             tracking.leave(cell.folder)
         else:
             tracking.finish(cell.folder, cell.config, happened.metrics)
-    elif not isinstance(happened.event, StepDone):
+    elif isinstance(happened, Happened) and isinstance(happened.event, EpochDone | TaskDone):
         tracking.update(cell.folder, cell.config, happened.state.matrix)
 
 
-def _say(cell: Cell, happened: Happened | Outcome | Waiting) -> None:
+def _say(cell: Cell, happened: Event) -> None:
     if isinstance(happened, Happened):
         lines.say_progress(cell.folder, happened)
+    elif isinstance(happened, Running):
+        lines.say_running(cell.folder, happened)
     elif isinstance(happened, Outcome):
         if happened.metrics is None:
             lines.say_failed(happened)
