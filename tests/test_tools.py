@@ -270,7 +270,11 @@ def descent(method: Method, term: str, batch: Batch) -> tuple[Tensor, dict[str, 
     assert isinstance(method, PAH)
     method.double()
     batch = replace(batch, x=batch.x.double())
-    loss = method.alignment_loss() if term == "L_sp" else method._image_terms(batch)[term]
+    loss = (
+        method.alignment_loss(method.old_tasks)
+        if term == "L_sp"
+        else method._image_terms(batch, method.old_tasks)[term]
+    )
     named = dict(method.network.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
     return loss, dict(zip(named, found, strict=True))
@@ -281,8 +285,8 @@ def test_pah_makes_two_passes_over_a_batch_and_the_published_form_2t_plus_1(lear
     for form, of_images, of_prototypes in (("pah_ms", 2, 1), ("per_head_ms", 2 * learned + 1, learned)):
         method, batch = tiny_step(form, learned)
         assert isinstance(method, PAH)
-        assert backbone_passes(method, partial(method._image_terms, batch)) == of_images
-        assert backbone_passes(method, method.alignment_loss) == of_prototypes
+        assert backbone_passes(method, partial(method._image_terms, batch, method.old_tasks)) == of_images
+        assert backbone_passes(method, partial(method.alignment_loss, method.old_tasks)) == of_prototypes
 
 
 def backbone_passes(method: PAH, compute: Callable[[], object]) -> int:
