@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_over_all_samples_losses_and_gradients_are_those_of_all_tasks(
     name: str, over_tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = digits(tasks=5)
-    method = (small_pah if name == "pah" else lwf)(over_tasks=over_tasks, old_tasks_per_step=2)
+    method = small_pah(over_tasks=over_tasks) if name == "pah" else lwf(over_tasks=over_tasks)
     learned(method, stream, 5)
     batch = some_batch(stream.tasks[4], seed=3)
     parameters, before = list(method.network.parameters()), snapshot(method)
@@ -94,6 +95,24 @@ def test_the_teachers_answers_to_many_tasks_are_those_task_by_task() -> None:
     assert together.shape == (sum(method.network.sizes(old)), 4)
     for k, (found, expected) in enumerate(zip(together.split(method.network.sizes(old)), alone, strict=True)):
         torch.testing.assert_close(found[:, : method.heads.sizes[k]], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["old_tasks_per_step", "aligned_tasks_per_step"])
+def test_each_term_asks_as_many_tasks_as_its_option_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = digits(tasks=5)
+    method = small_pah(**{name: 2})
+    learned(method, stream, 5)
+    asked: dict[str, int] = {}
+    for term, what in (("old_tasks_per_step", "_image_terms"), ("aligned_tasks_per_step", "alignment_loss")):
+        whole = getattr(method, what)
+
+        def noting(*words: Any, term: str = term, whole: Any = whole) -> Any:
+            asked[term] = len(words[-1])
+            return whole(*words)
+
+        monkeypatch.setattr(method, what, noting)
+    method.observe(some_batch(stream.tasks[4]))
+    assert asked == {"old_tasks_per_step": 4, "aligned_tasks_per_step": 4} | {name: 2}
 
 
 @pytest.mark.parametrize("options", [PAHOptions, LwFOptions])

@@ -15,7 +15,7 @@ from pah.config import InputError, require
 from pah.data.stream import Batch, Examples, Task
 from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
-from pah.methods.teacher import OLD_TASKS, Teacher, asked_tasks, of_tasks, weight_of_asked
+from pah.methods.teacher import ALIGNED_TASKS, OLD_TASKS, Teacher, asked_tasks, of_tasks, weight_of_asked
 from pah.models.hypernetwork import Conditioning, unequal_message
 from pah.models.modes import BatchNormStatistics, evaluating, frozen
 from pah.models.network import GeneratedHeads, Network, apply_rows
@@ -42,8 +42,9 @@ class PAHOptions(MethodOptions):
         prototype_optimizer: Old prototypes have an optimizer of their own, stepped on L_sp, or share the main one.
         prototype_lr: Learning rate of old prototypes with an optimizer of their own, at its peak.
         teacher_batch_norm: The teacher normalises by its running statistics, or by the batch's (published).
-        old_tasks_per_step: How many old tasks L_sm and L_sp ask in a step, at most: beyond it a seeded sample, so that
-            the cost of a step stays flat (published: all).
+        old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample, so that the cost
+            of a step stays flat (published: all).
+        aligned_tasks_per_step: The same for L_sp, whose prototypes cost a backbone pass (published: all).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
@@ -63,6 +64,7 @@ class PAHOptions(MethodOptions):
     prototype_lr: float = 1e-3
     teacher_batch_norm: BatchNormStatistics = "running"
     old_tasks_per_step: int = OLD_TASKS
+    aligned_tasks_per_step: int = ALIGNED_TASKS
 
     def __post_init__(self) -> None:
         require(self.stability >= 0, "method.stability", "at least 0", self.stability)
@@ -74,7 +76,8 @@ class PAHOptions(MethodOptions):
         require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
         require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
         require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
-        require(self.old_tasks_per_step >= 1, "method.old_tasks_per_step", "at least 1", self.old_tasks_per_step)
+        for name in ("old_tasks_per_step", "aligned_tasks_per_step"):
+            require(getattr(self, name) >= 1, f"method.{name}", "at least 1", getattr(self, name))
 
     def check_stream(self, class_counts: Sequence[int]) -> None:
         """`flatten` needs the same number of classes in every task."""
@@ -125,11 +128,12 @@ class PAH(Method):
         """One step on L_hm and L_sm, then one on L_sp with the old prototypes' own optimizer."""
         options = self.options
         old = asked_tasks(self.old_tasks, options.old_tasks_per_step, batch.step)
-        factor = weight_of_asked(self.old_tasks, old, options.over_tasks) if old else 1.0
-        weights = {"L_sm": factor * options.stability, "L_sp": factor * options.alignment}
+        weights = {"L_sm": options.stability * weight_of_asked(self.old_tasks, old, options.over_tasks)}
         terms = self._image_terms(batch, old)
         if not self._aligns:
             return descend(self.optimizers[0], terms, weights)
+        old = asked_tasks(self.old_tasks, options.aligned_tasks_per_step, batch.step)
+        weights["L_sp"] = options.alignment * weight_of_asked(self.old_tasks, old, options.over_tasks)
         if options.prototype_optimizer == "shared":
             # L_sp last: a training pass after it would change the statistics that its gradient uses
             return descend(self.optimizers[0], terms | {"L_sp": self.alignment_loss(old)}, weights)

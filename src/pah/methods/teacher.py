@@ -16,10 +16,11 @@ from pah.models.modes import BatchNormStatistics, evaluating
 from pah.models.network import Network, apply_rows
 
 OLD_TASKS = 20  # that a step asks at most, unless told otherwise: those of the longest common benchmark are all asked
+ALIGNED_TASKS = 10  # whose prototypes are aligned in a step at most, unless told otherwise
 
 
 def asked_tasks(old: Sequence[int], most: int, step: Step) -> Sequence[int]:
-    """The old tasks that a step is to hold: all, or `most` of them drawn for the step, each as likely as any other."""
+    """The old tasks that a step asks: all, or `most` of them drawn for the step, each as likely as any other."""
     if len(old) <= most:
         return old
     drawn = torch.randperm(len(old), generator=step.generator("old tasks"))[:most]
@@ -28,7 +29,7 @@ def asked_tasks(old: Sequence[int], most: int, step: Step) -> Sequence[int]:
 
 def weight_of_asked(old: Sequence[int], asked: Sequence[int], reduction: Reduction) -> float:
     """By what a term over the tasks asked is multiplied, so that its expectation is the term over all old tasks."""
-    return len(old) / len(asked) if reduction == "sum" else 1.0
+    return len(old) / len(asked) if reduction == "sum" and asked else 1.0
 
 
 class Teacher(nn.Module):
