@@ -51,6 +51,7 @@ KINDS = {
         *("--augment.crop", "1", "--augment.flip", "true", "--method.prototype_start", "mean"),
         *("--stream.validation", "0.2", "--training.evaluate_on", "validation"),
     ),
+    "a sample of old tasks": ("--method.old_tasks_per_step", "1", "--method.aligned_tasks_per_step", "1"),
     "residual network": ("--backbone", "resnet18-slim", "--epochs", "1"),
 }
 
