@@ -18,7 +18,16 @@ from pah.data.stream import Stream
 from pah.devices import CPU
 from pah.methods import METHODS
 from pah.methods.base import Method
-from pah.records import commit, results, save_model, save_network, save_predictions
+from pah.records import (
+    Moment,
+    commit,
+    peak_memory_mb,
+    results,
+    save_model,
+    save_network,
+    save_predictions,
+    save_prototypes,
+)
 from pah.runconfig import RunConfig, build_method, load_stream
 from pah.runfolder import (
     CHECKPOINT,
@@ -27,6 +36,7 @@ from pah.runfolder import (
     METRICS,
     MODEL,
     PREDICTIONS,
+    PROTOTYPES,
     SNAPSHOTS,
     append_log,
     cut_log,
@@ -38,6 +48,7 @@ from pah.trainer import (
     EpochDone,
     Event,
     StepDone,
+    TaskBegun,
     TaskDone,
     TrainState,
     answers,
@@ -61,6 +72,15 @@ class Progress:
     def all_tasks_seen(self) -> bool:
         """Whether the method learns from the images of all tasks seen."""
         return METHODS[self.config.method].method.learns_from == "all tasks seen"
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
+        tasks, state, training = self.stream.tasks, self.state, self.config.training
+        seen = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
+        per_task = [sum(len(task.train) for task in of) for of in seen]
+        total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
+        return state.seconds / max(state.images, 1) * (total - state.images)
 
 
 class StoppedError(Exception):
@@ -174,7 +194,7 @@ def _train(
     for event in train(method, stream, config.training, config.augment, config.seed, state):
         stopping = isinstance(event, StepDone) and ranks.any_says(stop())
         if ranks.is_first():
-            _record(config, folder, method, event)
+            _record(config, folder, method, stream, event)
             if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
                 _save(config, folder, method, state)
                 saved_at = time.monotonic()
@@ -193,12 +213,18 @@ def _train(
     return found
 
 
-def _record(config: RunConfig, folder: Path, method: Method, event: Event) -> None:
-    """Write what this moment alone has, before the checkpoint that says that it is over."""
+def _record(config: RunConfig, folder: Path, method: Method, stream: Stream, event: Event) -> None:
+    """Write what only this moment has, before the checkpoint that says that it is over: a line of the log, prototypes
+    before and after their own task, a snapshot of the network."""
     if isinstance(event, EpochDone):
-        append_log(folder / LOG, event)
-    if isinstance(event, TaskDone) and config.snapshots:
-        save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
+        append_log(folder / LOG, event, peak_memory_mb())
+    if not isinstance(event, TaskBegun | TaskDone):
+        return
+    name = f"{event.task}.safetensors"
+    moment: Moment = "start" if isinstance(event, TaskBegun) else "learned"
+    save_prototypes(folder / PROTOTYPES / name, method, stream.normalization, moment)
+    if config.snapshots and moment == "learned":
+        save_network(folder / SNAPSHOTS / name, method)
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
