@@ -96,7 +96,7 @@ def test_whatever_was_heard_last_is_enough_to_go_on_elsewhere(
 
 def test_a_cell_that_is_called_back_sends_its_state(tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]) -> None:
     assert stay(tiny(), tmp_path, halt=stopping()).how == "stopped"
-    assert sorted(contents(tmp_path)) == ["checkpoint/state.safetensors", "config.yaml"]
+    assert sorted(contents(tmp_path)) == ["checkpoint/state.safetensors", "config.yaml", "prototypes/0.safetensors"]
     stay(tiny(), tmp_path)
     assert_same_run(tmp_path, uninterrupted(tiny()))
 
