@@ -114,7 +114,9 @@ def _tables_as_they_were() -> Iterator[None]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = namespace(page.stem, monkeypatch)
-    monkeypatch.setattr("pah.cli.main.engine", lambda _: nullcontext(run_cells))  # tests of Ray stand elsewhere
+    monkeypatch.setattr(
+        sys.modules["pah.cli.main"], "engine", lambda *_: nullcontext(run_cells)
+    )  # tests of Ray stand elsewhere
     for number, block in enumerate(blocks(page)):
         if block.language in NO_CODE:
             continue
@@ -145,7 +147,7 @@ def run_python(block: Block, names: dict[str, object]) -> None:
 
 
 def run_line(line: str, where: str) -> None:
-    """Run a line of shell up to a pipe, made quick; of others than pah it is checked that what they are asked exists."""
+    """Run a line of shell up to a pipe, made quick; of programs but pah, whether what they are asked exists."""
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -164,6 +166,13 @@ def run_pah(words: Sequence[str], where: str) -> None:
     except SystemExit as exit_:
         status = int(exit_.code or 0)
     assert status == 0, where
+
+
+def run_as_one(words: Sequence[str], where: str) -> None:
+    """What torchrun starts, in one process; tests of several stand elsewhere."""
+    assert words[0] == "--nproc-per-node", where
+    assert words[2:4] == ["-m", "pah"], where
+    run_pah(words[4:], where)
 
 
 def check_make(words: Sequence[str], where: str) -> None:
@@ -190,6 +199,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str], str], None]] = {
     "make": check_make,
     "pip": check_pip,
     "ray": check_ray,
+    "torchrun": run_as_one,
 }
 
 
