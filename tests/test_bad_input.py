@@ -40,6 +40,7 @@ Uninterrupted = Callable[[RunConfig], Path]
 AfterStep = Callable[[int, Callable[[torch.optim.Optimizer], None]], None]
 
 STATE = Path("checkpoint", "state.safetensors")
+BEFORE = Path("checkpoint", "before.safetensors")
 QUICK = ("--epochs", "1", "--backbone.width", "2", "--classes", "4", "--tasks", "2")
 
 
@@ -131,7 +132,7 @@ WORDS = [
     (("run", "--optimizer.lr", "nan"), ("optimizer.lr", "nan")),
     (("run", "--method.hidden", "[16, 0]"), ("method.hidden", "at least 1", "[16, 0]")),
     (("run", "--checkpoint_seconds", "-1"), ("checkpoint_seconds", "at least 0", "-1")),
-    (("run", "--image-size", "0"), ("image_size", "1 to 4096", "0")),
+    (("run", "--image-size", "0"), ("image_size", "1 to 1024", "0")),
     (("run", "--image-size", "16"), ("image_size", "none for the embedded digits", "16")),
     (("run", "--augment.crop", str(10**20)), ("augment.crop", "0 to 4096", str(10**20))),
     (("run", "--data", "no/such/folder"), ("'no/such/folder'", "expected a folder", "does not exist")),
@@ -267,6 +268,7 @@ def test_a_folder_that_cannot_be_made_is_refused(here: Path, refused: Refused) -
 def test_a_truncated_checkpoint_is_refused(length: int, run: Path, refused: Refused) -> None:
     whole = (run / STATE).read_bytes()
     (run / STATE).write_bytes(whole[:length])
+    (run / BEFORE).unlink()
     assert said(refused("resume", str(run)), str(run / STATE), "expected a whole checkpoint", "truncated or corrupt")
 
 
@@ -289,6 +291,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(
         at = int(place * len(data)) if isinstance(place, float) else place
     data[at] ^= 1 << bit
     (run / STATE).write_bytes(data)
+    (run / BEFORE).unlink()
     assert said(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
 
 
@@ -356,10 +359,10 @@ def full_disk_after(writes: int) -> Iterator[None]:
     [
         (0, "log.jsonl"),
         (1, str(STATE)),
-        (2, str(STATE)),
-        (3, ".model.safetensors.next"),
-        (5, "predictions.safetensors"),
-        (6, "metrics.json"),
+        (4, str(STATE)),
+        (5, ".model.safetensors.next"),
+        (7, "predictions.safetensors"),
+        (8, "metrics.json"),
     ],
 )
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
@@ -458,7 +461,7 @@ def test_weights_that_are_not_finite_are_never_saved_not_even_by_the_last_step(
     last = 2 * 7 + 2 * 10  # two optimizers, seven steps left of the second task and ten of the third
     after_step(last, lambda optimizer: optimizer.param_groups[0]["params"][0].data.fill_(math.nan))
     line = refused("resume", str(run), changes=True)
-    assert said(line, "prototypes.tasks.0 became NaN or infinite", "the end of task 3", "expected finite weights")
+    assert said(line, "prototypes.tasks.0 became NaN or infinite", "2 epochs", "task 3", "expected finite numbers")
     assert not (run / "metrics.json").exists()
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))

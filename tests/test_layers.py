@@ -40,7 +40,7 @@ LAYERS = [
     {"study.tuning", "report.figures"},
     {"report.ablation"},
     {"study.comparison", "study.ablation"},
-    {"cli.words", "cli.display"},
+    {"cli.words", "cli.display", "cli.stopping"},
     {"cli.parser"},
     {"cli.options", "cli.gridview", "cli.learning"},
     {"cli.main"},

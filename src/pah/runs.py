@@ -121,7 +121,7 @@ def resume(
         stream = load_stream(config)
         method = build_method(config, stream.image_shape)
         state = TrainState()
-        if (folder / CHECKPOINT / checkpoint.FILE).is_file():
+        if checkpoint.there(folder / CHECKPOINT):
             state = _restore(config, folder, stream, method)
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
 
@@ -146,7 +146,11 @@ def _train(
         if isinstance(event, TaskDone) and config.snapshots:  # before the checkpoint that says the task is over
             save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
         stopping = isinstance(event, StepDone) and stop()
-        if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
+        # before a task is consolidated and evaluated as well: that may take long, and cannot be stopped and saved
+        over = isinstance(event, TaskDone) or (
+            isinstance(event, EpochDone) and state.epoch == config.training.epochs_of(state.task)
+        )
+        if stopping or over or time.monotonic() - saved_at >= checkpoint_seconds:
             _save(config, folder, method, state)
             saved_at = time.monotonic()
         watch(Progress(event, state, stream, config))

@@ -6,13 +6,10 @@ saved.
 
 import dataclasses
 import logging
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +18,8 @@ from rich.table import Table
 from pah import checkpoint, diagnosis, runs
 from pah.cli import display, learning, options
 from pah.cli.gridview import GridWatcher
-from pah.config import InputError, unknown
+from pah.cli.stopping import STOPPED, Stop
+from pah.config import InputError, RecoveryWarning, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
@@ -60,16 +58,34 @@ def main(words: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries' notes to developers are no answer to a user
+            warnings.simplefilter("always", RecoveryWarning)
+            warnings.showwarning = show_warning  # type: ignore[assignment]  # where in the code it arose is no answer
             return COMMANDS[words[0]](console, words[1:])
-    except InputError as error:
-        print(f"pah: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # what nobody foresaw: a path too long, a folder that may not be entered
-        reason = error.strerror or " ".join(str(error).split())
-        print(f"pah: {error.filename or words[0]}: expected to read or write, got: {reason}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # before training began: there is nothing to save
         return 130
+    except Exception as error:
+        if (line := in_a_line(error, words[0])) is None:
+            raise
+        print(f"pah: {line}", file=sys.stderr)
+        return 2
+
+
+def in_a_line(error: Exception, command: str) -> str | None:
+    """What to say of an error that is no fault of the program; None if it is one."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):  # what nobody foresaw: a path too long, a folder that may not be entered
+        return f"{error.filename or command}: expected to read or write, got: {error.strerror or reason}"
+    # torch says "can't allocate memory" or "out of memory", and raises a RuntimeError
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in reason):
+        return f"{command}: expected enough memory, got: {reason or 'too little'}"
+    return None
+
+
+def show_warning(message: Warning | str, kind: type[Warning], *_: object) -> None:
+    """Say what was damaged and made good in a line; what else a person asked Python to show, as it is."""
+    print(f"pah: {message}" if kind is RecoveryWarning else f"{kind.__name__}: {message}", file=sys.stderr)
 
 
 def run(console: Console, words: list[str]) -> int:
@@ -80,7 +96,7 @@ def run(console: Console, words: list[str]) -> int:
         for config, folder in others.items():  # not only when the first has trained for an hour
             refuse_other_run(folder, config.as_dict())
     finished = []
-    with stoppable() as stop:
+    with Stop() as stop:
         for config, folder in ({request.config: request.out} | others).items():
             with display.Watcher(console, config) as watch:
                 try:
@@ -89,10 +105,10 @@ def run(console: Console, words: list[str]) -> int:
                         folder,
                         overwrite=request.overwrite,
                         watch=watch,
-                        stop=lambda: bool(stop),
+                        stop=stop,
                         checkpoint_seconds=request.checkpoint_seconds,
                     )
-                except runs.StoppedError:
+                except STOPPED:
                     return say_stopped(folder, stop)
             finished.append((results, folder))
             console.print(display.matrix_table(results))
@@ -107,10 +123,10 @@ def resume(console: Console, words: list[str]) -> int:
         return 0
     folder = run_folder("resume", words)
     config = options.read_config(folder / CONFIG)
-    with stoppable() as stop, display.Watcher(console, config) as watch:
+    with Stop() as stop, display.Watcher(console, config) as watch:
         try:
-            results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop))
-        except runs.StoppedError:
+            results = runs.resume(config, folder, watch=watch, stop=stop)
+        except STOPPED:
             return say_stopped(folder, stop)
     console.print(display.matrix_table(results))
     show(console, [(results, folder)])
@@ -123,16 +139,16 @@ def compare(console: Console, words: list[str]) -> int:
     comparison, seconds = request.comparison, request.checkpoint_seconds
     prepare(comparison)
     configs = comparison.configs
-    with stoppable() as stop:
+    with Stop() as stop:
         try:
             if comparison.trials:
                 with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
-                    configs = choose(comparison, watch, lambda: bool(stop), seconds)
+                    configs = choose(comparison, watch, stop, seconds)
                 require_own(comparison.cells(configs))
             cells = comparison.cells(configs)
             with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
-        except runs.StoppedError:
+                outcomes = run_cells(cells, watch, stop, seconds)
+        except STOPPED:
             return say_study_stopped(stop)
     tables = []
     if any(outcome.metrics is not None for outcome in outcomes):
@@ -145,11 +161,11 @@ def ablate(console: Console, words: list[str]) -> int:
     request = options.ablate_request(words)
     ablation.prepare(request.ablation)
     cells = request.ablation.cells()
-    with stoppable() as stop:
+    with Stop() as stop:
         try:
             with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
-        except runs.StoppedError:
+                outcomes = run_cells(cells, watch, stop, request.checkpoint_seconds)
+        except STOPPED:
             return say_study_stopped(stop)
     tables = []
     if any(outcome.metrics is not None for outcome in outcomes):
@@ -157,10 +173,10 @@ def ablate(console: Console, words: list[str]) -> int:
     return show_study(console, tables, request.ablation.folder / "ablation.md", outcomes)
 
 
-def say_study_stopped(received: list[int]) -> int:
+def say_study_stopped(stop: Stop) -> int:
     """Tell how to go on; the status a shell expects of a process stopped by that signal."""
     print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
-    return 128 + received[0]
+    return stop.status
 
 
 def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Sequence[Outcome]) -> int:
@@ -238,30 +254,13 @@ def show(console: Console, finished: list[tuple[dict[str, Any], Path]]) -> None:
         console.print(f"{results['method']}: results in {folder}", highlight=False, soft_wrap=True)
 
 
-def say_stopped(folder: Path, received: list[int]) -> int:
+def say_stopped(folder: Path, stop: Stop) -> int:
     """Tell how to go on; the status a shell expects of a process stopped by that signal."""
-    print(f"pah: stopped, the state is saved; `pah resume {folder}` continues", file=sys.stderr)
-    return 128 + received[0]
-
-
-@contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are noted in the list, so that the run can save before it stops.
-
-    A second one acts at once.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if (folder / CONFIG).is_file():
+        print(f"pah: stopped, the state is saved; `pah resume {folder}` continues", file=sys.stderr)
+    else:
+        print("pah: stopped before training began", file=sys.stderr)
+    return stop.status
 
 
 COMMANDS = {
