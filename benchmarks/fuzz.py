@@ -194,7 +194,12 @@ def weights(rng: random.Random, folder: Path, base: Path) -> list[str]:
     return rng.choice(ASKED)
 
 
-TAGS = ("!!python/object/apply:os.system ['touch ../pwned']", "!!python/name:os.system", "!!timestamp x", "!!bool x")
+TAGS: tuple[str, ...] = (
+    "!!python/object/apply:os.system ['touch ../pwned']",
+    "!!python/name:os.system",
+    "!!timestamp x",
+    "!!bool x",
+)
 TAGS += (
     "!!int ''",
     "!!float x",

@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
     state = run / "checkpoint" / checkpoint.FILE
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
-    state.write_bytes({"cut": data[: len(data) // 2], "turned": data, "empty": b"", "missing": b""}[damage])
+    state.write_bytes(bytes({"cut": data[: len(data) // 2], "turned": data}.get(damage, b"")))
     if damage == "missing":
         state.unlink()
     assert main(["resume", str(run)]) == 0

@@ -64,7 +64,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else NoneType if hint is None else hint)
+    if isinstance(value, int) and hint in (int, float):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, NoneType if hint is None else hint)
 
 
 def derived_seed(seed: int, *names: str | int) -> int:

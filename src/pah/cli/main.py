@@ -6,6 +6,7 @@ saved.
 
 import dataclasses
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ def in_a_line(error: Exception, command: str) -> str | None:
         return str(error)
     if isinstance(error, OSError):  # what nobody foresaw: a path too long, a folder that may not be entered
         return f"{error.filename or command}: expected to read or write, got: {error.strerror or reason}"
-    # torch says "can't allocate memory" or "out of memory", and raises a RuntimeError
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in reason):
+    # torch says "can't allocate memory", "out of memory" or "storage size calculation overflowed"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search("memory|overflowed", reason)):
         return f"{command}: expected enough memory, got: {reason or 'too little'}"
     return None
 
