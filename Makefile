@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test test-slow check clean
+.PHONY: install run test test-slow test-oldest test-newest check clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -14,13 +14,28 @@ test: .venv/developed  ## the fast tests
 test-slow: .venv/developed  ## those that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: .venv/developed  ## format, lint and types
+test-oldest:  ## the fast tests with the oldest versions that pyproject.toml admits (a fresh environment of 6 GB)
+	$(call fast-tests-with,lowest-direct)
+
+test-newest:  ## and with the newest that there are
+	$(call fast-tests-with,highest)
+
+check: .venv/developed  ## format, lint, types, and packages that fit each other
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check
+
+# what old versions warn of, and new ones, is no fault of ours: warnings are errors with the pinned versions alone
+define fast-tests-with
+	$(PYTHON) -m venv --clear .venv-$(1)
+	.venv-$(1)/bin/python -m pip install -q uv
+	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,onnx,dev]'
+	.venv-$(1)/bin/python -m pytest -o filterwarnings=default
+endef
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

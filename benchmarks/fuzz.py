@@ -288,7 +288,7 @@ def work(target: str, seed: int, start: int, stop: int, base: Path, folder: Path
 def one(words: list[str], watched: Watched) -> Result:
     """A command, watched."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     watched.deeds.clear()
     started, watched.on = time.monotonic(), True
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -30,6 +30,7 @@ EVIL: list[Any] = [
     "../../outside",
     "/dev/zero",
     "[red]",
+    "[/x]",
     "%s{0}",
     [],
     {},

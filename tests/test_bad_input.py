@@ -201,6 +201,21 @@ FILES = [
 ]
 
 
+BROKEN = [
+    b"seed: 2001-13-45\n",
+    b"seed: " + b"9" * 5000 + b"\n",
+    b"seed: !!timestamp x\n",
+    b"seed: !!bool x\n",
+    b"seed: !!int ''\n",
+    b"seed: " + b"[" * 3000 + b"\n",
+    b"seed: &a [*a]\n",
+    b"a: &a [1]\n" + b"".join(b"%c: &%c [%s]\n" % (i, i, b", ".join([b"*%c" % (i - 1)] * 9)) for i in range(98, 110)),
+    b"seed: !!python/object/apply:os.system ['touch code']\n",
+    b"seed: 1\n" + b"#" * 2**15,
+]
+FILES += [(content, ("f.yaml: expected",)) for content in BROKEN]
+
+
 @pytest.mark.parametrize(("content", "parts"), FILES, ids=[repr(content)[1:50] for content, _ in FILES])
 def test_a_configuration_that_makes_no_sense_is_refused(
     content: bytes, parts: tuple[str, ...], here: Path, refused: Refused
@@ -209,6 +224,14 @@ def test_a_configuration_that_makes_no_sense_is_refused(
     assert said(refused("run", "--config", "f.yaml"), *parts)
     shutil.move(here / "f.yaml", here / "config.yaml")  # the same in a run folder: the message names the file
     assert said(refused("resume", "."), "config.yaml")
+
+
+@pytest.mark.parametrize("value", ["2001-11-05", "!!set {1}", "{? 2001-11-05 : 1}", "!!binary aGk="])
+def test_values_that_no_option_takes_are_refused_with_another_method_as_well(
+    value: str, here: Path, refused: Refused
+) -> None:
+    (here / "f.yaml").write_text(f"seed: {value}\nmethod: {{stability: 2}}\n")
+    assert said(refused("run", "--config", "f.yaml", "--method", "lwf"), "seed", "expected int")
 
 
 def test_a_configuration_file_that_is_missing_or_a_folder_is_refused(refused: Refused, here: Path) -> None:

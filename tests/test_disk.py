@@ -77,6 +77,36 @@ def test_no_torn_checkpoint_is_ever_taken_for_whole(run: Path) -> None:
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_at_any_moment_of_a_save_a_whole_checkpoint_is_there(
+    links: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run / "checkpoint"
+    tensors, _ = checkpoint.load(folder)
+    replace, seen = os.replace, []
+
+    def looking(new: Path, path: Path) -> None:
+        for after in (False, True):
+            if after:
+                replace(new, path)
+            found, warned = loaded(folder)
+            assert found is not None
+            assert not (links and warned)
+            seen.append(found[1]["number"])
+
+    def no_links(*_: object) -> None:
+        raise OSError
+
+    checkpoint.save(folder, tensors, {"number": 0})
+    monkeypatch.setattr(os, "replace", looking)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    for number in (1, 2):
+        checkpoint.save(folder, tensors, {"number": number})
+    assert seen == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert sorted(path.name for path in folder.iterdir()) == [checkpoint.BEFORE, checkpoint.FILE]
+
+
 def damages(whole: bytes) -> Iterator[bytes]:
     """What may be left of a file: cut off or with a bit turned, in its length, its header and its tensors."""
     rng = np.random.default_rng(0)

@@ -101,5 +101,5 @@ def stage(folder: Path) -> str:
     """How far the run had come when it died."""
     if not checkpoint.there(folder / "checkpoint"):
         return "before its first checkpoint"
-    state = checkpoint.load(folder / "checkpoint")[1]["state"]
+    state = checkpoint.load(folder / "checkpoint")[1]["state"]  # without a warning: a death tears nothing
     return f"in task {state['task'] + 1}" if state["task"] < 3 else "all tasks learned"

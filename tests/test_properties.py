@@ -10,6 +10,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pah.cli import main, options
 from pah.config import InputError, require_types
@@ -186,3 +187,23 @@ def test_any_configuration_file_is_one_or_refused(tmp_path_factory: pytest.TempP
     kept.write_text(yaml.safe_dump(config.as_dict(), allow_unicode=True))
     assert options.read_config(kept) == config
     return None
+
+
+def test_names_of_classes_that_look_like_markup_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    for y, name in enumerate(("[b]", "[red]", ":smile:", "{0}%s")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (8, 8), 50 * y + i).save(tmp_path / "data" / name / f"{i}.png")
+    given = ["split", "--data", str(tmp_path / "data"), "--tasks", "2"]
+    assert main(["data", *given]) == 0
+    assert main(["run", *given, "--epochs", "1", "--out", str(tmp_path / "[link]")]) == 0
+    assert main(["data", str(tmp_path / "[link]" / "model")]) == 0
+    taught = ["learn", "animals", "--name", "[/x]", "--data", given[2], "--image_size", "8", "--epochs", "1"]
+    assert main(taught) == 0
+    assert main(["predict", "animals", str(tmp_path / "data" / "[b]" / "0.png")]) == 0
+    out = capsys.readouterr().out
+    assert all(out.count(name) >= 2 for name in ("[b]", "[red]", ":smile:", "{0}%s", "[link]", "[/x]"))

@@ -33,7 +33,7 @@ def write_file(path: Path, data: bytes, *, keep: Path | None = None) -> None:
         path: Of the file; its folder is made if it is missing, but not that folder's own: who writes into a folder that
             has vanished meanwhile writes into nothing that anybody will look for.
         data: What it will hold.
-        keep: Where the old file goes; then at any moment one of both is whole.
+        keep: A name under which the old file stays.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written or has vanished; the old file is untouched.
@@ -46,13 +46,26 @@ def write_file(path: Path, data: bytes, *, keep: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
-            path.replace(keep)
+            _keep(path, keep)
         new.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         raise InputError(f"{path}: expected to write {len(data)} bytes, got: {error.strerror or error}") from None
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file a second name in its folder, in place of what has it now; the file keeps its own throughout."""
+    second = keep.with_name(f".{keep.name}.new")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without links, as FAT is: for a moment the file has its second name alone
+        path.replace(keep)
+        return
+    second.replace(keep)
+    second.unlink(missing_ok=True)  # both were names of one file: then replacing does nothing
 
 
 def write_json(path: Path, content: object) -> None:

@@ -13,6 +13,9 @@ import torch
 class InputError(Exception):
     """Bad input from outside: one line that says what was expected, what came, and where. Exit status 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what came, or a library's words on it, may have several
+
 
 class RecoveryWarning(UserWarning):
     """Something was damaged, and nothing is lost but time: says what, and what was done. Commands show it."""

@@ -159,6 +159,7 @@ def load(folder: Path) -> tuple[Record, dict[str, Tensor]]:
     if version == FORMAT and content.pop("checksum", None) != _checksum(content):
         raise InputError(f"{path}: expected a learner that fits its checksum, got one that was changed or damaged")
     try:
+        json.dumps(content, ensure_ascii=False).encode()  # half a character can be read, and not be printed
         record = _record(content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(

@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
-    console = Console()
+    console = Console(markup=False, emoji=False)  # the name of a class or folder may look like either
     try:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
