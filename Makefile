@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test test-slow test-oldest test-newest check clean
+.PHONY: install run test test-slow test-browser test-oldest test-newest check docs clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -20,6 +20,11 @@ test-oldest:  ## the fast tests with the oldest versions that pyproject.toml adm
 test-newest:  ## and with the newest that there are
 	$(call fast-tests-with,highest)
 
+test-browser: .venv/developed  ## reports in a real browser; as root, Debian's Chromium is installed where there is none
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; }
+	$(BIN)/python -m pytest -m browser
+
 check: .venv/developed  ## format, lint, types, and packages that fit each other
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,12 +35,15 @@ check: .venv/developed  ## format, lint, types, and packages that fit each other
 define fast-tests-with
 	$(PYTHON) -m venv --clear .venv-$(1)
 	.venv-$(1)/bin/python -m pip install -q uv
-	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,onnx,dev]'
+	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,ray,onnx,track,docs,dev]'
 	.venv-$(1)/bin/python -m pytest -o filterwarnings=default
 endef
 
+docs: .venv/developed  ## the documentation, as a site in site/
+	$(BIN)/python tools/docsite.py
+
 clean:
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build site .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,5 +51,5 @@ clean:
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,onnx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,ray,onnx,track,docs,dev]'
 	@touch $@

@@ -46,14 +46,14 @@ class PassPerHead(PAH):
     and aligning prototypes computes no gradients of weights.
     """
 
-    def _image_terms(self, batch: Batch) -> Terms:
+    def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
         """L_hm from one pass, L_sm from a student pass and a teacher pass for each old head."""
         terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
         if self.teacher is not None:
-            o, old = self.options, self.old_tasks
+            o = self.options
             answers = torch.cat([self.network(batch.x, [k], detach=[k]) for k in old], dim=1)  # (B, ΣC_j)
             student = stack_heads(answers, self.network.sizes(old))  # (B, J, C)
-            teacher = torch.stack([self.teacher(batch.x)[:, k] for k in old], dim=1)  # (B, J, C)
+            teacher = torch.cat([self.teacher(batch.x, [k]) for k in old], dim=1)  # (B, J, C)
             terms["L_sm"] = distillation(teacher, student, o.temperature, o.direction, o.over_tasks)
         return terms
 

@@ -37,12 +37,22 @@ LAYERS = [
     {"export"},
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},
-    {"study.tuning", "report.figures"},
-    {"report.ablation"},
+    {"study.tuning", "report.figures", "report.rundata", "study.away"},
+    {"study.errands"},
+    {"study.cluster"},
+    {"report.ablation", "report.exhibit", "report.heatmap", "tracking.tool"},
+    {"report.curves", "report.training", "report.pictures", "report.classes", "tracking.tools"},
+    {"report.inside"},
+    {"report.single"},
+    {"report.comparing"},
+    {"report.page"},
     {"study.comparison", "study.ablation"},
+    {"tracking.sending"},
     {"cli.words", "cli.display", "cli.stopping"},
+    {"cli.lines"},
     {"cli.parser"},
-    {"cli.options", "cli.gridview", "cli.learning"},
+    {"cli.options", "cli.gridview", "cli.learning", "cli.reporting"},
+    {"cli.watching"},
     {"cli.main"},
     {"cli"},
     {"__main__", ""},
@@ -86,7 +96,8 @@ def test_imports_point_down() -> None:
 
 def test_importing_pah_imports_no_extra() -> None:
     code = (
-        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'ray', 'gradio'}; "
+        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'jinja2', 'ray', 'gradio'} | "
+        "{'tensorboard', 'wandb', 'mlflow', 'trackio'}; "
         "print(extras & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -83,7 +83,7 @@ def test_one_backbone_pass_gives_the_losses_and_gradients_of_a_pass_per_head(
     def gradients(loss: Tensor) -> list[Tensor | None]:
         return list(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True))
 
-    ours, plain = method._image_terms(batch), method.plain_terms(batch.x, batch.y)
+    ours, plain = method._image_terms(batch, method.old_tasks), method.plain_terms(batch.x, batch.y)
     assert ours.keys() == plain.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], plain[name])
@@ -93,7 +93,7 @@ def test_one_backbone_pass_gives_the_losses_and_gradients_of_a_pass_per_head(
             if one is not None and other is not None:
                 torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
     old = [method.heads.prototypes.tasks[k] for k in method.old_tasks]
-    aligned, plain_aligned = method.alignment_loss(), method.plain_alignment()
+    aligned, plain_aligned = method.alignment_loss(method.old_tasks), method.plain_alignment()
     torch.testing.assert_close(aligned, plain_aligned)
     for one, other in zip(torch.autograd.grad(aligned, old), torch.autograd.grad(plain_aligned, old), strict=True):
         assert one.any()
@@ -115,7 +115,7 @@ def test_l_sm_is_zero_without_gradient_when_student_and_teacher_agree(stream: St
     begin(method, stream.tasks[2], seed=0)
     batch = some_batch(stream.tasks[2])
     with evaluating(method):  # as the teacher: nothing has been learned since it was frozen
-        loss = method._image_terms(batch)["L_sm"]
+        loss = method._image_terms(batch, method.old_tasks)["L_sm"]
         gradients = torch.autograd.grad(loss, list(method.network.backbone.parameters()))
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert max(g.abs().max().item() for g in gradients) < 1e-5
@@ -123,7 +123,7 @@ def test_l_sm_is_zero_without_gradient_when_student_and_teacher_agree(stream: St
 
 def test_l_sm_moves_no_prototype_of_an_old_task(stream: Stream) -> None:
     method = in_task(stream, 3)
-    loss = method._image_terms(some_batch(stream.tasks[2]))["L_sm"]
+    loss = method._image_terms(some_batch(stream.tasks[2]), method.old_tasks)["L_sm"]
     everything = dict(method.network.named_parameters())
     gradients = torch.autograd.grad(loss, list(everything.values()), allow_unused=True)
     reached = {name for name, g in zip(everything, gradients, strict=True) if g is not None and g.any()}
@@ -134,7 +134,7 @@ def test_l_sm_moves_no_prototype_of_an_old_task(stream: Stream) -> None:
 
 def test_l_hm_reaches_backbone_hypernetwork_and_own_prototypes_only(stream: Stream) -> None:
     method = in_task(stream, 3)
-    loss = method._image_terms(some_batch(stream.tasks[2]))["L_hm"]
+    loss = method._image_terms(some_batch(stream.tasks[2]), method.old_tasks)["L_hm"]
     prototypes = list(method.heads.prototypes.tasks)
     gradients = torch.autograd.grad(loss, prototypes, allow_unused=True)
     assert [g is not None and bool(g.any()) for g in gradients] == [False, False, True]
@@ -143,7 +143,7 @@ def test_l_hm_reaches_backbone_hypernetwork_and_own_prototypes_only(stream: Stre
 def test_an_alignment_step_moves_old_prototypes_and_nothing_else(stream: Stream) -> None:
     method = in_task(stream, 3)
     before = snapshot(method)
-    loss = method.alignment_loss()
+    loss = method.alignment_loss(method.old_tasks)
     loss.backward()
     with_gradient = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     method.optimizers[1].step()
@@ -156,7 +156,7 @@ def test_alignment_computes_no_gradient_of_a_weight(stream: Stream) -> None:
     method = in_task(stream, 3)
     for parameter in method.parameters():
         parameter.grad = None
-    method.alignment_loss().backward()
+    method.alignment_loss(method.old_tasks).backward()
     reached = {name for name, p in method.named_parameters() if p.grad is not None}
     assert reached == {f"network.heads.prototypes.tasks.{k}" for k in (0, 1)}
     assert all(p.requires_grad for p in method.network.parameters())
@@ -179,10 +179,10 @@ def test_alignment_brings_old_answers_back(stream: Stream) -> None:
     with torch.no_grad():
         for parameter in method.network.backbone.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    start = method.alignment_loss().item()
+    start = method.alignment_loss(method.old_tasks).item()
     for _ in range(30):
         method.optimizers[1].zero_grad()
-        loss = method.alignment_loss()
+        loss = method.alignment_loss(method.old_tasks)
         loss.backward()
         method.optimizers[1].step()
     assert loss.item() < 0.5 * start
@@ -213,7 +213,7 @@ def test_the_teacher_answers_as_the_network_did_when_the_task_began(stream: Stre
     for step in range(3):
         method.observe(some_batch(stream.tasks[2], seed=step))
     assert method.teacher is not None
-    torch.testing.assert_close(method.teacher(batch.x), then)
+    torch.testing.assert_close(method.teacher(batch.x, method.old_tasks), then)
 
 
 def test_the_teacher_can_use_the_statistics_of_the_batch(stream: Stream) -> None:
@@ -222,13 +222,13 @@ def test_the_teacher_can_use_the_statistics_of_the_batch(stream: Stream) -> None
     assert running.teacher is not None
     assert batch.teacher is not None
     batch.teacher.load_state_dict(running.teacher.state_dict())
-    assert not torch.allclose(running.teacher(images), batch.teacher(images))
+    assert not torch.allclose(running.teacher(images, running.old_tasks), batch.teacher(images, batch.old_tasks))
     reference = copy.deepcopy(batch.teacher.backbone).train()
     with torch.no_grad():
         features = reference(images)
     rows = batch.teacher.rows
     expected = stack_heads(F.linear(features, rows[:, :-1], rows[:, -1]), batch.teacher.sizes)
-    torch.testing.assert_close(batch.teacher(images), expected)
+    torch.testing.assert_close(batch.teacher(images, batch.old_tasks), expected)
 
 
 def test_a_finished_model_carries_no_teacher(stream: Stream) -> None:
@@ -382,8 +382,8 @@ def test_losses_used_are_the_pure_functions(stream: Stream) -> None:
     assert method.answers_to_prototypes is not None
     batch = some_batch(stream.tasks[2])
     student = stack_heads(method.network(batch.x, [0, 1]), (2, 2))
-    expected = distillation(method.teacher(batch.x), student, method.options.temperature)
-    torch.testing.assert_close(method._image_terms(batch)["L_sm"], expected)
+    expected = distillation(method.teacher(batch.x, method.old_tasks), student, method.options.temperature)
+    torch.testing.assert_close(method._image_terms(batch, method.old_tasks)["L_sm"], expected)
     owners = torch.tensor([0, 0, 1, 1])
     expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners)
-    torch.testing.assert_close(method.alignment_loss(), expected)
+    torch.testing.assert_close(method.alignment_loss(method.old_tasks), expected)

@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import TINY
 from pah import RunConfig, TrainingOptions, build_method, load_stream
 from pah.cli import options
 from pah.data.stream import Normalization
+from pah.models.prototypes import shrink
+from pah.records import read_prototypes
 from pah.runs import start
 from pah.trainer import evaluate
 
@@ -55,6 +58,51 @@ def test_metrics_count_the_parameters_and_say_where_they_came_from(run: Path) ->
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["seconds"] > 0
     assert found["peak_memory_mb"] > 50
+
+
+def test_a_run_keeps_what_its_prototypes_started_from_and_became_and_its_model_does_not(tmp_path: Path) -> None:
+    config = options.run_request([*TINY, "--method.prototype_size", "6"]).config
+    start(config, tmp_path)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    stream = load_stream(config)
+    for task in stream.tasks:
+        found = read_prototypes(tmp_path / "prototypes" / f"{task.index}.safetensors")
+        assert found.images is not None
+        assert found.start is not None
+        assert found.learned is not None
+        assert found.normalization.mean == pytest.approx(stream.normalization.mean)
+        torch.testing.assert_close(found.start, shrink(stream.normalization(found.images), 6, 1))
+        for label, image in enumerate(found.images):  # a training image of that very class
+            of_class = task.train.pixels[task.train.rows[task.train.labels == label]]
+            assert (of_class == image).flatten(1).all(dim=1).any()
+        assert not torch.equal(found.start, found.learned)
+        last = task.index == len(stream.tasks) - 1
+        assert torch.equal(found.learned, weights[f"heads.prototypes.tasks.{task.index}"]) == last
+    shapes = {tuple(tensor.shape[1:]) for tensor in weights.values()}
+    assert (1, 8, 8) not in shapes, "the images stay out of the learner"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--method", "finetune"), set()),
+        (("--method.prototype_start", "random"), {"mean", "std", "start", "learned"}),
+        (("--method.prototype_start", "mean"), {"mean", "std", "start", "learned"}),
+    ],
+)
+def test_without_prototypes_or_an_image_that_they_start_from_none_is_kept(
+    words: tuple[str, ...], names: set[str], tmp_path: Path
+) -> None:
+    start(options.run_request([*TINY, "--epochs", "1", *words]).config, tmp_path)
+    files = sorted((tmp_path / "prototypes").glob("*"))
+    assert len(files) == (3 if names else 0)
+    assert all(load_file(path).keys() == names for path in files)
+
+
+def test_the_log_says_how_much_memory_was_held(run: Path) -> None:
+    peaks = [json.loads(line)["peak_memory_mb"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert peaks == sorted(peaks)
+    assert 50 < peaks[-1] <= json.loads((run / "metrics.json").read_text())["peak_memory_mb"]
 
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -51,6 +51,7 @@ KINDS = {
         *("--augment.crop", "1", "--augment.flip", "true", "--method.prototype_start", "mean"),
         *("--stream.validation", "0.2", "--training.evaluate_on", "validation"),
     ),
+    "a sample of old tasks": ("--method.old_tasks_per_step", "1", "--method.aligned_tasks_per_step", "1"),
     "residual network": ("--backbone", "resnet18-slim", "--epochs", "1"),
 }
 
@@ -59,13 +60,15 @@ KINDS = {
 @pytest.mark.parametrize(
     "events",
     [
-        pytest.param(1, id="first step"),
-        pytest.param(3, id="inside an epoch"),
-        pytest.param(5, id="last step of an epoch"),
-        pytest.param(6, id="between epochs"),
+        pytest.param(1, id="task begun"),
+        pytest.param(2, id="first step"),
+        pytest.param(4, id="inside an epoch"),
+        pytest.param(6, id="last step of an epoch"),
+        pytest.param(7, id="between epochs"),
         pytest.param(EVENTS_A_TASK - 1, id="last epoch of a task over"),
         pytest.param(EVENTS_A_TASK, id="between tasks"),
-        pytest.param(EVENTS_A_TASK + 1, id="first step of the second task"),
+        pytest.param(EVENTS_A_TASK + 1, id="second task begun"),
+        pytest.param(EVENTS_A_TASK + 2, id="first step of the second task"),
         pytest.param(2 * EVENTS_A_TASK + 8, id="inside the last task"),
         pytest.param(3 * EVENTS_A_TASK, id="all learned, nothing written"),
     ],
@@ -79,7 +82,7 @@ def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-EVENTS = {"uneven tasks": 2 * (7 + 1) + 1, "residual network": 5 + 1 + 1}  # of the first task, where unusual
+EVENTS = {"uneven tasks": 1 + 2 * (7 + 1) + 1, "residual network": 1 + 5 + 1 + 1}  # of the first task, where unusual
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,12 +101,12 @@ def test_a_death_between_log_and_checkpoint_leaves_every_epoch_in_the_log_once(
     config = tiny()
     saves, save = itertools.count(1), checkpoint.save
 
-    def die_at_the_sixth(*arguments: Any) -> None:
-        if next(saves) == 6:  # the first epoch's line is written, its checkpoint is not
+    def die_at_the_seventh(*arguments: Any) -> None:
+        if next(saves) == 7:  # the first epoch's line is written, its checkpoint is not
             raise DeathError
         save(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save", die_at_the_sixth)
+    monkeypatch.setattr(checkpoint, "save", die_at_the_seventh)
     with pytest.raises(DeathError):
         runs.start(config, tmp_path / "run", checkpoint_seconds=0)
     monkeypatch.undo()
@@ -163,6 +166,8 @@ def killed(*words: str, step: int | None = None, writing: tuple[str, int] | None
         pytest.param({"step": 10 + 2 * 3}, id="inside a step of the second task, between its two optimizers"),
         pytest.param({"writing": ("state.safetensors", 1)}, id="in the first checkpoint"),
         pytest.param({"writing": ("state.safetensors", 2)}, id="in a later checkpoint"),
+        pytest.param({"writing": ("0.safetensors", 1)}, id="in the prototypes that the first task starts with"),
+        pytest.param({"writing": ("1.safetensors", 2)}, id="in the prototypes after the second task"),
         pytest.param({"writing": ("model.safetensors", 1)}, id="in the model"),
         pytest.param({"writing": ("metrics.json", 1)}, id="in the metrics"),
     ],

@@ -37,9 +37,8 @@ def program(path: str) -> ModuleType:
     return module
 
 
-readme, picture, step_cost, task_inference = (
-    program(p) for p in ("tools/readme.py", "tools/picture.py", "benchmarks/step_cost.py", "tools/task_inference.py")
-)
+readme, picture, task_inference = (program(f"tools/{name}.py") for name in ("readme", "picture", "task_inference"))
+step_cost, many_tasks = (program(f"benchmarks/{name}.py") for name in ("step_cost", "many_tasks"))
 
 
 SECTIONS = ("results", "comparison", "steps")
@@ -270,7 +269,11 @@ def descent(method: Method, term: str, batch: Batch) -> tuple[Tensor, dict[str, 
     assert isinstance(method, PAH)
     method.double()
     batch = replace(batch, x=batch.x.double())
-    loss = method.alignment_loss() if term == "L_sp" else method._image_terms(batch)[term]
+    loss = (
+        method.alignment_loss(method.old_tasks)
+        if term == "L_sp"
+        else method._image_terms(batch, method.old_tasks)[term]
+    )
     named = dict(method.network.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
     return loss, dict(zip(named, found, strict=True))
@@ -281,8 +284,8 @@ def test_pah_makes_two_passes_over_a_batch_and_the_published_form_2t_plus_1(lear
     for form, of_images, of_prototypes in (("pah_ms", 2, 1), ("per_head_ms", 2 * learned + 1, learned)):
         method, batch = tiny_step(form, learned)
         assert isinstance(method, PAH)
-        assert backbone_passes(method, partial(method._image_terms, batch)) == of_images
-        assert backbone_passes(method, method.alignment_loss) == of_prototypes
+        assert backbone_passes(method, partial(method._image_terms, batch, method.old_tasks)) == of_images
+        assert backbone_passes(method, partial(method.alignment_loss, method.old_tasks)) == of_prototypes
 
 
 def backbone_passes(method: PAH, compute: Callable[[], object]) -> int:
@@ -323,6 +326,16 @@ def test_a_number_of_tasks_has_to_be_one(word: str, capsys: pytest.CaptureFixtur
         step_cost.main(["--tasks", word])
     assert stopped.value.code == 2
     assert "--tasks" in capsys.readouterr().err
+
+
+def test_costs_are_measured_after_few_and_after_many_tasks(tmp_path: Path) -> None:
+    words = ["--tasks", "2,4", "--backbone", "convnet", "--image", "8", "--batch", "16", "--repeats", "1"]
+    assert many_tasks.main([*words, "--json", str(tmp_path / "a.json"), "--figure", str(tmp_path / "a.svg")]) == 0
+    few, many = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert (few["tasks"], many["tasks"]) == (2, 4)
+    added = (many["weights_bytes"] - few["weights_bytes"]) / 2
+    assert 10 * 3 * 10 * 10 * 4 <= added < 10 * 3 * 10 * 10 * 4 + 200  # the prototypes, and their entry in the header
+    assert "learned" in (tmp_path / "a.svg").read_text()
 
 
 def test_task_inference_is_measured_on_the_test_images(

@@ -10,7 +10,7 @@ from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions, SlimResNet18Options
 from pah.runconfig import RunConfig, build_method, load_stream
 from pah.taught import Evaluation, Prediction
-from pah.trainer import EpochDone, StepDone, TaskDone, TrainingOptions, TrainState, train
+from pah.trainer import EpochDone, StepDone, TaskBegun, TaskDone, TrainingOptions, TrainState, train
 
 __all__ = [
     "PAH",
@@ -32,6 +32,7 @@ __all__ = [
     "Stream",
     "StreamOptions",
     "Task",
+    "TaskBegun",
     "TaskDone",
     "TaughtTask",
     "TrainState",

@@ -1,6 +1,6 @@
 """Continual-learning metrics from the accuracy matrix.
 
-R[i][j] is the test accuracy, in percent, on task j after learning task i; row i has i + 1 numbers.
+`R[i][j]` is the test accuracy, in percent, on task j after learning task i; row i has i + 1 numbers.
 Definitions: Lopez-Paz and Ranzato 2017 (backward transfer), Chaudhry et al. 2018 (forgetting).
 """
 
@@ -15,19 +15,19 @@ def average_accuracy(matrix: Matrix) -> float:
 
 
 def forgetting(matrix: Matrix) -> float:
-    """FM: mean over old tasks j of (the best R[i][j] of earlier rows) - R[T][j]; negative when tasks gain."""
+    """FM: mean over old tasks j of (the best `R[i][j]` of earlier rows) - `R[T][j]`; negative when tasks gain."""
     last = len(matrix) - 1
     return _mean([max(matrix[i][j] for i in range(j, last)) - matrix[last][j] for j in range(last)])
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """BWT: mean over old tasks j of R[T][j] - R[j][j]; negative when tasks are forgotten."""
+    """BWT: mean over old tasks j of `R[T][j]` - `R[j][j]`; negative when tasks are forgotten."""
     last = len(matrix) - 1
     return _mean([matrix[last][j] - matrix[j][j] for j in range(last)])
 
 
 def learning_accuracy(matrix: Matrix) -> float:
-    """LA: the mean of R[j][j], each task's accuracy right after it was learned."""
+    """LA: the mean of `R[j][j]`, each task's accuracy right after it was learned."""
     return _mean([row[-1] for row in matrix])
 
 

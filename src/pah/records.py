@@ -5,22 +5,27 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from pah import checkpoint, learnerfolder, metrics
 from pah.config import InputError
-from pah.data.stream import Stream
+from pah.data.stream import Normalization, Stream
 from pah.learnerfolder import Lesson, Record, TaughtTask
 from pah.methods.base import Method
+from pah.methods.pah import PAH
 from pah.runconfig import RunConfig
 from pah.taught import Taught
 from pah.trainer import Answers, TrainState
+
+Moment = Literal["start", "learned"]
 
 
 def save_network(path: Path, method: Method) -> None:
@@ -74,6 +79,45 @@ def read_predictions(path: Path) -> list[Answers]:
     except (OSError, SafetensorError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: expected a run's predictions, got: {reason}") from None
+
+
+@dataclass(frozen=True)
+class TaskPrototypes:
+    """A task's prototypes, (C, channels, s, s) in normalised pixel units, at two moments; None where not recorded.
+
+    `images`, uint8 (C, channels, H, W), are those that semantic prototypes started from.
+    """
+
+    normalization: Normalization
+    start: Tensor | None
+    learned: Tensor | None
+    images: Tensor | None
+
+
+def save_prototypes(path: Path, method: Method, normalization: Normalization, moment: Moment) -> None:
+    """Put the current task's prototypes down as they stand before (`start`) or after (`learned`) their own task.
+
+    The second adds to the file of the first. A method without prototypes writes none.
+    """
+    if not isinstance(method, PAH):
+        return
+    tensors = safetensors.torch.load(path.read_bytes()) if moment == "learned" and path.is_file() else {}
+    tensors |= {"mean": torch.tensor(normalization.mean), "std": torch.tensor(normalization.std)}
+    tensors[moment] = method.heads.prototypes.tasks[method.task].detach().contiguous()
+    if method.first_images is not None:
+        tensors["images"] = method.first_images.contiguous()
+    checkpoint.write_file(path, safetensors.torch.save(tensors))
+
+
+def read_prototypes(path: Path) -> TaskPrototypes:
+    """What `save_prototypes` wrote; InputError if it cannot be read."""
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+        normalization = Normalization(tuple(tensors["mean"].tolist()), tuple(tensors["std"].tolist()))
+    except (OSError, SafetensorError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a task's prototypes, got: {reason}") from None
+    return TaskPrototypes(normalization, *(tensors.get(name) for name in ("start", "learned", "images")))
 
 
 def results(

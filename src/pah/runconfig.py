@@ -35,7 +35,27 @@ GROUPS = {  # of options that every run has
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes; two runs of equal configuration are the same run."""
+    """Everything that decides what a run computes; two runs of equal configuration are the same run.
+
+    Args:
+        benchmark: Which data set and split, one of `pah.data.benchmarks.BENCHMARKS`.
+        data: Where its images are: a folder or a hub id; the benchmark's own place unless given.
+        label_column: Of the labels, where it is not plain.
+        image_size: Pixels a side to which every image is resized; left as they are unless given.
+        seed: Decides class order, first weights, batches and augmentation.
+        snapshots: Whether the network is kept after each task.
+        method: Which method, one of `pah.methods.METHODS`.
+        method_options: Its options, of the class that `METHODS` has for it.
+        backbone: Which backbone, one of `pah.models.backbones.BACKBONES` or `timm:<name>`.
+        backbone_options: Its options, of the class that `BACKBONES` has for it.
+        stream: How the data set becomes tasks.
+        augment: What may be changed of a training image.
+        optimizer: By which every method learns.
+        training: How long, and on what it is measured.
+
+    Raises:
+        InputError: a seed, a size or a combination that is out of range.
+    """
 
     benchmark: str = "split-digits"
     data: str | None = None
@@ -122,7 +142,11 @@ def _options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_stream(config: RunConfig) -> Stream:
-    """The run's stream of tasks; InputError if the data or the split is not possible."""
+    """The run's stream of tasks.
+
+    Raises:
+        InputError: the data or the split is not possible.
+    """
     bench = benchmark(config.benchmark)
     source = bench.source(config.data, config.label_column, config.image_size)
     classes = config.stream.classes or len(source.class_names)

@@ -1,6 +1,7 @@
 """A run folder: its files, its lock, its log, and the refusal to lose the run that it holds.
 
-config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  snapshots/
+config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  prototypes/  snapshots/
+report.html  figures/  track/
 """
 
 import json
@@ -23,16 +24,25 @@ PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint"
 MODEL = "model"
 SNAPSHOTS = "snapshots"  # of the network after each task
+PROTOTYPES = "prototypes"  # of each task, from its start on; for the eyes of whoever has the images anyway
+DIAGNOSIS = "diagnosis.json"
+REPORT, FIGURES = "report.html", "figures"
 WEIGHTS, LEARNER = "model.safetensors", "learner.json"  # in MODEL
+TRACK, SENT = "track", "sent.json"  # <run>/track/<tool>/sent.json: what a tracker has of the run
 LOCK = ".lock"
 
 
 def run_files(folder: Path) -> list[Path]:
     """What a run writes into its folder after its configuration."""
     model = [folder / MODEL / name for name in (WEIGHTS, LEARNER)]
-    snapshots = [*(folder / SNAPSHOTS).glob("*.safetensors")]
+    of_tasks = [file for name in (SNAPSHOTS, PROTOTYPES) for file in (folder / name).glob("*.safetensors")]
+    drawn = [file for kind in ("svg", "pdf") for file in (folder / FIGURES).glob(f"*.{kind}")]
     return [
-        *snapshots,
+        *of_tasks,
+        *(drawn if (folder / REPORT).exists() else ()),  # else they are somebody's own
+        *(folder / TRACK).glob(f"*/{SENT}"),
+        folder / DIAGNOSIS,
+        folder / REPORT,
         folder / METRICS,
         folder / PREDICTIONS,
         folder / LOG,
@@ -81,10 +91,11 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def append_log(path: Path, event: EpochDone) -> None:
+def append_log(path: Path, event: EpochDone, peak_memory_mb: float) -> None:
+    """Add an epoch's line, with the most memory that the process has held up to its end, in MB."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event)) + "\n")
+            file.write(json.dumps(asdict(event) | {"peak_memory_mb": round(peak_memory_mb, 1)}) + "\n")
     except OSError as error:
         raise InputError(f"{path}: expected to write a line, got: {error.strerror}") from None
 

@@ -16,7 +16,16 @@ from pah.config import InputError
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method
-from pah.records import commit, results, save_model, save_network, save_predictions
+from pah.records import (
+    Moment,
+    commit,
+    peak_memory_mb,
+    results,
+    save_model,
+    save_network,
+    save_predictions,
+    save_prototypes,
+)
 from pah.runconfig import RunConfig, build_method, load_stream
 from pah.runfolder import (
     CHECKPOINT,
@@ -25,6 +34,7 @@ from pah.runfolder import (
     METRICS,
     MODEL,
     PREDICTIONS,
+    PROTOTYPES,
     SNAPSHOTS,
     append_log,
     cut_log,
@@ -36,6 +46,7 @@ from pah.trainer import (
     EpochDone,
     Event,
     StepDone,
+    TaskBegun,
     TaskDone,
     TrainState,
     answers,
@@ -59,6 +70,15 @@ class Progress:
     def all_tasks_seen(self) -> bool:
         """Whether the method learns from the images of all tasks seen."""
         return METHODS[self.config.method].method.learns_from == "all tasks seen"
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
+        tasks, state, training = self.stream.tasks, self.state, self.config.training
+        seen = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
+        per_task = [sum(len(task.train) for task in of) for of in seen]
+        total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
+        return state.seconds / max(state.images, 1) * (total - state.images)
 
 
 class StoppedError(Exception):
@@ -142,9 +162,9 @@ def _train(
     cut_log(folder / LOG, state)
     for event in train(method, stream, config.training, config.augment, config.seed, state):
         if isinstance(event, EpochDone):
-            append_log(folder / LOG, event)
-        if isinstance(event, TaskDone) and config.snapshots:  # before the checkpoint that says the task is over
-            save_network(folder / SNAPSHOTS / f"{event.task}.safetensors", method)
+            append_log(folder / LOG, event, peak_memory_mb())
+        if isinstance(event, TaskBegun | TaskDone):  # before the checkpoint that says that it happened
+            _record(folder, event, method, stream, config.snapshots)
         stopping = isinstance(event, StepDone) and stop()
         # before a task is consolidated and evaluated as well: that may take long, and cannot be stopped and saved
         over = isinstance(event, TaskDone) or (
@@ -164,6 +184,15 @@ def _train(
         found["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, plain)[0])
     checkpoint.write_json(folder / METRICS, found)
     return found
+
+
+def _record(folder: Path, event: TaskBegun | TaskDone, method: Method, stream: Stream, snapshots: bool) -> None:
+    """Keep what only this moment has: prototypes before and after their own task, a snapshot of the network."""
+    name = f"{event.task}.safetensors"
+    moment: Moment = "start" if isinstance(event, TaskBegun) else "learned"
+    save_prototypes(folder / PROTOTYPES / name, method, stream.normalization, moment)
+    if snapshots and moment == "learned":
+        save_network(folder / SNAPSHOTS / name, method)
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:

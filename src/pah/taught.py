@@ -43,8 +43,11 @@ PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larg
 class Prediction(NamedTuple):
     """An answer about one image.
 
-    label: the class, None for "none of these"; task: whose class it is; probability: of the class among its task's,
-    calibrated; task_probability: the share of the task in the scores by which it was chosen, 1 where it was given.
+    Attributes:
+        label: The class; None for "none of these".
+        task: Whose class it is.
+        probability: Of the class among its task's, 0 to 1, calibrated.
+        task_probability: The share of the task in the scores by which it was chosen, 0 to 1; 1 where it was given.
     """
 
     label: str | None
@@ -54,7 +57,14 @@ class Prediction(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Accuracy in percent on labelled images, that of each class, and how often the task was found (None if given)."""
+    """How a learner answered about labelled images of a task.
+
+    Attributes:
+        accuracy: In percent.
+        images: How many there were.
+        of_class: The accuracy on the images of each class, in percent.
+        task_accuracy: For how many of them the task was found, in percent; None where it was given.
+    """
 
     accuracy: float
     images: int

@@ -82,6 +82,13 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class TaskBegun:
+    """The method is ready for a task and has made no step on it; not told again of a task that is gone on with."""
+
+    task: int
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A batch was learned from."""
 
@@ -112,13 +119,24 @@ class TaskDone:
     accuracies: list[float]
 
 
-Event = StepDone | EpochDone | TaskDone
+Event = TaskBegun | StepDone | EpochDone | TaskDone
 
 
 def train(
     method: Method, stream: Stream, options: TrainingOptions, augment: AugmentOptions, seed: int, state: TrainState
 ) -> Iterator[Event]:
     """Learn the stream from where `state` stands to its end.
+
+    Args:
+        method: Learns, in place.
+        stream: The tasks, in their order.
+        options: How long and in what steps.
+        augment: What may be changed of a training image.
+        seed: Names all random numbers but those of the first weights.
+        state: How far training has come, kept up to date in place; a new one to begin with.
+
+    Yields:
+        A `StepDone` after each batch, an `EpochDone`, and a `TaskDone` with the accuracies on all tasks seen.
 
     Raises:
         InputError: a loss became NaN or infinite: says which term, in which task and step.
@@ -153,6 +171,7 @@ def learn_task(
         with computing(options.precision, CPU):
             begin(method, task, seed)
         state.began = True
+        yield TaskBegun(task.index)
     for _ in range(state.epoch, options.epochs_of(task.index)):
         yield from _epoch(method, seen, options, augment, seed, state)
     started = time.perf_counter()

@@ -58,7 +58,7 @@ class Watcher:
         elif isinstance(event, EpochDone):
             if not self.live:
                 self._epoch(event, happened)
-        else:
+        elif isinstance(event, TaskDone):
             self._task(event, happened)
 
     def _step(self, event: StepDone, happened: Happened) -> None:
@@ -72,7 +72,7 @@ class Watcher:
             total=steps,
             completed=event.steps_done,
             where=f"{state.task + 1}/{len(happened.stream.tasks)}  epoch {state.epoch + 1}/{epochs}",
-            detail=f"{terms}  {self.speed:.0f} images/s  {time_left(seconds_left(happened))} left",
+            detail=f"{terms}  {self.speed:.0f} images/s  {time_left(happened.seconds_left)} left",
         )
 
     def _epoch(self, event: EpochDone, happened: Happened) -> None:
@@ -80,7 +80,7 @@ class Watcher:
         self.console.print(
             f"{self.method}  task {event.task + 1}/{len(happened.stream.tasks)}  "
             f"epoch {event.epoch + 1}/{happened.config.training.epochs_of(event.task)}  {terms}  "
-            f"{event.images_per_second:.0f} images/s  {time_left(seconds_left(happened))} left",
+            f"{event.images_per_second:.0f} images/s  {time_left(happened.seconds_left)} left",
             highlight=False,
             soft_wrap=True,
         )
@@ -116,16 +116,6 @@ def _first_columns(rows: list[list[str]], shown: int, names: int = 1) -> Table:
     for row in rows[1:]:
         table.add_row(*(cell.replace("**", "") for cell in row[:shown]))
     return table
-
-
-def seconds_left(happened: Happened) -> float:
-    """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
-    tasks, state = happened.stream.tasks, happened.state
-    training = happened.config.training
-    cumulative = happened.all_tasks_seen
-    per_task = [sum(len(t.train) for t in (tasks[: k + 1] if cumulative else [task])) for k, task in enumerate(tasks)]
-    total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
-    return state.seconds / max(state.images, 1) * (total - state.images)
 
 
 def time_left(seconds: float) -> str:

@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pah.cli.display import seconds_left, time_left
-from pah.runs import Progress as Happened
-from pah.study.grid import Cell, Outcome, Waiting
+from pah.cli.display import time_left
+from pah.runs import Progress
+from pah.study.grid import Cell, Event, Outcome, Waiting
 
-WAITING, RUNNING, ELSEWHERE, DONE, FAILED = "waiting", "running", "in another process", "done", "failed"
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 COLOURS = {RUNNING: "bold", DONE: "green", FAILED: "red"}
 
 
@@ -27,7 +27,7 @@ class GridWatcher:
         self.states = {cell.folder.name: WAITING for cell in cells}
         self.details = {cell.folder.name: "" for cell in cells}
         self.seconds: list[float] = []  # of the cells that are done
-        self.left = 0.0  # of the cell that runs
+        self.left: dict[str, float] = {}  # seconds, of the cells that run
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -41,27 +41,33 @@ class GridWatcher:
         if self.live:
             self.live.stop()
 
-    def __call__(self, cell: Cell, happened: Happened | Outcome | Waiting) -> None:
+    def __call__(self, cell: Cell, happened: Event) -> None:
         """Note one event of a cell."""
         name = cell.folder.name
         if isinstance(happened, Outcome):
             self._ended(name, happened)
         elif isinstance(happened, Waiting):
-            self.states[name] = ELSEWHERE
+            self._waiting(name, happened.reason)
+        elif isinstance(happened, Progress):
+            self._running(name, happened.state.task, len(happened.stream.tasks), happened.seconds_left)
         else:
-            self._running(name, happened)
+            self._running(name, happened.task, happened.tasks, happened.seconds_left, f" on {happened.where}")
         if self.live:
             self.live.update(self.table())
 
-    def _running(self, name: str, happened: Happened) -> None:
+    def _waiting(self, name: str, reason: str) -> None:
+        self.left.pop(name, None)
+        self.states[name], self.details[name] = WAITING, reason
+        self._say(f"{name}  waits: {reason}")
+
+    def _running(self, name: str, task: int, tasks: int, left: float, where: str = "") -> None:
         if self.states[name] != RUNNING:
-            self._say(f"{name}  started")
-        self.states[name], self.left = RUNNING, seconds_left(happened)
-        tasks = len(happened.stream.tasks)
-        self.details[name] = f"task {min(happened.state.task + 1, tasks)}/{tasks}"
+            self._say(f"{name}  started{where}")
+        self.states[name], self.left[name] = RUNNING, left
+        self.details[name] = f"task {min(task + 1, tasks)}/{tasks}{where}"
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        self.left = 0.0
+        self.left.pop(name, None)
         if outcome.metrics is None:
             self.states[name], self.details[name] = FAILED, ""
             self._say(f"{name}  failed: {outcome.reason}")
@@ -76,12 +82,12 @@ class GridWatcher:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def summary(self) -> str:
-        """How many cells are in which state, and the time that the rest would take here at the mean pace so far."""
+        """How many cells are in which state, and the time that the rest would take at the mean pace so far."""
         count = Counter(self.states.values())
-        rest = count[WAITING] + count[ELSEWHERE]
         left = "time left not known yet"
         if self.seconds:
-            left = f"about {time_left(self.left + rest * sum(self.seconds) / len(self.seconds))} left"
+            rest = sum(self.left.values()) + count[WAITING] * sum(self.seconds) / len(self.seconds)
+            left = f"about {time_left(rest / max(1, len(self.left)))} left"
         return f"{count[DONE]}/{len(self.states)} {self.what} done, {count[FAILED]} failed, {left}"
 
     def table(self) -> Table:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from pah.cli import lines
 from pah.cli.display import time_left
 from pah.cli.parser import OF_A_STREAM, config_of, parse, readable
 from pah.cli.words import as_words, bare_and_named, joined, typed
@@ -40,12 +41,15 @@ def learn(console: Console, words: list[str]) -> int:
         options = parse([*(_as_typed(known, named) if known else ()), *joined(named, "--held_out")], "learn")
         learner = known or ContinualLearner(config=config_of(options))
         learner.config = dataclasses.replace(config_of(options), benchmark=learner.config.benchmark)
+        lines.require_progress(options.progress)
         for name in ("name", "data"):
             if not options[name]:
                 raise InputError(f"{name}: expected --{name} with a value, got none")
-        with LessonView(console, options.name, learner) as view:
+        view = LessonView(console, options.name, learner)
+        shown = lines.LessonLines(folder, options.name, view.epochs) if options.progress == "json" else view
+        with shown:
             try:
-                lesson = learner.learn(
+                learner.learn(
                     options.name,
                     options.data,
                     classes=[name.strip() for name in options.only.split(",")] if options.only else None,
@@ -53,16 +57,13 @@ def learn(console: Console, words: list[str]) -> int:
                     skip_unreadable=options.skip_unreadable,
                     held_out=dict(_pair(text) for text in options.held_out),
                     max_drift=options.max_drift,
-                    watch=view,
+                    watch=shown,
                 )
             except DriftError as error:
-                console.print(str(error), highlight=False, soft_wrap=True, markup=False)
+                shown.rolled_back(error)
                 return 1
         learner.write(folder)
-    for note in lesson.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
-    console.print(_lesson_table(learner))
-    console.print(f"learner in {folder}", highlight=False, soft_wrap=True, markup=False)
+    shown.done(learner, folder)
     return 0
 
 
@@ -191,6 +192,17 @@ class LessonView:
                 soft_wrap=True,
                 markup=False,
             )
+
+    def rolled_back(self, error: DriftError) -> None:
+        """The learner stays as it was."""
+        self.console.print(str(error), highlight=False, soft_wrap=True, markup=False)
+
+    def done(self, learner: ContinualLearner, folder: Path) -> None:
+        """The learner in the folder has taken the lesson."""
+        for note in learner.history[-1].notes:
+            self.console.print(note, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(_lesson_table(learner))
+        self.console.print(f"learner in {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _lesson_table(learner: ContinualLearner) -> Table:

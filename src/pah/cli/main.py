@@ -10,32 +10,36 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from pah import checkpoint, diagnosis, runs
-from pah.cli import display, learning, options
-from pah.cli.gridview import GridWatcher
+from pah.cli import display, learning, lines, options, reporting, watching
 from pah.cli.stopping import STOPPED, Stop
+from pah.cli.words import bare_and_named
 from pah.config import InputError, RecoveryWarning, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods.base import MethodOptions
 from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import CONFIG, LEARNER, refuse_other_run
+from pah.runfolder import CONFIG, DIAGNOSIS, LEARNER, REPORT, refuse_other_run
 from pah.study import ablation
+from pah.study.cluster import engine
 from pah.study.comparison import choose, prepare, write
-from pah.study.grid import Outcome, require_own, run_cells
+from pah.study.grid import Outcome, require_own
 
 USAGE = """usage: pah COMMAND ...
 
   pah run [BENCHMARK]      learn a stream of tasks and measure what is kept   (pah run --help)
   pah compare [BENCHMARK]  the same stream with several methods and seeds     (pah compare --help)
   pah ablate [BENCHMARK]   how one method's options change its result         (pah ablate --help)
-  pah resume RUN           continue a run that was stopped or killed
+  pah resume RUN           continue a run that was stopped or killed          (pah resume --help)
   pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
+  pah report RUN ...       a page to look at: one run, or several side by side [--out DIR]
   pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
 
   pah learn LEARNER        teach a learner a task of your own images          (pah learn --help)
@@ -44,6 +48,10 @@ USAGE = """usage: pah COMMAND ...
   pah forget LEARNER       remove a task from a learner
   pah data LEARNER         what a learner knows
 """
+DIAGNOSE = (
+    "Where a finished run's forgetting comes from, RUN being its folder: for each old task, what new heads on the "
+    "features of then and of today tell apart. Needs a run with --snapshots true; writes RUN/diagnosis.json."
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -92,6 +100,7 @@ def show_warning(message: Warning | str, kind: type[Warning], *_: object) -> Non
 def run(console: Console, words: list[str]) -> int:
     """`pah run`: learn a stream, with other methods beside it if asked."""
     request = options.run_request(words)
+    console = watching.console_for(request.watchers, console)
     others = {config: beside(request, config) for config in request.beside if config != request.config}
     if not request.overwrite:
         for config, folder in others.items():  # not only when the first has trained for an hour
@@ -99,7 +108,7 @@ def run(console: Console, words: list[str]) -> int:
     finished = []
     with Stop() as stop:
         for config, folder in ({request.config: request.out} | others).items():
-            with display.Watcher(console, config) as watch:
+            with watching.of_run(console, request.watchers, config, folder) as watch:
                 try:
                     results = runs.start(
                         config,
@@ -111,66 +120,83 @@ def run(console: Console, words: list[str]) -> int:
                     )
                 except STOPPED:
                     return say_stopped(folder, stop)
+                watch.ended(results)
             finished.append((results, folder))
             console.print(display.matrix_table(results))
     show(console, finished)
+    reporting.report_finished(console, [folder for _, folder in finished])
     return 0
 
 
 def resume(console: Console, words: list[str]) -> int:
     """`pah resume`: continue a run from its checkpoint."""
-    if set(words) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return 0
-    folder = run_folder("resume", words)
+    bare, named = bare_and_named(words)
+    watchers = options.resume_watchers(named)
+    folder = run_folder("resume", bare)
     config = options.read_config(folder / CONFIG)
-    with Stop() as stop, display.Watcher(console, config) as watch:
+    watchers = watching.remembered(watchers, folder)
+    console = watching.console_for(watchers, console)
+    with Stop() as stop, watching.of_run(console, watchers, config, folder) as watch:
         try:
             results = runs.resume(config, folder, watch=watch, stop=stop)
         except STOPPED:
             return say_stopped(folder, stop)
+        watch.ended(results)
     console.print(display.matrix_table(results))
     show(console, [(results, folder)])
+    if not (folder / REPORT).exists():
+        reporting.report_finished(console, [folder])
     return 0
 
 
 def compare(console: Console, words: list[str]) -> int:
     """`pah compare`: a grid of methods and seeds, and the table that it makes."""
     request = options.compare_request(words)
-    comparison, seconds = request.comparison, request.checkpoint_seconds
-    prepare(comparison)
+    comparison, seconds, watchers = request.comparison, request.checkpoint_seconds, request.watchers
+    console = watching.console_for(watchers, console)
     configs = comparison.configs
-    with Stop() as stop:
-        try:
-            if comparison.trials:
-                with GridWatcher(console, comparison.trial_cells(), "trials") as watch:
-                    configs = choose(comparison, watch, stop, seconds)
-                require_own(comparison.cells(configs))
-            cells = comparison.cells(configs)
-            with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, stop, seconds)
-        except STOPPED:
-            return say_study_stopped(stop)
-    tables = []
+    watched = partial(watching.of_study, console, watchers, folder=comparison.folder)
+    with engine(request.place) as run_cells:
+        prepare(comparison)
+        with Stop() as stop:
+            try:
+                if comparison.trials:
+                    with watched(cells=comparison.trial_cells(), what="trials") as watch:
+                        configs = choose(comparison, watch, stop, seconds, run_cells)
+                    require_own(comparison.cells(configs))
+                cells = comparison.cells(configs)
+                with watched(cells=cells, what="runs") as watch:
+                    outcomes = run_cells(cells, watch, stop, seconds)
+            except STOPPED:
+                return say_study_stopped(stop)
+    tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
-        tables = [display.comparison_table(write(comparison.folder, outcomes))]
+        summary = write(comparison.folder, outcomes)
+        tables = [display.comparison_table(summary)]
+    if watchers.progress == "json":
+        lines.say_study(comparison.folder, outcomes, summary)
     return show_study(console, tables, comparison.folder / "comparison.md", outcomes)
 
 
 def ablate(console: Console, words: list[str]) -> int:
     """`pah ablate`: a grid of one method's options and seeds, and the tables that it makes."""
     request = options.ablate_request(words)
-    ablation.prepare(request.ablation)
+    console = watching.console_for(request.watchers, console)
     cells = request.ablation.cells()
-    with Stop() as stop:
-        try:
-            with GridWatcher(console, cells, "runs") as watch:
-                outcomes = run_cells(cells, watch, stop, request.checkpoint_seconds)
-        except STOPPED:
-            return say_study_stopped(stop)
-    tables = []
+    with engine(request.place) as run_cells:
+        ablation.prepare(request.ablation)
+        with Stop() as stop:
+            try:
+                with watching.of_study(console, request.watchers, cells, "runs", request.ablation.folder) as watch:
+                    outcomes = run_cells(cells, watch, stop, request.checkpoint_seconds)
+            except STOPPED:
+                return say_study_stopped(stop)
+    tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
-        tables = display.ablation_tables(ablation.write(request.ablation, outcomes))
+        summary = ablation.write(request.ablation, outcomes)
+        tables = display.ablation_tables(summary)
+    if request.watchers.progress == "json":
+        lines.say_study(request.ablation.folder, outcomes, summary)
     return show_study(console, tables, request.ablation.folder / "ablation.md", outcomes)
 
 
@@ -197,14 +223,13 @@ def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Seq
 def diagnose(console: Console, words: list[str]) -> int:
     """`pah diagnose`: split a finished run's forgetting into what heads and what features lost."""
     if set(words) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return 0
+        ArgumentParser(prog="pah diagnose", usage="pah diagnose RUN", description=DIAGNOSE).parse_args(["-h"])
     folder = run_folder("diagnose", words)
     found = diagnosis.diagnose(options.read_config(folder / CONFIG), folder)
-    checkpoint.write_json(folder / "diagnosis.json", diagnosis.as_dict(found))
+    checkpoint.write_json(folder / DIAGNOSIS, diagnosis.as_dict(found))
     console.print(display.diagnosis_table(found))
     console.print(display.DIAGNOSIS_LEGEND, highlight=False, soft_wrap=True)
-    console.print(f"results in {folder / 'diagnosis.json'}", highlight=False, soft_wrap=True)
+    console.print(f"results in {folder / DIAGNOSIS}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -227,7 +252,7 @@ def data(console: Console, words: list[str]) -> int:
     if len(words) == 1 and (Path(words[0]) / LEARNER).is_file():
         learning.show(console, Path(words[0]))
         return 0
-    config = options.run_request(words).config
+    config = options.data_config(words)
     bench = BENCHMARKS[config.benchmark]
     stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
     channels, height, width = stream.image_shape
@@ -270,6 +295,7 @@ COMMANDS = {
     "ablate": ablate,
     "resume": resume,
     "diagnose": diagnose,
+    "report": reporting.report,
     "data": data,
     "learn": learning.learn,
     "predict": learning.predict,

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pah.cli.parser import changed, config_of, parse
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from pah.cli.lines import require_progress
+from pah.cli.parser import add_watchers, changed, config_of, parse, readable
 from pah.cli.words import FLAGS, SHORT, full_names, joined
 from pah.config import InputError, require, unknown
 from pah.methods import METHODS
 from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
+from pah.study.errands import Place
+from pah.tracking.tools import require_tools
 
 FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.prototype_size=5,10,16,20",
@@ -20,6 +25,27 @@ FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.alignment=0,1",
     "method.prototype_start=semantic,random",
 )
+
+
+RESUME = (
+    "Continue a run that was stopped or killed, RUN being its folder. It ends as it would have without the stop: on a "
+    "CPU bit for bit, with the same number of threads."
+)
+
+
+class Watchers(NamedTuple):
+    """Who is to watch what a command does."""
+
+    progress: str  # one of `lines.PROGRESS`
+    track: tuple[str, ...]  # the trackers
+
+
+def watchers_of(options: Namespace) -> Watchers:
+    """Those that the options name; InputError if there is no such one, or a tracker is not installed."""
+    require_progress(options.progress)
+    names = tuple(dict.fromkeys(_listed(options.track)))
+    require_tools(names)
+    return Watchers(options.progress, names)
 
 
 class Request(NamedTuple):
@@ -30,6 +56,7 @@ class Request(NamedTuple):
     beside: list[RunConfig]
     overwrite: bool
     checkpoint_seconds: float
+    watchers: Watchers
 
 
 def run_request(words: Sequence[str]) -> Request:
@@ -43,7 +70,24 @@ def run_request(words: Sequence[str]) -> Request:
     ]
     out = Path(options.out) if options.out else config.folder
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
-    return Request(config, out, others, options.overwrite, options.checkpoint_seconds)
+    return Request(config, out, others, options.overwrite, options.checkpoint_seconds, watchers_of(options))
+
+
+def resume_watchers(named: Sequence[str]) -> Watchers:
+    """What the options of `pah resume` say, which are of no run but of who watches it."""
+    parser = ArgumentParser(
+        prog="pah resume", exit_on_error=False, usage="pah resume RUN [--OPTION VALUE] ...", description=RESUME
+    )
+    add_watchers(parser)
+    try:
+        return watchers_of(parser.parse_args(list(named)))
+    except ArgumentError as error:
+        raise readable(str(error), parser) from None
+
+
+def data_config(words: Sequence[str]) -> RunConfig:
+    """The run whose stream the words after `pah data` ask about; InputError if they are not understood."""
+    return config_of(parse(full_names(words), "data"))
 
 
 class CompareRequest(NamedTuple):
@@ -51,6 +95,8 @@ class CompareRequest(NamedTuple):
 
     comparison: Comparison
     checkpoint_seconds: float
+    place: Place | None  # None: here
+    watchers: Watchers
 
 
 def compare_request(words: Sequence[str]) -> CompareRequest:
@@ -80,7 +126,8 @@ def compare_request(words: Sequence[str]) -> CompareRequest:
     require(first.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", first.checkpoint_seconds)
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
-    return CompareRequest(Comparison(configs, _seeds(first.seeds), folder, first.tune), first.checkpoint_seconds)
+    comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
+    return CompareRequest(comparison, first.checkpoint_seconds, _place(first), watchers_of(first))
 
 
 def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
@@ -104,6 +151,8 @@ class AblateRequest(NamedTuple):
 
     ablation: Ablation
     checkpoint_seconds: float
+    place: Place | None  # None: here
+    watchers: Watchers
 
 
 def ablate_request(words: Sequence[str]) -> AblateRequest:
@@ -121,7 +170,8 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    return AblateRequest(Ablation(base, panels, seeds, folder), options.checkpoint_seconds)
+    found = Ablation(base, panels, seeds, folder)
+    return AblateRequest(found, options.checkpoint_seconds, _place(options), watchers_of(options))
 
 
 def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
@@ -143,7 +193,7 @@ def _crossed(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
 
 def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
     """ "method.stability=0,1" as an option's dotted name and its values, which are not checked yet."""
-    known = [name for name in flat(base) if "." in name]
+    known = {name: value for name, value in flat(base).items() if "." in name}
     factors: dict[str, list[str]] = {}
     for text in said:
         name, _, listed = text.partition("=")
@@ -155,8 +205,20 @@ def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
         if name not in known:
             raise unknown("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
+        lists = all(value.startswith("[") for value in values)
+        require(lists or not isinstance(known[name], list), f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors
+
+
+def _place(options: Namespace) -> Place | None:
+    """The cluster that was asked for; None: the runs are made here."""
+    if options.ray is not None:
+        return Place(options.ray, options.ray_cpus, options.ray_gpus, options.ray_memory)
+    for name in ("cpus", "gpus", "memory"):
+        if options[f"ray_{name}"] != getattr(Place, name):
+            raise InputError(f"ray_{name}: expected --ray ADDRESS with it, got none")
+    return None
 
 
 def _seeds(listed: str) -> tuple[int, ...]:
@@ -179,8 +241,12 @@ def read_config(path: Path) -> RunConfig:
 
 
 def _names(listed: str) -> list[str]:
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = _listed(listed)
     for name in names:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     return names
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

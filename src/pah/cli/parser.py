@@ -19,9 +19,11 @@ from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
+from pah.study.errands import Place
+from pah.tracking.tools import TOOLS
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
-Command = Literal["run", "compare", "ablate", "learn"]
+Command = Literal["run", "compare", "ablate", "learn", "data"]
 DESCRIPTIONS: dict[Command, str] = {
     "run": "Learn a stream of tasks, one after another, and measure what is kept.",
     "compare": "Learn the same stream with several methods and seeds. The same command goes on where it was stopped; "
@@ -31,6 +33,8 @@ DESCRIPTIONS: dict[Command, str] = {
     "combination (--grid); with neither, PAH's prototypes and weights as in figure 3 of its paper. The other options "
     "describe the base from which the cells differ. The same command goes on where it was stopped; started twice, it "
     "shares the work; with another --vary, it adds to it.",
+    "data": "List the benchmarks; or the tasks and classes of one, and where its images come from, for the options "
+    "of a run that would learn it (what concerns training changes nothing); or what a learner knows.",
     "learn": "Teach a learner a task, and make the learner if there is none in the folder. Its method, backbone, image "
     "size and seed are those of the first lesson; other options stay as they are until a lesson says otherwise.",
 }
@@ -38,6 +42,7 @@ USAGES: dict[Command, str] = {
     "run": "pah run [BENCHMARK] [--method NAME] [--data PATH_OR_HUB_ID] [--OPTION VALUE] ...",
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
     "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
+    "data": "pah data [BENCHMARK | LEARNER] [--data PATH_OR_HUB_ID] [--tasks N] [--OPTION VALUE] ...",
     "learn": "pah learn LEARNER --name NAME --data PATH_OR_HUB_ID [--only CLASS,...] [--OPTION VALUE] ...",
 }
 OF_A_STREAM = (  # options that mean nothing to a lesson
@@ -133,8 +138,9 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
     else:
         add("--benchmark", type=str, default="split-digits", help="which stream to learn; the first word may name it")
         add("--snapshots", type=bool, default=False, help="keep the network after each task, for pah diagnose")
-    if command == "run":
+    if command in ("run", "data"):
         add("--seed", type=int, default=0, help="decides class order, first weights, batches and augmentation")
+    if command == "run":
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
         add("--beside", type=str, default="", help="METHOD,…: the same stream with these methods too, for comparison")
         add("--overwrite", action="store_true", help="lose the run that the folder holds")
@@ -150,18 +156,52 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
         add("--seeds", type=str, default="0", help="N,…: seeds for each method; none: leave it at --tune")
         add("--tune", type=int, default=0, help="first choose each method's options by so many trials (0: do not)")
         add("--out", type=str | None, default=None, help="folder of the study (default: runs/compare-<benchmark>)")
-    if command != "learn":
-        add("--checkpoint_seconds", type=float, default=180.0, help="time between checkpoints; 0: after every step")
+    if command != "data":
+        _add_running(parser, command)
+    _add_cluster(parser, command)
     _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
     _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
     for group, options in GROUPS.items():
         _add_options(parser, group, None, options, without=OF_A_STREAM if command == "learn" else ())
     known = {action.dest for action in parser._actions}
+    parser.set_defaults({key: value for key, value in _usual(bench, command).items() if key in known})
+    return parser
+
+
+def _usual(bench: str, command: Command) -> dict[str, object]:
+    """The defaults that suit a benchmark, or a learner, by dotted name."""
     usual = dict(benchmark(bench).defaults)
     if command == "learn" and bench == LEARNER.benchmark:
         usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
-    parser.set_defaults({key: value for key, value in usual.items() if key in known})
-    return parser
+    return usual
+
+
+def _add_running(parser: ArgumentParser, command: Command) -> None:
+    """What is no part of a result: who watches, and how often is saved."""
+    add_watchers(parser, track=command != "learn")
+    if command != "learn":
+        often = "time between checkpoints; 0: after every step"
+        parser.add_argument("--checkpoint_seconds", type=float, default=180.0, help=often)
+
+
+def add_watchers(parser: ArgumentParser, track: bool = True) -> None:
+    """Add the options that say who watches: a person or a program, and trackers unless there is no run to `track`."""
+    kinds = "text for people; json: a line an epoch and nothing else on stdout, for programs"
+    parser.add_argument("--progress", type=str, default="text", help=kinds)
+    if track:
+        parser.add_argument("--track", type=str, default="", help=f"TOOL,…: send it to {', '.join(TOOLS)}")
+
+
+def _add_cluster(parser: ArgumentParser, command: Command) -> None:
+    """Where a study's runs are made; docs/cluster.md."""
+    if command not in ("compare", "ablate"):
+        return
+    add = parser.add_argument_group("cluster", "Runs side by side, on other machines or here.").add_argument
+    where = "HOST:PORT of a Ray cluster that this machine belongs to; auto: find it; local: start one of its cores"
+    add("--ray", type=str | None, default=None, metavar="ADDRESS", help=where)
+    add("--ray_cpus", type=int, default=Place.cpus, help="cores of each run, and torch's threads")
+    add("--ray_gpus", type=float, default=Place.gpus, help="share of a GPU that each run reserves")
+    add("--ray_memory", type=int, default=Place.memory, help="MB of memory that each run reserves")
 
 
 def _add_options(

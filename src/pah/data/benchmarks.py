@@ -9,11 +9,18 @@ from pah.data.sources import Source, load_digits, load_source
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and its usual split. `defaults` are option values, by dotted name, that suit it."""
+    """A data set and its usual split.
+
+    Args:
+        summary: What it is, in a line.
+        tasks: Into how many tasks its classes are split; None for five, or as many as there are pairs of classes.
+        hub: The Hugging Face data set to download; None where the images are embedded, or given by `--data`.
+        defaults: Option values, by dotted name, that suit it.
+    """
 
     summary: str
     tasks: int | None
-    hub: str | None = None  # the Hugging Face data set to download; None: embedded, or given by --data
+    hub: str | None = None
     defaults: Mapping[str, object] = field(default_factory=dict)
 
     def source(self, data: str | None, label_column: str | None, image_size: int | None) -> Source:

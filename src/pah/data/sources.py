@@ -47,15 +47,25 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: label y has the name class_names[y], and every class has images in both splits."""
+    """A data set: every class has images in both splits.
 
-    where: str  # path, hub id or "scikit-learn (embedded)"
+    Args:
+        where: Path, hub id or other words for where it comes from.
+        class_names: The name of label y is `class_names[y]`.
+        train: The training split.
+        test: The test split.
+        skipped: Image files that could not be read, where that was allowed.
+        divided: Whether the test images were taken from the training images, as the data have no test part.
+        changed: What had to be done to the images, in words.
+    """
+
+    where: str
     class_names: tuple[str, ...]
     train: Images
     test: Images
-    skipped: tuple[str, ...] = ()  # image files that could not be read, where that was allowed
-    divided: bool = False  # the test images were taken from the training images, as the data have no test part
-    changed: tuple[str, ...] = ()  # what had to be done to the images, in words
+    skipped: tuple[str, ...] = ()
+    divided: bool = False
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,17 @@ def load_source(
 ) -> Source:
     """The data set `data`, decoded once and memory-mapped from then on.
 
-    data: a folder of Parquet files in the hub's layout (train-*.parquet, test-*.parquet, here or in data/);
-        a folder of class folders (train/<class>/ and test/<class>/; or <class>/, a fixed fifth of which is for
-        testing); TinyImageNet's own folder (val/val_annotations.txt); a Hugging Face hub id; or a data set of the
-        Hugging Face library (of a single split, a fixed fifth of each class is for testing)
-    label_column: of the labels; None takes "label", "fine_label", the only ClassLabel or the only integers
-    image_size: resize the shorter side of every image to this and crop the centre; None leaves them as they are
-    skip_unreadable: leave out image files that cannot be read, which `Source.skipped` lists
+    Args:
+        data: A folder of Parquet files in the hub's layout (`train-*.parquet`, `test-*.parquet`, here or in `data/`);
+            a folder of class folders (`train/<class>/` and `test/<class>/`; or `<class>/`, a fixed fifth of which is
+            for testing); TinyImageNet's own folder (`val/val_annotations.txt`); a Hugging Face hub id; or a data set
+            of the Hugging Face library (of a single split, a fixed fifth of each class is for testing).
+        label_column: Of the labels; None takes "label", "fine_label", the only ClassLabel or the only integers.
+        image_size: Resize the shorter side of every image to this and crop the centre; None leaves them as they are.
+        skip_unreadable: Leave out image files that cannot be read, which `Source.skipped` lists.
 
-    Raises InputError, of one line, where the data are missing, unreadable or not a complete data set.
+    Raises:
+        InputError: the data are missing, unreadable or not a complete data set.
     """
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
     choose = _Files(skip_unreadable)

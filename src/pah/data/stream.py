@@ -78,11 +78,21 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Task:
-    """A group of classes to learn. A task whose images are gone keeps its names and has no examples."""
+    """A group of classes to learn. A task whose images are gone keeps its names and has no examples.
+
+    Args:
+        index: Its place in the stream, from 0.
+        class_names: Of its C classes; position = label within the task.
+        labels: The classes' labels in the data set, in the same order.
+        normalization: Of all tasks, from the first one's training images.
+        train: What is learned from.
+        validation: What is held out of it.
+        test: What it is measured on.
+    """
 
     index: int
     class_names: tuple[str, ...]
-    labels: tuple[int, ...]  # the classes' labels in the data set; position = label within the task
+    labels: tuple[int, ...]
     normalization: Normalization
     train: Examples = field(default=NO_EXAMPLES, repr=False)
     validation: Examples = field(default=NO_EXAMPLES, repr=False)
@@ -117,9 +127,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to learn from: x (B, C, H, W) float32 normalised, y (B,) label within its task, tasks (B,).
+    """Images to learn from.
 
-    `pixels` (B, C, H, W) uint8 are the same images before `step` prepared them: what a buffer stores.
+    Args:
+        x: float32 (B, C, H, W), augmented and normalised.
+        y: int64 (B,), labels within their tasks.
+        tasks: int64 (B,), the index of each image's task.
+        pixels: uint8 (B, C, H, W), the same images before `step` prepared them: what a buffer stores.
+        step: Names the random numbers of this step.
     """
 
     x: Tensor
@@ -131,11 +146,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stream:
-    """Tasks in the order in which they arrive."""
+    """Tasks in the order in which they arrive.
+
+    Args:
+        tasks: All of them.
+        normalization: By which every image is normalised.
+        image_shape: Channels, height, width.
+        where: The images come from, in words.
+    """
 
     tasks: tuple[Task, ...]
     normalization: Normalization
-    image_shape: tuple[int, int, int]  # channels, height, width
+    image_shape: tuple[int, int, int]
     where: str
 
     @property

@@ -14,7 +14,12 @@ from pah.methods.replay import AGEM, DER, ER, DEROptions, DERpp, DERppOptions, E
 
 
 class Entry(NamedTuple):
-    """A method and its options."""
+    """A method and its options.
+
+    Attributes:
+        method: Made of a network, the options of the optimizer and its own options.
+        options: A frozen dataclass; the help of its fields is the `Args` section of its docstring.
+    """
 
     method: type[Method]
     options: type[MethodOptions]

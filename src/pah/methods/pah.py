@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pah.config import InputError, require
 from pah.data.stream import Batch, Examples, Task
-from pah.losses import Direction, Reduction, alignment, distillation, stack_heads
+from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
-from pah.methods.teacher import Teacher
+from pah.methods.teacher import ALIGNED_TASKS, OLD_TASKS, Teacher, asked_tasks, of_tasks, weight_of_asked
 from pah.models.hypernetwork import Conditioning, unequal_message
 from pah.models.modes import BatchNormStatistics, evaluating, frozen
 from pah.models.network import GeneratedHeads, Network, apply_rows
@@ -42,6 +42,9 @@ class PAHOptions(MethodOptions):
         prototype_optimizer: Old prototypes have an optimizer of their own, stepped on L_sp, or share the main one.
         prototype_lr: Learning rate of old prototypes with an optimizer of their own, at its peak.
         teacher_batch_norm: The teacher normalises by its running statistics, or by the batch's (published).
+        old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample, so that the cost
+            of a step stays flat (published: all).
+        aligned_tasks_per_step: The same for L_sp, whose prototypes cost a backbone pass (published: all).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
@@ -60,6 +63,8 @@ class PAHOptions(MethodOptions):
     prototype_optimizer: Literal["separate", "shared"] = "separate"
     prototype_lr: float = 1e-3
     teacher_batch_norm: BatchNormStatistics = "running"
+    old_tasks_per_step: int = OLD_TASKS
+    aligned_tasks_per_step: int = ALIGNED_TASKS
 
     def __post_init__(self) -> None:
         require(self.stability >= 0, "method.stability", "at least 0", self.stability)
@@ -71,6 +76,8 @@ class PAHOptions(MethodOptions):
         require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
         require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
         require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
+        for name in ("old_tasks_per_step", "aligned_tasks_per_step"):
+            require(getattr(self, name) >= 1, f"method.{name}", "at least 1", getattr(self, name))
 
     def check_stream(self, class_counts: Sequence[int]) -> None:
         """`flatten` needs the same number of classes in every task."""
@@ -92,6 +99,7 @@ class PAH(Method):
         super().__init__(network, optimizer, options)
         self.options = options
         self.teacher: Teacher | None = None
+        self.first_images: Tensor | None = None  # uint8 (C, channels, H, W): where semantic prototypes started
         self.register_buffer("answers_to_prototypes", None)  # (P, C) of the teacher, fixed for the task
 
     @property
@@ -111,7 +119,7 @@ class PAH(Method):
         if old:
             self.teacher = Teacher(self.network, old, self.options.teacher_batch_norm)
             with torch.no_grad():
-                self.answers_to_prototypes = self._prototype_answers(old)
+                self.answers_to_prototypes = self._answers_to_all(old)
         super().begin_task(task)
         if len(task.train):
             self.heads.prototypes.set(task.index, self._first_prototypes(task))
@@ -120,45 +128,59 @@ class PAH(Method):
     def observe(self, batch: Batch) -> Terms:
         """One step on L_hm and L_sm, then one on L_sp with the old prototypes' own optimizer."""
         options = self.options
-        weights = {"L_sm": options.stability, "L_sp": options.alignment}
-        terms = self._image_terms(batch)
+        old = asked_tasks(self.old_tasks, options.old_tasks_per_step, batch.step)
+        weights = {"L_sm": options.stability * weight_of_asked(self.old_tasks, old, options.over_tasks)}
+        terms = self._image_terms(batch, old)
         if not self._aligns:
             return descend(self.optimizers[0], terms, weights)
+        old = asked_tasks(self.old_tasks, options.aligned_tasks_per_step, batch.step)
+        weights["L_sp"] = options.alignment * weight_of_asked(self.old_tasks, old, options.over_tasks)
         if options.prototype_optimizer == "shared":
             # L_sp last: a training pass after it would change the statistics that its gradient uses
-            return descend(self.optimizers[0], terms | {"L_sp": self.alignment_loss()}, weights)
+            return descend(self.optimizers[0], terms | {"L_sp": self.alignment_loss(old)}, weights)
         done = descend(self.optimizers[0], terms, weights)
-        return done | descend(self.optimizers[1], {"L_sp": self.alignment_loss()}, weights)
+        return done | descend(self.optimizers[1], {"L_sp": self.alignment_loss(old)}, weights)
 
     def release(self) -> None:
         """The teacher goes: a finished model carries none."""
         super().release()
         self.teacher = None
         self.answers_to_prototypes = None
+        self.first_images = None
 
-    def _image_terms(self, batch: Batch) -> Terms:
-        """L_hm and L_sm from one backbone pass and one call of the hypernetwork."""
-        old = self.old_tasks if self.teacher is not None and self.options.stability > 0 else range(0)
+    def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
+        """L_hm and L_sm, of these old tasks, from one backbone pass and one call of the hypernetwork."""
+        if self.teacher is None or self.options.stability == 0:
+            old = range(0)
         logits = self.network(batch.x, [*old, self.task], detach=old)  # (B, P + C_task)
         of_old, of_task = logits.split([sum(self.network.sizes(old)), self.heads.sizes[self.task]], dim=1)
         terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
         if old and self.teacher is not None:
             o = self.options
             student = stack_heads(of_old, self.network.sizes(old))  # (B, J, C)
-            terms["L_sm"] = distillation(self.teacher(batch.x), student, o.temperature, o.direction, o.over_tasks)
+            terms["L_sm"] = distillation(self.teacher(batch.x, old), student, o.temperature, o.direction, o.over_tasks)
         return terms
 
-    def alignment_loss(self) -> Tensor:
-        """L_sp: a function of the old prototypes alone; no gradient reaches a weight, no buffer changes."""
+    def alignment_loss(self, old: Sequence[int]) -> Tensor:
+        """L_sp of these old tasks: a function of their prototypes alone; no gradient reaches a weight, no buffer
+        changes."""
         assert self.answers_to_prototypes is not None, "begin_task() comes first"
         assert self.heads.hypernetwork is not None, "begin_task() comes first"
         with frozen(self.network.backbone, self.heads.hypernetwork):
-            answers = self._prototype_answers(self.old_tasks)
-        owners = self._owners(self.old_tasks, answers.device)
-        return alignment(self.answers_to_prototypes, answers, owners, self.options.direction, self.options.over_tasks)
+            answers = self._prototype_answers(old)
+        taught = of_tasks(self.answers_to_prototypes, self.network.sizes(self.old_tasks), old)[:, : answers.shape[1]]
+        owners = self._owners(old, answers.device)
+        return alignment(taught, answers, owners, self.options.direction, self.options.over_tasks)
+
+    def _answers_to_all(self, tasks: Sequence[int]) -> Tensor:
+        """`_prototype_answers` of any number of tasks, some at a time: each prototype is put to the heads of all."""
+        parts = [tasks[k : k + OLD_TASKS] for k in range(0, len(tasks), OLD_TASKS)]
+        found = [self._prototype_answers(part) for part in parts]
+        widest = max(answers.shape[1] for answers in found)
+        return torch.cat([F.pad(answers, (0, widest - answers.shape[1]), value=ABSENT) for answers in found])
 
     def _prototype_answers(self, tasks: Sequence[int]) -> Tensor:
-        """f(p | its own task) for all prototypes of the tasks, in one backbone batch: (P, C)."""
+        """f(p | its own task) for the prototypes of some tasks, in one backbone batch: (P, C)."""
         prototypes = self.heads.prototypes.of(tasks)
         images = self.heads.prototypes.as_images(prototypes, self.network.image_shape[0])
         with evaluating(self.network.backbone):  # prototypes must not leak into batch-norm statistics
@@ -198,6 +220,7 @@ class PAH(Method):
         chosen = [torch.nonzero(task.train.labels == c).squeeze(1) for c in range(classes)]
         if self.options.prototype_start == "semantic":
             chosen = [which[torch.randint(len(which), (1,))] for which in chosen]
+            self.first_images = task.train.pixels[task.train.rows[torch.cat(chosen)]]
         return torch.stack([_mean_image(task, task.train, which, shape[1:]) for which in chosen])
 
 

@@ -14,7 +14,7 @@ from pah.data.stream import Batch, Task
 from pah.losses import Reduction, distillation, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.methods.bounds import Finetune
-from pah.methods.teacher import Teacher
+from pah.methods.teacher import OLD_TASKS, Teacher, asked_tasks, weight_of_asked
 from pah.models.modes import evaluating
 from pah.models.network import Network
 
@@ -29,6 +29,7 @@ class LwFOptions(MethodOptions):
         stability: Weight of L_sm, old heads' answers to new images (published 1).
         temperature: T, which softens the answers in L_sm (published 2).
         over_tasks: L_sm is the mean over old tasks, or the sum (published).
+        old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample (published: all).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
@@ -36,10 +37,12 @@ class LwFOptions(MethodOptions):
     stability: float = 10.0
     temperature: float = 2.0
     over_tasks: Reduction = "mean"
+    old_tasks_per_step: int = OLD_TASKS
 
     def __post_init__(self) -> None:
         require(self.stability >= 0, "method.stability", "at least 0", self.stability)
         require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
+        require(self.old_tasks_per_step >= 1, "method.old_tasks_per_step", "at least 1", self.old_tasks_per_step)
 
 
 class LwF(Method):
@@ -64,14 +67,17 @@ class LwF(Method):
 
     def observe(self, batch: Batch) -> Terms:
         """One step on L_hm and L_sm, from one backbone pass."""
-        old = self.network.sizes(range(self.task))
-        of_old, of_task = self.network(batch.x, range(self.task + 1)).tensor_split([sum(old)], dim=1)
+        o, all_old = self.options, range(self.task)
+        old = asked_tasks(all_old, o.old_tasks_per_step, batch.step)
+        sizes = self.network.sizes(old)
+        of_old, of_task = self.network(batch.x, [*old, self.task]).tensor_split([sum(sizes)], dim=1)
         terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
+        weight = o.stability
         if self.teacher is not None:
-            student = stack_heads(of_old, old)  # (B, J, C)
-            o = self.options
-            terms["L_sm"] = distillation(self.teacher(batch.x), student, o.temperature, reduction=o.over_tasks)
-        return descend(self.optimizers[0], terms, {"L_sm": self.options.stability})
+            student = stack_heads(of_old, sizes)  # (B, J, C)
+            terms["L_sm"] = distillation(self.teacher(batch.x, old), student, o.temperature, reduction=o.over_tasks)
+            weight *= weight_of_asked(all_old, old, o.over_tasks)
+        return descend(self.optimizers[0], terms, {"L_sm": weight})
 
     def release(self) -> None:
         """The teacher goes."""

@@ -1,17 +1,35 @@
-"""The frozen network: how things stood when the current task began.
+"""The frozen network: how things stood when the current task began, and which old tasks a step asks it about.
 
-J: old tasks, P = Σ C_j: their classes, one prototype each; C: classes of the largest of them; D: features.
+J: old tasks asked, P = Σ C_j: their classes, one prototype each; C: classes of the largest of them; D: features.
 """
 
 import copy
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from pah.losses import stack_heads
+from pah.data.stream import Step
+from pah.losses import Reduction, stack_heads
 from pah.models.modes import BatchNormStatistics, evaluating
 from pah.models.network import Network, apply_rows
+
+OLD_TASKS = 20  # that a step asks at most, unless told otherwise: those of the longest common benchmark are all asked
+ALIGNED_TASKS = 10  # whose prototypes are aligned in a step at most, unless told otherwise
+
+
+def asked_tasks(old: Sequence[int], most: int, step: Step) -> Sequence[int]:
+    """The old tasks that a step asks: all, or `most` of them drawn for the step, each as likely as any other."""
+    if len(old) <= most:
+        return old
+    drawn = torch.randperm(len(old), generator=step.generator("old tasks"))[:most]
+    return [old[k] for k in sorted(drawn.tolist())]
+
+
+def weight_of_asked(old: Sequence[int], asked: Sequence[int], reduction: Reduction) -> float:
+    """By what a term over the tasks asked is multiplied, so that its expectation is the term over all old tasks."""
+    return len(old) / len(asked) if reduction == "sum" and asked else 1.0
 
 
 class Teacher(nn.Module):
@@ -31,8 +49,17 @@ class Teacher(nn.Module):
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """The old heads' answers to images: (B, channels, H, W) -> (B, J, C)."""
+    def forward(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
+        """The answers of old tasks' heads to images: (B, channels, H, W) -> (B, J, C)."""
         with evaluating(self.backbone, statistics=self.statistics):
             features = self.backbone(x)
-        return stack_heads(apply_rows(features, self.rows), self.sizes)
+        rows = of_tasks(self.rows, self.sizes, tasks)
+        return stack_heads(apply_rows(features, rows), tuple(self.sizes[k] for k in tasks))
+
+
+def of_tasks(rows: Tensor, sizes: Sequence[int], tasks: Sequence[int]) -> Tensor:
+    """The rows of some tasks out of those of all: (Σ C_k, …) of tasks with `sizes` classes each."""
+    if len(tasks) == len(sizes):
+        return rows
+    ends = list(accumulate(sizes))
+    return torch.cat([rows[ends[k] - sizes[k] : ends[k]] for k in tasks])

@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pah.runconfig import RunConfig, load_stream
 from pah.runfolder import METRICS
 from pah.study import tuning
 from pah.study.bootstrap import Correct, Interval
-from pah.study.grid import Cell, Outcome, Watch, claim, correct, require_own, run_cells, shared_part
+from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, claim, correct, require_own, run_cells, shared_part
 from pah.study.table import REFERENCE, as_markdown, differences, summarise
 
 
@@ -59,13 +59,13 @@ def prepare(comparison: Comparison) -> None:
 
 
 def choose(
-    comparison: Comparison, watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float
+    comparison: Comparison, watch: Watch, stop: Stop, checkpoint_seconds: float, run: Engine = run_cells
 ) -> tuple[RunConfig, ...]:
     """The configurations with the options that the trials chose; writes `tuning/tuning.json`.
 
     A method whose trials all failed keeps its own.
     """
-    outcomes = run_cells(comparison.trial_cells(), watch, stop, checkpoint_seconds)
+    outcomes = run(comparison.trial_cells(), watch, stop, checkpoint_seconds)
     tasks = len(load_stream(comparison.configs[0]).tasks)
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:

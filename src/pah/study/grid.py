@@ -47,10 +47,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process holds the cell."""
+    """The cell does not run yet, or no longer, and for what reason."""
+
+    reason: str = "in another process"
 
 
-Watch = Callable[[Cell, runs.Progress | Outcome | Waiting], None]
+@dataclass(frozen=True)
+class Running:
+    """How far a cell is that runs on another machine."""
+
+    task: int  # that it learns, from 0; the number of tasks when all are learned
+    tasks: int
+    seconds_left: float
+    where: str  # the machine's address
+
+
+Event = runs.Progress | Running | Waiting | Outcome
+Watch = Callable[[Cell, Event], None]
+Stop = Callable[[], bool]
+Engine = Callable[[Sequence[Cell], Watch, Stop, float], list[Outcome]]  # `run_cells`, or what does the same elsewhere
 
 
 def claim(folder: Path, config: RunConfig, but: Container[str] = OF_A_CELL) -> None:
@@ -93,9 +108,7 @@ def require_own(cells: Iterable[Cell]) -> None:
                 raise InputError(f"{cell.folder}: expected this study's run, got another: {difference(found, wanted)}")
 
 
-def run_cells(
-    cells: Sequence[Cell], watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float
-) -> list[Outcome]:
+def run_cells(cells: Sequence[Cell], watch: Watch, stop: Stop, checkpoint_seconds: float) -> list[Outcome]:
     """Bring every cell to an end, one after another; returns once each has one, be it in another process.
 
     A cell that fails is reported, and the rest goes on.
@@ -112,7 +125,7 @@ def run_cells(
                 continue
             if stop():
                 raise runs.StoppedError
-            outcome = _run(cell, watch, stop, checkpoint_seconds)
+            outcome = run_cell(cell, watch, stop, checkpoint_seconds)
             if outcome is None:
                 if cell not in held:
                     watch(cell, Waiting())
@@ -125,8 +138,12 @@ def run_cells(
     return [ended[cell] for cell in cells]
 
 
-def _run(cell: Cell, watch: Watch, stop: Callable[[], bool], checkpoint_seconds: float) -> Outcome | None:
-    """The cell's outcome; None if another process holds it."""
+def run_cell(cell: Cell, watch: Watch, stop: Stop, checkpoint_seconds: float) -> Outcome | None:
+    """Bring one cell to its end, from wherever it stands; None if another process holds it.
+
+    Raises:
+        StoppedError: `stop` said so; what was trained is saved.
+    """
     if (cell.folder / METRICS).is_file():
         return Outcome(cell, checkpoint.read_json(cell.folder / METRICS))
     go = runs.resume if (cell.folder / CONFIG).is_file() else runs.start

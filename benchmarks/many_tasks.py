@@ -1,0 +1,173 @@
+"""What a step, a task's beginning, an answer and a save cost after 20 to 1,000 tasks, and what a task takes to keep.
+
+    python benchmarks/many_tasks.py --json results/many-tasks.json --figure docs/many-tasks.svg
+
+A row "after t tasks" times task t + 1 with t old tasks of 10 classes. Steps of PAH and of finetuning see the same batch
+and take turns, so that their ratio holds on a machine that does other work as well. Wanted: the ratio at most 1.2 times
+that at 20 tasks, and the rest flat or linear.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from step_cost import CHANNELS, SEED, Setting, ascending, build, first_batch, median_ms, positive, synthetic_task
+
+from pah import learnerfolder
+from pah.data.stream import Normalization
+from pah.learnerfolder import Record, TaughtTask
+from pah.methods.base import Method
+from pah.methods.pah import PAHOptions
+from pah.models.backbones import BACKBONES
+from pah.runconfig import RunConfig
+from pah.runfolder import WEIGHTS
+from pah.taught import Taught
+from pah.trainer import begin
+
+ASKED = 100  # images that are asked about at a time
+FORMS = ("finetune_ms", "pah_ms")
+CURVES = (  # what is drawn, its name, its colour (Okabe and Ito: apart with any colour vision)
+    ("pah_ms", "a step", "#0072B2"),
+    ("begin_ms", "a task's beginning", "#D55E00"),
+    ("predict_ms", f"{ASKED} answers", "#009E73"),
+    ("save_ms", "a save", "#CC79A7"),
+    ("load_ms", "a load", "#E69F00"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds after `tasks` tasks: medians of steps, the rest once or the best of a few; bytes of all weights."""
+
+    tasks: int
+    finetune_ms: float
+    pah_ms: float
+    begin_ms: float
+    predict_ms: float
+    save_ms: float
+    load_ms: float
+    weights_bytes: int
+
+
+def measure(setting: Setting, tasks: int) -> Row:
+    """The row after so many tasks."""
+    methods = {form: build(form, setting) for form in FORMS}
+    begin_ms = {form: _begin(method, tasks, setting) for form, method in methods.items()}["pah_ms"]
+    steps = median_ms(methods, first_batch(synthetic_task(tasks, setting), setting), setting)
+    pah = methods["pah_ms"]
+    pah.release()
+    taught = Taught(_record(setting, tasks + 1), pah)
+    images = torch.zeros(ASKED, CHANNELS, setting.image, setting.image, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        save_ms = _best(lambda: learnerfolder.save(Path(folder), taught.record, pah.network))
+        load_ms = _best(lambda: Taught.restored(*learnerfolder.load(Path(folder))))
+        size = (Path(folder) / WEIGHTS).stat().st_size
+    predict_ms = _best(lambda: list(taught.answer(images, [0], "contrast")))
+    return Row(tasks, steps["finetune_ms"], steps["pah_ms"], begin_ms, predict_ms, save_ms, load_ms, size)
+
+
+def _begin(method: Method, tasks: int, setting: Setting) -> float:
+    """Bring a method to the beginning of the task after `tasks` others; milliseconds of that beginning alone."""
+    for _ in range(tasks):
+        method.network.grow(setting.classes)
+    method.task = tasks - 1
+    started = time.perf_counter()
+    begin(method, synthetic_task(tasks, setting), SEED)
+    took = 1000 * (time.perf_counter() - started)
+    method.train()
+    return took
+
+
+def _best(what: Callable[[], object], times: int = 3) -> float:
+    """The least milliseconds of a few times."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        what()
+        taken.append(1000 * (time.perf_counter() - started))
+    return min(taken)
+
+
+def _record(setting: Setting, tasks: int) -> Record:
+    """A learner's record of so many tasks."""
+    config = RunConfig(
+        benchmark="split",
+        image_size=setting.image,
+        method_options=PAHOptions(),
+        backbone=setting.backbone,
+        backbone_options=BACKBONES[setting.backbone](),
+    )
+    names = [f"class {label}" for label in range(setting.classes)]
+    known = tuple(TaughtTask(f"task {k}", tuple(names), tuple(range(setting.classes))) for k in range(tasks))
+    statistics = Normalization((0.5,) * CHANNELS, (0.25,) * CHANNELS)
+    return Record(config, (CHANNELS, setting.image, setting.image), statistics, known)
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """The rows, with the ratio that matters and what a further task takes."""
+    table = Table(caption=f"milliseconds; predict: {ASKED} images, task given")
+    titles = ("after tasks", "finetune", "PAH", "PAH / finetune", "begin", "predict", "save", "load", "bytes a task")
+    for column in titles:
+        table.add_column(column, justify="right")
+    for before, row in zip([None, *rows[:-1]], rows, strict=True):
+        added = (row.weights_bytes - before.weights_bytes) / (row.tasks - before.tasks) if before else None
+        milliseconds = (f"{ms:.0f}" for ms in (row.begin_ms, row.predict_ms, row.save_ms, row.load_ms))
+        steps = (f"{row.finetune_ms:.0f}", f"{row.pah_ms:.0f}", f"{row.pah_ms / row.finetune_ms:.2f}")
+        table.add_row(str(row.tasks), *steps, *milliseconds, "" if added is None else f"{added:,.0f}")
+    return table
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Costs over the number of tasks, both on logarithmic axes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from pah.report.figures import STYLE
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for (key, name, colour), marker in zip(CURVES, "osD^v", strict=True):
+            costs = [getattr(row, key) for row in rows]
+            axes.loglog([row.tasks for row in rows], costs, marker=marker, color=colour, label=name)
+        axes.set_xticks([row.tasks for row in rows], [str(row.tasks) for row in rows])
+        axes.minorticks_off()
+        axes.set(xlabel="tasks of 10 classes learned", ylabel="milliseconds")
+        axes.grid(color="#EEEEEE")
+        axes.legend(frameon=False, ncols=2)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, show and write; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="resnet18-slim", help="with its default options")
+    parser.add_argument("--batch", type=positive, default=64, help="images in a step")
+    parser.add_argument("--image", type=positive, default=32, help="side of an image in pixels")
+    parser.add_argument("--tasks", type=ascending, default=[20, 100, 300, 1000], help="numbers of learned tasks")
+    parser.add_argument("--repeats", type=positive, default=10, help="timed steps")
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    parser.add_argument("--figure", type=Path, help="draw them into this file")
+    options = parser.parse_args(words)
+    setting = Setting(options.backbone, options.batch, options.image, 10, options.repeats)
+    console = Console()
+    with console.status("timing"):
+        rows = [measure(setting, tasks) for tasks in options.tasks]
+    console.print(as_table(rows))
+    if options.figure:
+        draw(rows, options.figure)
+    if options.json:
+        found = {"rows": [asdict(row) for row in rows], **asdict(setting), "threads": torch.get_num_threads()}
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
