@@ -497,6 +497,10 @@ def test_help_and_usage_name_what_there_is(capsys: pytest.CaptureFixture[str]) -
         main(["run", "--help"])
     assert exit_.value.code == 0
     assert said(capsys.readouterr().out, "split-cifar100", "finetune", "resnet18-slim", "--method.stability", "λ_sm")
+    with pytest.raises(SystemExit) as exit_:
+        main(["resume", "--help"])
+    assert exit_.value.code == 0
+    assert said(capsys.readouterr().out, "pah resume RUN", "--track", "mlflow", "--progress")
     for words, status in (([], 2), (["--help"], 0)):
         assert main(words) == status
         out, err = capsys.readouterr()

@@ -241,14 +241,14 @@ def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
     raise AssertionError(f"it ended without {parts}: {process.communicate()}")
 
 
-def saved_log(cell: Path) -> bytes:
-    """What a cell that is away has in its log here, as soon as that is something."""
-    path = cell / "log.jsonl"
+def first_epoch(cell: Path) -> bytes:
+    """What the log says of a cell's first epoch, times and all, once a checkpoint of later than that is saved here."""
+    log = cell / "log.jsonl"
     until = time.monotonic() + 60
-    while not path.exists() or not path.stat().st_size:
-        assert time.monotonic() < until, f"nothing in {path}"
+    while not ((cell / "checkpoint" / "state.safetensors").exists() and log.exists() and log.stat().st_size):
+        assert time.monotonic() < until, f"no checkpoint in {cell}"
         time.sleep(0.05)
-    return path.read_bytes()
+    return log.read_bytes().splitlines()[0]
 
 
 def without_times(found: Any) -> Any:
@@ -343,7 +343,7 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
     cluster.join("127.0.0.2")
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     lost = heard(process, "started on 127.0.0.2").split()[0]
-    log = saved_log(tmp_path / "s" / lost)
+    first = first_epoch(tmp_path / "s" / lost)
     kill(cluster.nodes["127.0.0.2"])
     assert "waits: its node was lost" in heard(process, lost)
     out, err = process.communicate(timeout=300)
@@ -351,7 +351,7 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
     assert re.search(rf"^{lost}  started on (?!127.0.0.2)", out, re.MULTILINE)
     assert "4/4 runs done, 0 failed" in out
     assert "raylet" not in out
-    assert (tmp_path / "s" / lost / "log.jsonl").read_bytes().startswith(log)  # times and all: it began only once
+    assert (tmp_path / "s" / lost / "log.jsonl").read_bytes().startswith(first)  # it began only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 
@@ -362,17 +362,17 @@ def test_the_same_command_continues_a_study(
 ) -> None:
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     begun = heard(process, "started on ").split()[0]
-    log = saved_log(tmp_path / "s" / begun)
+    first = first_epoch(tmp_path / "s" / begun)
     os.killpg(process.pid, sign)
     _, err = process.communicate(timeout=90)
     if sign == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == "pah: stopped, the state is saved; the same command continues\n"
+        said = "pah: stopped, the state is saved; the same command continues\n"
+        assert (process.returncode, err) == (130, said)
     assert not (tmp_path / "s" / begun / "metrics.json").exists()
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
-    assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(log)  # times and all: it began only once
+    assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(first)  # it began only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 

@@ -114,7 +114,9 @@ def _tables_as_they_were() -> Iterator[None]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = namespace(page.stem, monkeypatch)
-    monkeypatch.setattr("pah.cli.main.engine", lambda _: nullcontext(run_cells))  # tests of Ray stand elsewhere
+    monkeypatch.setattr(
+        sys.modules["pah.cli.main"], "engine", lambda _: nullcontext(run_cells)
+    )  # tests of Ray stand elsewhere
     for number, block in enumerate(blocks(page)):
         if block.language in NO_CODE:
             continue
@@ -145,7 +147,7 @@ def run_python(block: Block, names: dict[str, object]) -> None:
 
 
 def run_line(line: str, where: str) -> None:
-    """Run a line of shell up to a pipe, made quick; of others than pah it is checked that what they are asked exists."""
+    """Run a line of shell up to a pipe, made quick; of programs but pah, whether what they are asked exists."""
     words = shlex.split(line, comments=True)
     if not words:
         return

@@ -49,6 +49,7 @@ def test_a_run_says_each_epoch_as_the_log_does_each_task_and_its_metrics_last(sa
     for run, of in (("run", lines[:10]), ("run-finetune", lines[10:])):
         assert all(line["run"] == run for line in of)
         log = [json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()]
+        assert all(line.pop("peak_memory_mb") > 0 for line in log)
         epochs = [line for line in of if line["event"] == "epoch"]
         assert [{key: line[key] for key in log[0]} for line in epochs] == log
         assert all((line["tasks"], line["epochs"]) == (3, 2) for line in epochs)

@@ -316,7 +316,7 @@ def spoilt(file: str, content: str) -> Callable[[Path], Sequence[Path]]:
             "expected --out DIR for runs that lie in different folders",
         ),
         (lambda _: [], "expected one run folder or several, got none"),
-        (lambda run: [run, Path("--fast")], "expected run folders and --out DIR, got --fast"),
+        (lambda run: [run, Path("--fast")], "unknown option 'fast'; expected one of: out"),
         (spoilt("metrics.json", "{"), "expected JSON, got"),
         (spoilt("metrics.json", "[]"), "expected a run's metrics"),
         (spoilt("config.yaml", "a: ["), "expected YAML, got"),

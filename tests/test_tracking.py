@@ -344,8 +344,9 @@ def test_a_run_that_another_process_sends_is_left_to_it(tmp_path: Path, uninterr
     one, other = (Tracking(["tensorboard"], folder, said.append) for _ in range(2))
     metrics = json.loads((folder / "metrics.json").read_text())
     one.update(folder, tiny(), metrics["accuracy_matrix"][:1])
-    other.finish(folder, tiny(), metrics)
+    other.update(folder, tiny(), metrics["accuracy_matrix"][:2])
     one.finish(folder, tiny(), metrics)
+    other.finish(folder, tiny(), metrics)
     assert said == []
     assert_holds(board_curves(folder / "track" / "tensorboard" / "run"), folder)
 

@@ -4,33 +4,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from pah.cli.parser import readable
 from pah.cli.words import bare_and_named
 from pah.config import InputError
 from pah.report.page import write_report
 from pah.runfolder import FIGURES
 
-USAGE = """usage: pah report RUN ... [--out DIR]
-
-Write report.html and, for papers, each of its figures as SVG and PDF: of one run, or of several side by side.
-
-  --out DIR  where they go; unless given, to the run's folder, or to the one that holds all of the runs
-"""
+ABOUT = "Write report.html and, for papers, each of its figures as SVG and PDF: of one run, or of several side by side."
 
 
 def report(console: Console, words: list[str]) -> int:
     """`pah report`: a page of one run, or of several side by side."""
-    if set(words) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return 0
     bare, named = bare_and_named(words)
-    out = [word.removeprefix("--out=") for word in named if word.startswith("--out=")]
-    if other := [word for word in named if not word.startswith("--out=")]:
-        raise InputError(f"report: expected run folders and --out DIR, got {other[0]}")
+    parser = ArgumentParser(
+        prog="pah report", exit_on_error=False, usage="pah report RUN... [--out DIR]", description=ABOUT
+    )
+    where = "where they go (default: the run's folder, or the one that holds all of the runs)"
+    parser.add_argument("--out", type=str | None, default=None, metavar="DIR", help=where)
+    try:
+        out = parser.parse_args(named).out
+    except ArgumentError as error:
+        raise readable(str(error), parser) from None
     if not bare:
         raise InputError("report: expected one run folder or several, got none")
-    say_report(console, write_report(list(map(Path, bare)), Path(out[-1]) if out else None))
+    say_report(console, write_report(list(map(Path, bare)), Path(out) if out else None))
     return 0
 
 

@@ -202,17 +202,16 @@ class Errands:
 
     def _collect(self, sent: "ObjectRef[Ended]") -> None:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         away = self.away.pop(sent)
         with away.lock:
             try:
                 ended = ray.get(sent)
                 unpack(ended.files, away.cell.folder)
-            except RayTaskError as error:  # not of the cell, whose errors come back as its reason
-                raise InputError(f"ray: expected nodes that can run this pah, got: {last_line(str(error))}") from None
             except RayError as error:
-                self._lost(away.cell, error)
+                if not self.stopping:  # else it was called off, at whatever moment
+                    self._lost(away.cell, error)
                 return
         if ended.how == "refused":
             raise InputError(ended.reason)
@@ -220,9 +219,11 @@ class Errands:
             self._end(away.cell, ended.reason)
 
     def _lost(self, cell: Cell, error: Exception) -> None:
-        """Leave the cell to be sent again, unless it was called back or nothing comes of it."""
-        if self.stopping:
-            return
+        """Leave the cell to be sent again, unless nothing comes of it."""
+        from ray.exceptions import RayTaskError
+
+        if isinstance(error, RayTaskError):  # not the cell's, whose own errors come back as its reason
+            raise InputError(f"ray: expected nodes that can run this pah, got: {last_line(str(error))}")
         self.losses[cell] += 1
         if self.losses[cell] >= LOST:
             self._end(cell, f"lost {LOST} times without a new checkpoint: {last_line(str(error))}")
