@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test test-slow test-browser check docs clean
+.PHONY: install run test test-slow test-browser test-oldest test-newest check docs clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -14,21 +14,36 @@ test: .venv/developed  ## the fast tests
 test-slow: .venv/developed  ## those that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-oldest:  ## the fast tests with the oldest versions that pyproject.toml admits (a fresh environment of 6 GB)
+	$(call fast-tests-with,lowest-direct)
+
+test-newest:  ## and with the newest that there are
+	$(call fast-tests-with,highest)
+
 test-browser: .venv/developed  ## reports in a real browser; as root, Debian's Chromium is installed where there is none
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest -m browser
 
-check: .venv/developed  ## format, lint and types
+check: .venv/developed  ## format, lint, types, and packages that fit each other
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check
+
+# what old versions warn of, and new ones, is no fault of ours: warnings are errors with the pinned versions alone
+define fast-tests-with
+	$(PYTHON) -m venv --clear .venv-$(1)
+	.venv-$(1)/bin/python -m pip install -q uv
+	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,ray,onnx,track,docs,dev]'
+	.venv-$(1)/bin/python -m pytest -o filterwarnings=default
+endef
 
 docs: .venv/developed  ## the documentation, as a site in site/
 	$(BIN)/python tools/docsite.py
 
 clean:
-	rm -rf .venv build site .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build site .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -40,6 +40,7 @@ Uninterrupted = Callable[[RunConfig], Path]
 AfterStep = Callable[[int, Callable[[torch.optim.Optimizer], None]], None]
 
 STATE = Path("checkpoint", "state.safetensors")
+BEFORE = Path("checkpoint", "before.safetensors")
 QUICK = ("--epochs", "1", "--backbone.width", "2", "--classes", "4", "--tasks", "2")
 
 
@@ -131,7 +132,7 @@ WORDS = [
     (("run", "--optimizer.lr", "nan"), ("optimizer.lr", "nan")),
     (("run", "--method.hidden", "[16, 0]"), ("method.hidden", "at least 1", "[16, 0]")),
     (("run", "--checkpoint_seconds", "-1"), ("checkpoint_seconds", "at least 0", "-1")),
-    (("run", "--image-size", "0"), ("image_size", "1 to 4096", "0")),
+    (("run", "--image-size", "0"), ("image_size", "1 to 1024", "0")),
     (("run", "--image-size", "16"), ("image_size", "none for the embedded digits", "16")),
     (("run", "--augment.crop", str(10**20)), ("augment.crop", "0 to 4096", str(10**20))),
     (("run", "--data", "no/such/folder"), ("'no/such/folder'", "expected a folder", "does not exist")),
@@ -200,6 +201,21 @@ FILES = [
 ]
 
 
+BROKEN = [
+    b"seed: 2001-13-45\n",
+    b"seed: " + b"9" * 5000 + b"\n",
+    b"seed: !!timestamp x\n",
+    b"seed: !!bool x\n",
+    b"seed: !!int ''\n",
+    b"seed: " + b"[" * 3000 + b"\n",
+    b"seed: &a [*a]\n",
+    b"a: &a [1]\n" + b"".join(b"%c: &%c [%s]\n" % (i, i, b", ".join([b"*%c" % (i - 1)] * 9)) for i in range(98, 110)),
+    b"seed: !!python/object/apply:os.system ['touch code']\n",
+    b"seed: 1\n" + b"#" * 2**15,
+]
+FILES += [(content, ("f.yaml: expected",)) for content in BROKEN]
+
+
 @pytest.mark.parametrize(("content", "parts"), FILES, ids=[repr(content)[1:50] for content, _ in FILES])
 def test_a_configuration_that_makes_no_sense_is_refused(
     content: bytes, parts: tuple[str, ...], here: Path, refused: Refused
@@ -208,6 +224,14 @@ def test_a_configuration_that_makes_no_sense_is_refused(
     assert said(refused("run", "--config", "f.yaml"), *parts)
     shutil.move(here / "f.yaml", here / "config.yaml")  # the same in a run folder: the message names the file
     assert said(refused("resume", "."), "config.yaml")
+
+
+@pytest.mark.parametrize("value", ["2001-11-05", "!!set {1}", "{? 2001-11-05 : 1}", "!!binary aGk="])
+def test_values_that_no_option_takes_are_refused_with_another_method_as_well(
+    value: str, here: Path, refused: Refused
+) -> None:
+    (here / "f.yaml").write_text(f"seed: {value}\nmethod: {{stability: 2}}\n")
+    assert said(refused("run", "--config", "f.yaml", "--method", "lwf"), "seed: ")
 
 
 def test_a_configuration_file_that_is_missing_or_a_folder_is_refused(refused: Refused, here: Path) -> None:
@@ -267,6 +291,7 @@ def test_a_folder_that_cannot_be_made_is_refused(here: Path, refused: Refused) -
 def test_a_truncated_checkpoint_is_refused(length: int, run: Path, refused: Refused) -> None:
     whole = (run / STATE).read_bytes()
     (run / STATE).write_bytes(whole[:length])
+    (run / BEFORE).unlink()
     assert said(refused("resume", str(run)), str(run / STATE), "expected a whole checkpoint", "truncated or corrupt")
 
 
@@ -289,6 +314,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(
         at = int(place * len(data)) if isinstance(place, float) else place
     data[at] ^= 1 << bit
     (run / STATE).write_bytes(data)
+    (run / BEFORE).unlink()
     assert said(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
 
 
@@ -355,13 +381,13 @@ def full_disk_after(writes: int) -> Iterator[None]:
     ("writes", "file"),  # that were possible, and the first that was not
     [
         (0, "log.jsonl"),
-        (1, "prototypes/1.safetensors"),
-        (2, str(STATE)),
-        (3, "prototypes/2.safetensors"),
-        (5, str(STATE)),
-        (6, ".model.safetensors.next"),
-        (8, "predictions.safetensors"),
-        (9, "metrics.json"),
+        (1, str(STATE)),
+        (2, "prototypes/1.safetensors"),
+        (3, str(STATE)),
+        (5, "prototypes/2.safetensors"),
+        (7, ".model.safetensors.next"),
+        (9, "predictions.safetensors"),
+        (10, "metrics.json"),
     ],
 )
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
@@ -460,7 +486,7 @@ def test_weights_that_are_not_finite_are_never_saved_not_even_by_the_last_step(
     last = 2 * 7 + 2 * 10  # two optimizers, seven steps left of the second task and ten of the third
     after_step(last, lambda optimizer: optimizer.param_groups[0]["params"][0].data.fill_(math.nan))
     line = refused("resume", str(run), changes=True)
-    assert said(line, "prototypes.tasks.0 became NaN or infinite", "the end of task 3", "expected finite weights")
+    assert said(line, "prototypes.tasks.0 became NaN or infinite", "2 epochs", "task 3", "expected finite numbers")
     assert not (run / "metrics.json").exists()
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))

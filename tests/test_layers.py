@@ -48,7 +48,7 @@ LAYERS = [
     {"report.page"},
     {"study.comparison", "study.ablation"},
     {"tracking.sending"},
-    {"cli.words", "cli.display"},
+    {"cli.words", "cli.display", "cli.stopping"},
     {"cli.lines"},
     {"cli.parser"},
     {"cli.options", "cli.gridview", "cli.learning", "cli.reporting"},

@@ -92,7 +92,7 @@ def nearness_to(features: Tensor, of_prototypes: Tensor, sizes: Sequence[int]) -
 
 def _in_usual_units(kind: Score, scores: Tensor, kept: Sequence[Quantiles]) -> Tensor:
     """Scores (B, T) less the task's median, divided by its mean distance from the lowest 5 %."""
-    if not all(kept):
+    if not all(kind in of for of in kept):
         return scores
     median = torch.tensor([of[kind][-1] for of in kept])
     spread = fmean(of[kind][-1] - threshold(of[kind], USUAL) for of in kept)

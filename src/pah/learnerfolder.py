@@ -6,6 +6,7 @@ Nothing in it is code, and nothing is trusted: both files carry checksums. A run
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pah.checkpoint import read_json, write_file, write_json
-from pah.config import InputError
+from pah.config import InputError, require_types
 from pah.data.stream import Normalization
 from pah.runconfig import GROUPS, RunConfig
 from pah.runfolder import LEARNER, WEIGHTS
@@ -125,7 +126,7 @@ def _finish(folder: Path) -> None:
         wanted = json.loads((folder / LEARNER).read_bytes())["sha256"]
         if hashlib.sha256((folder / NEXT).read_bytes()).hexdigest() == wanted:
             os.replace(folder / NEXT, folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError):  # nothing there to finish
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # nothing there to finish
         return
 
 
@@ -158,8 +159,9 @@ def load(folder: Path) -> tuple[Record, dict[str, Tensor]]:
     if version == FORMAT and content.pop("checksum", None) != _checksum(content):
         raise InputError(f"{path}: expected a learner that fits its checksum, got one that was changed or damaged")
     try:
+        json.dumps(content, ensure_ascii=False).encode()  # half a character can be read, and not be printed
         record = _record(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a learner of format {version}, got one that lacks or has too much: {error}"
         ) from None
@@ -188,16 +190,40 @@ def _record(content: Mapping[str, Any]) -> Record:
         task.setdefault("data", content.get("data"))
         labels = labels[len(task["classes"]) :]
         tasks.append(TaughtTask(**task))
-    channels, height, width = content["image_shape"]
-    statistics = content["normalization"]
+    image_shape = _tuples(content["image_shape"])
+    statistics = _tuples(content["normalization"])
     config = RunConfig.from_dict({key: content[key] for key in OPTIONS if key in content})
-    return Record(
-        config=dataclasses.replace(config, benchmark="split", image_size=height),
-        image_shape=(channels, height, width),
-        normalization=Normalization(tuple(statistics["mean"]), tuple(statistics["std"])),
+    record = Record(
+        config=config,
+        image_shape=image_shape,
+        normalization=Normalization(statistics["mean"], statistics["std"]),
         tasks=tuple(tasks),
         history=tuple(Lesson(**_tuples(lesson)) for lesson in content.get("history", ())),
     )
+    _require_sound(record)
+    return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_shape[1]))
+
+
+def _require_sound(record: Record) -> None:
+    """Raise TypeError or ValueError for what no learner can have."""
+    for part in (record, record.config, record.normalization, *record.tasks, *record.history):
+        require_types(part)
+    channels, height, width = record.image_shape
+    if channels not in (1, 3) or min(height, width) < 1:
+        raise ValueError(f"image_shape: expected 1 or 3 channels, height and width, got {record.image_shape}")
+    numbers = [*record.normalization.mean, *record.normalization.std, *(task.temperature for task in record.tasks)]
+    if not all(map(math.isfinite, numbers)) or min(record.normalization.std) <= 0:
+        raise ValueError("normalization and temperatures: expected finite numbers, those divided by above 0")
+    if {len(record.normalization.mean), len(record.normalization.std)} != {channels}:
+        raise ValueError(f"normalization: expected {channels} channels")
+    names = [task.name for task in record.tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("tasks: expected at least one, each name once")
+    for task in record.tasks:
+        if len(task.classes) < 2 or len(task.labels) != len(task.classes) or task.temperature <= 0:
+            raise ValueError(
+                f"task {task.name!r}: expected at least 2 classes, a label each, and a temperature above 0"
+            )
 
 
 def _tuples(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.func import functional_call
 
-from pah.config import InputError, derived_seed, require, unknown
+from pah.config import InputError, derived_seed, require, require_types, unknown
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import benchmark
 from pah.data.stream import Stream, StreamOptions, make_stream
@@ -22,6 +24,7 @@ from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.trainer import TrainingOptions
 
+MAX_PIXELS = 2**20  # of an image that a network takes: 1024x1024
 GROUPS = {  # of options that every run has
     "stream": StreamOptions,
     "augment": AugmentOptions,
@@ -71,7 +74,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
-        require(self.image_size is None or 1 <= self.image_size <= 4096, "image_size", "1 to 4096", self.image_size)
+        require(self.image_size is None or 1 <= self.image_size <= 1024, "image_size", "1 to 1024", self.image_size)
         held_out = self.training.evaluate_on == "test" or self.stream.validation > 0
         require(held_out, "training.evaluate_on validation", "stream.validation above 0", self.stream.validation)
 
@@ -102,6 +105,8 @@ class RunConfig:
                 "backbone_options": backbone_options(backbone, said["backbone"]),
                 **{group: options(**said.get(group, {})) for group, options in GROUPS.items()},
             }
+            for options in made.values():
+                require_types(options)
             return cls(**{**said, **made, "method": method, "backbone": backbone})
         except TypeError as error:
             raise InputError(f"configuration: expected options of this pah, got: {error}") from None
@@ -158,6 +163,7 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
         InputError: the backbone cannot be made, or cannot take images or prototypes of this size.
     """
     channels, *size = image_shape
+    require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
     network = config.method_options.build_network(partial(config.backbone_options.build, channels), image_shape)
     backbone, heads = network.backbone, network.heads
@@ -166,8 +172,9 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
     for what, (height, width) in sizes.items():
         try:
-            with torch.no_grad(), evaluating(backbone):
-                backbone(torch.zeros(1, channels, height, width))
+            with torch.no_grad(), evaluating(backbone):  # shapes alone: a check must not need the memory of a run
+                shapes = {name: t.to("meta") for name, t in (*backbone.named_parameters(), *backbone.named_buffers())}
+                functional_call(backbone, shapes, torch.zeros(1, channels, height, width, device="meta"))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(

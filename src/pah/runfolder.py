@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from pah import checkpoint
@@ -47,7 +46,7 @@ def run_files(folder: Path) -> list[Path]:
         folder / METRICS,
         folder / PREDICTIONS,
         folder / LOG,
-        folder / CHECKPOINT / checkpoint.FILE,
+        *(folder / CHECKPOINT / name for name in (checkpoint.FILE, checkpoint.BEFORE)),
         *model,
     ]
 
@@ -57,8 +56,8 @@ def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
     if not any(file.exists() for file in (folder / CONFIG, *run_files(folder))):
         return
     try:
-        same = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) == config
-    except (OSError, ValueError, yaml.YAMLError):
+        same = checkpoint.read_yaml(folder / CONFIG) == config
+    except InputError:
         same = False
     if same and not (folder / METRICS).exists():
         raise InputError(
@@ -110,7 +109,7 @@ def cut_log(path: Path, state: TrainState) -> None:
         try:
             entry = json.loads(line)
             done = (entry["task"], entry["epoch"]) < (state.task, state.epoch)
-        except (ValueError, KeyError, TypeError):  # a line that was cut while it was written
+        except (ValueError, KeyError, TypeError, RecursionError):  # a line that was cut while it was written
             break
         if not done:
             break

@@ -144,7 +144,7 @@ def resume(
         stream = load_stream(config).on(device)
         method = build_method(config, stream.image_shape).to(device)
         state = TrainState()
-        if ranks.from_first((folder / CHECKPOINT / checkpoint.FILE).is_file):
+        if ranks.from_first(lambda: checkpoint.there(folder / CHECKPOINT)):
             state = _restore(config, folder, stream, method)
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
 
@@ -195,7 +195,11 @@ def _train(
         stopping = isinstance(event, StepDone) and ranks.any_says(stop())
         if ranks.is_first():
             _record(config, folder, method, stream, event)
-            if stopping or isinstance(event, TaskDone) or time.monotonic() - saved_at >= checkpoint_seconds:
+            # before a task is consolidated and evaluated as well: that may take long, and cannot be stopped and saved
+            over = isinstance(event, TaskDone) or (
+                isinstance(event, EpochDone) and state.epoch == config.training.epochs_of(state.task)
+            )
+            if stopping or over or time.monotonic() - saved_at >= checkpoint_seconds:
                 _save(config, folder, method, state)
                 saved_at = time.monotonic()
             watch(Progress(event, state, stream, config))

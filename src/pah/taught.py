@@ -19,6 +19,7 @@ from pah.inference import (
     AMONG_ALL,
     KNOWN,
     SCORES,
+    SHARES,
     Rule,
     Score,
     fit_temperature,
@@ -36,6 +37,7 @@ from pah.runconfig import build_method
 from pah.trainer import task_logits
 
 BATCH = 100  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
+PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images
 
 
 class Prediction(NamedTuple):
@@ -93,16 +95,30 @@ class Taught:
     @classmethod
     def restored(cls, record: Record, weights: Mapping[str, Tensor]) -> "Taught":
         """The taught network as it was saved; InputError if the weights are not those of the record's network."""
-        method = build_method(record.config, record.image_shape)
-        for task in record.tasks:
-            method.network.grow(len(task.classes))
-        method.task = len(record.tasks) - 1
         try:
-            method.network.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
+            with torch.device("meta"):  # its shapes alone: what is described may be larger than any memory
+                wanted = _untaught(record).network.state_dict()
+        except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"weights: expected those of the network that is described, got: {reason}") from None
+            raise InputError(f"learner: expected a network that can be built, got: {reason}") from None
+        for name in sorted({*wanted, *weights}):
+            expected, came = (list(of[name].shape) if name in of else "none" for of in (wanted, weights))
+            if expected != came:
+                raise InputError(
+                    f"weights: expected those of the network that is described, got {name} of shape {came} and not "
+                    f"{expected}"
+                )
+        if any(len(kept) != len(SHARES) for task in record.tasks for kept in task.quantiles.values()):
+            raise InputError(f"learner: expected {len(SHARES)} quantiles of each score, got another number")
+        method = _untaught(record)
+        method.network.load_state_dict(weights, strict=True)
         return cls(record, method)
+
+    @property
+    def _batch(self) -> int:
+        """Images that are asked about at a time."""
+        _, height, width = self.record.image_shape
+        return max(1, min(BATCH, PIXELS // (height * width)))
 
     def copied(self) -> "Taught":
         """The same, with a network of its own."""
@@ -134,12 +150,12 @@ class Taught:
             return self
         task = self.record.tasks[index]
         with torch.inference_mode(), evaluating(self.method.network):
-            logits = torch.cat([self.logits(held.pixels[rows], [index])[0] for rows in held.rows.split(BATCH)])
+            logits = torch.cat([self.logits(held.pixels[rows], [index])[0] for rows in held.rows.split(self._batch)])
             temperature = task.temperature * fit_temperature(logits, held.labels)
             near = None
             if self._has_prototypes:
                 of = self._features_of_prototypes([index])
-                near = torch.cat([self._nearness(held.pixels[r], [index], of) for r in held.rows.split(BATCH)])
+                near = torch.cat([self._nearness(held.pixels[r], [index], of) for r in held.rows.split(self._batch)])
         logits = logits * task.temperature / temperature
         kinds: list[Score] = [kind for kind in SCORES if kind != "prototypes" or near is not None]
         kept: dict[str, tuple[float, ...]] = {kind: quantiles(score(kind, [logits], near)[:, 0]) for kind in kinds}
@@ -171,7 +187,7 @@ class Taught:
             )
         with torch.inference_mode(), evaluating(self.method.network):
             of_prototypes = self._features_of_prototypes(tasks) if asks else None
-            for batch in pixels.split(BATCH):
+            for batch in pixels.split(self._batch):
                 yield self._answer(batch, tasks, rule if len(tasks) > 1 else KNOWN, of_prototypes)
 
     def _answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule, of_prototypes: Tensor | None) -> Found:
@@ -273,6 +289,15 @@ class Taught:
         images = [prototypes.detach() for prototypes in heads.prototypes.tasks]
         pairs = zip(before.record.tasks, before.answers_to(images), self.answers_to(images), strict=True)
         return {task.name: (now - then).abs().sum(dim=1).mean().item() / 2 for task, then, now in pairs}
+
+
+def _untaught(record: Record) -> Method:
+    """The method on its network, with room for all tasks of the record."""
+    method = build_method(record.config, record.image_shape)
+    for task in record.tasks:
+        method.network.grow(len(task.classes))
+    method.task = len(record.tasks) - 1
+    return method
 
 
 def without_images(index: int, task: TaughtTask, record: Record) -> Task:

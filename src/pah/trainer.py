@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pah import ranks
+from pah.checkpoint import optimizer_tensors
 from pah.config import InputError, NonFiniteLossError, derived_seed, require
 from pah.data.augment import AugmentOptions
 from pah.data.stream import Examples, Stream, Task, evaluation_batches, number_of_batches, training_batches
@@ -276,13 +277,15 @@ def replay(method: Method, stream: Stream, state: TrainState, seed: int) -> None
 
 
 def require_finite(method: Method, state: TrainState) -> None:
-    """Raise InputError for weights that are of no use: the loss of a last step is seen by nobody."""
-    for name, tensor in method.state_dict().items():
+    """Raise InputError for numbers that are of no use: the loss of a last step is seen by nobody, and of a gradient
+    whose square is infinite Adam makes a step of zero, now and ever after."""
+    steps = optimizer_tensors(method.optimizers)
+    for name, tensor in (method.state_dict() | {f"optimizer {name}": value for name, value in steps.items()}).items():
         if not torch.isfinite(tensor).all():
-            inside = f"task {state.task + 1}, epoch {state.epoch + 1}, step {state.step}"
+            inside = f"after {state.epoch} epochs and {state.step} steps of task {state.task + 1}"
             raise InputError(
-                f"{name} became NaN or infinite by {inside if state.began else f'the end of task {state.task}'}: "
-                "expected finite weights; a lower --optimizer.lr may help"
+                f"{name} became NaN or infinite {inside if state.began else f'by the end of task {state.task}'}: "
+                "expected finite numbers; a lower --optimizer.lr may help"
             )
 
 

@@ -212,7 +212,7 @@ def _lesson_table(learner: ContinualLearner) -> Table:
     for task in learner.tasks:
         accuracy, drift = lesson.accuracies.get(task.name), lesson.drift.get(task.name)
         table.add_row(
-            escape(task.name), "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{drift:.3f}"
+            task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{drift:.3f}"
         )
     return table
 
@@ -223,7 +223,7 @@ def _answers_table(files: Sequence[str], answers: Sequence[Prediction], given: b
     for file, answer in zip(files, answers, strict=True):
         task = answer.task if given else f"{answer.task} ({answer.task_probability:.2f})"
         label = answer.label if answer.label is not None else "none of these"
-        table.add_row(escape(file), escape(task), escape(label), f"{answer.probability:.3f}")
+        table.add_row(file, task, label, f"{answer.probability:.3f}")
     return table
 
 

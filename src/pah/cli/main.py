@@ -6,14 +6,12 @@ saved.
 
 import dataclasses
 import logging
-import signal
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -22,8 +20,9 @@ from rich.table import Table
 
 from pah import checkpoint, diagnosis, ranks, runs
 from pah.cli import display, learning, lines, options, reporting, watching
+from pah.cli.stopping import STOPPED, Stop
 from pah.cli.words import bare_and_named
-from pah.config import InputError, unknown
+from pah.config import InputError, RecoveryWarning, unknown
 from pah.data.benchmarks import BENCHMARKS
 from pah.devices import find_device
 from pah.methods.base import MethodOptions
@@ -67,16 +66,36 @@ def main(words: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), ranks.joined():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries' notes to developers are no answer to a user
-            return command(Console(quiet=not ranks.is_first()), words[1:])
-    except InputError as error:
-        return say(str(error), 2)
+            warnings.simplefilter("always", RecoveryWarning)
+            warnings.showwarning = show_warning  # type: ignore[assignment]  # where in the code it arose is no answer
+            # the name of a class or folder may look like markup or an emoji
+            return command(Console(quiet=not ranks.is_first(), markup=False, emoji=False), words[1:])
     except ranks.LostError as error:
         return say(str(error), 1)
-    except OSError as error:  # what nobody foresaw: a path too long, a folder that may not be entered
-        reason = error.strerror or " ".join(str(error).split())
-        return say(f"{error.filename or words[0]}: expected to read or write, got: {reason}", 2)
     except KeyboardInterrupt:  # before training began: there is nothing to save
         return 130
+    except Exception as error:
+        if (line := in_a_line(error, words[0])) is None:
+            raise
+        return say(line, 2)
+
+
+def in_a_line(error: Exception, command: str) -> str | None:
+    """What to say of an error that is no fault of the program; None if it is one."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):  # what nobody foresaw: a path too long, a folder that may not be entered
+        return f"{error.filename or command}: expected to read or write, got: {error.strerror or reason}"
+    # torch says "can't allocate memory", "out of memory" or "storage size calculation overflowed"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search("memory|overflowed", reason)):
+        return f"{command}: expected enough memory, got: {reason or 'too little'}"
+    return None
+
+
+def show_warning(message: Warning | str, kind: type[Warning], *_: object) -> None:
+    """Say what was damaged and made good in a line; what else a person asked Python to show, as it is."""
+    print(f"pah: {message}" if kind is RecoveryWarning else f"{kind.__name__}: {message}", file=sys.stderr)
 
 
 def _command(name: str) -> Callable[[Console, list[str]], int]:
@@ -105,7 +124,7 @@ def run(console: Console, words: list[str]) -> int:
         for config, folder in others.items():  # not only when the first has trained for an hour
             refuse_other_run(folder, config.as_dict())
     finished = []
-    with stoppable() as stop:
+    with Stop() as stop:
         for config, folder in ({request.config: request.out} | others).items():
             with watching.of_run(console, watchers, config, folder) as watch:
                 try:
@@ -114,11 +133,11 @@ def run(console: Console, words: list[str]) -> int:
                         folder,
                         overwrite=request.overwrite,
                         watch=watch,
-                        stop=lambda: bool(stop),
+                        stop=stop,
                         checkpoint_seconds=request.checkpoint_seconds,
                         device=device,
                     )
-                except runs.StoppedError:
+                except STOPPED:
                     return say_stopped(folder, stop)
                 watch.ended(results)
             finished.append((results, folder))
@@ -138,10 +157,10 @@ def resume(console: Console, words: list[str]) -> int:
     config = ranks.from_first(lambda: options.read_config(folder / CONFIG))
     watchers = watching.first_alone(watching.remembered(asked, folder))
     console = watching.console_for(watchers, console)
-    with stoppable() as stop, watching.of_run(console, watchers, config, folder) as watch:
+    with Stop() as stop, watching.of_run(console, watchers, config, folder) as watch:
         try:
-            results = runs.resume(config, folder, watch=watch, stop=lambda: bool(stop), device=device)
-        except runs.StoppedError:
+            results = runs.resume(config, folder, watch=watch, stop=stop, device=device)
+        except STOPPED:
             return say_stopped(folder, stop)
         watch.ended(results)
     console.print(display.matrix_table(results))
@@ -160,16 +179,16 @@ def compare(console: Console, words: list[str]) -> int:
     watched = partial(watching.of_study, console, watchers, folder=comparison.folder)
     with engine(request.place, request.device) as run_cells:
         prepare(comparison)
-        with stoppable() as stop:
+        with Stop() as stop:
             try:
                 if comparison.trials:
                     with watched(cells=comparison.trial_cells(), what="trials") as watch:
-                        configs = choose(comparison, watch, lambda: bool(stop), seconds, run_cells)
+                        configs = choose(comparison, watch, stop, seconds, run_cells)
                     require_own(comparison.cells(configs))
                 cells = comparison.cells(configs)
                 with watched(cells=cells, what="runs") as watch:
-                    outcomes = run_cells(cells, watch, lambda: bool(stop), seconds)
-            except runs.StoppedError:
+                    outcomes = run_cells(cells, watch, stop, seconds)
+            except STOPPED:
                 return say_study_stopped(stop)
     tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
@@ -187,11 +206,11 @@ def ablate(console: Console, words: list[str]) -> int:
     cells = request.ablation.cells()
     with engine(request.place, request.device) as run_cells:
         ablation.prepare(request.ablation)
-        with stoppable() as stop:
+        with Stop() as stop:
             try:
                 with watching.of_study(console, request.watchers, cells, "runs", request.ablation.folder) as watch:
-                    outcomes = run_cells(cells, watch, lambda: bool(stop), request.checkpoint_seconds)
-            except runs.StoppedError:
+                    outcomes = run_cells(cells, watch, stop, request.checkpoint_seconds)
+            except STOPPED:
                 return say_study_stopped(stop)
     tables, summary = [], None
     if any(outcome.metrics is not None for outcome in outcomes):
@@ -202,10 +221,10 @@ def ablate(console: Console, words: list[str]) -> int:
     return show_study(console, tables, request.ablation.folder / "ablation.md", outcomes)
 
 
-def say_study_stopped(received: list[int]) -> int:
+def say_study_stopped(stop: Stop) -> int:
     """Tell how to go on; the status a shell expects of a process stopped by that signal."""
     print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
-    return 128 + received[0]
+    return stop.status
 
 
 def show_study(console: Console, tables: list[Table], whole: Path, outcomes: Sequence[Outcome]) -> int:
@@ -282,30 +301,11 @@ def show(console: Console, finished: list[tuple[dict[str, Any], Path]]) -> None:
         console.print(f"{results['method']}: results in {folder}", highlight=False, soft_wrap=True)
 
 
-def say_stopped(folder: Path, received: list[int]) -> int:
+def say_stopped(folder: Path, stop: Stop) -> int:
     """Tell how to go on; the status a shell expects of a process stopped by that signal."""
-    # of several processes perhaps another one was told to stop
-    return say(f"stopped, the state is saved; `pah resume {folder}` continues", 128 + (received or [signal.SIGTERM])[0])
-
-
-@contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are noted in the list, so that the run can save before it stops.
-
-    A second one acts at once.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if not (folder / CONFIG).is_file():
+        return say("stopped before training began", stop.status)
+    return say(f"stopped, the state is saved; `pah resume {folder}` continues", stop.status)
 
 
 COMMANDS = {

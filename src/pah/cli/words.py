@@ -99,7 +99,15 @@ def without_others(words: Iterable[str]) -> list[str]:
 def typed(options: Mapping[str, Any]) -> dict[str, str]:
     """Options as they would be typed; those that are null keep their default."""
     given = {name: value for name, value in options.items() if value is not None}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return {name: value if isinstance(value, str) else _typed(value) for name, value in given.items()}
+
+
+def _typed(value: object) -> str:
+    """A value of YAML as a word; what no option takes, such as a date or a set, as Python writes it."""
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return str(value)
 
 
 def as_words(options: Mapping[str, str]) -> list[str]:

@@ -215,8 +215,8 @@ def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | 
     val = []
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
-        if not rest:
-            raise InputError(f"{annotations} line {number}: expected file, wnid and box between tabs, got {line!r}")
+        if not rest or Path(file).name != file:  # a path could lead out of the folder, or to a device
+            raise InputError(f"{annotations} line {number}: expected file, wnid and box between tabs, got {line!r:.80}")
         val.append((folder / "val" / "images" / file, rest.split("\t")[0]))
     return _from_rows({"train": train, "val": val}, classes, annotations)
 

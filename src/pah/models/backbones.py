@@ -82,7 +82,7 @@ class ConvNetOptions:
     width: int = 32
 
     def __post_init__(self) -> None:
-        require(self.width >= 1, "backbone.width", "at least 1", self.width)
+        require(1 <= self.width <= 65536, "backbone.width", "1 to 65536", self.width)
 
     def build(self, channels: int) -> Backbone:
         """The backbone for images of `channels` channels; D = 4 width."""
@@ -120,7 +120,7 @@ class SlimResNet18Options:
     stem_stride: int = 2
 
     def __post_init__(self) -> None:
-        require(self.width >= 1, "backbone.width", "at least 1", self.width)
+        require(1 <= self.width <= 65536, "backbone.width", "1 to 65536", self.width)
         require(self.stem_stride in (1, 2), "backbone.stem_stride", "1 or 2", self.stem_stride)
 
     def build(self, channels: int) -> Backbone:
@@ -208,7 +208,7 @@ def _resnet(channels: int, widths: tuple[int, ...], blocks: int, stem_stride: in
             layers.append(BasicBlock(inputs, outputs, stride=2 if stage > 0 and block == 0 else 1))
             inputs = outputs
     for module in nn.Sequential(*layers).modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there, normal_ imports for seconds
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return Backbone(nn.Sequential(*layers, GlobalPool()), widths[-1])
 

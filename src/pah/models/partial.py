@@ -31,12 +31,17 @@ class ChunkedHypernetwork(nn.Module):
     stds: Tensor
 
     def __init__(
-        self, shapes: Sequence[torch.Size], stds: Sequence[float], embedding: int, hidden: Sequence[int], chunks: int
+        self,
+        shapes: Sequence[torch.Size],
+        stds: Sequence[float | Tensor],
+        embedding: int,
+        hidden: Sequence[int],
+        chunks: int,
     ) -> None:
         super().__init__()
         self.shapes = list(shapes)
         self.numbers = [shape.numel() for shape in shapes]
-        self.register_buffer("stds", torch.tensor(stds))
+        self.register_buffer("stds", torch.stack([torch.as_tensor(std) for std in stds]))
         self.chunks = nn.Parameter(torch.randn(chunks, embedding))
         self.net = unit_variance_mlp(2 * embedding, hidden, -(-sum(self.numbers) // chunks))
 
@@ -54,7 +59,7 @@ class GeneratedParts(Heads):
         super().__init__()
         self.features = features
         self.shapes = [tensor.shape for tensor in filters]
-        self.stds = [tensor.std().item() for tensor in filters]
+        self.stds = [tensor.detach().std() for tensor in filters]
         self.embedding = embedding
         self.hidden = tuple(hidden)
         self.chunks = chunks
@@ -68,7 +73,7 @@ class GeneratedParts(Heads):
         self.tasks.append(nn.Parameter(torch.randn(self.embedding)))
         if self.hypernetwork is None:
             shapes = [*self.shapes, torch.Size((classes, self.features + 1))]
-            stds = [*self.stds, head_std(self.features)]
+            stds: list[float | Tensor] = [*self.stds, head_std(self.features)]
             self.hypernetwork = ChunkedHypernetwork(shapes, stds, self.embedding, self.hidden, self.chunks)
 
     def generate(self, task: int, detach: bool = False) -> tuple[list[Tensor], Tensor]:
