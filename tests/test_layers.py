@@ -40,7 +40,7 @@ LAYERS = [
     {"study.tuning", "report.figures", "report.rundata", "study.away"},
     {"study.errands"},
     {"study.cluster"},
-    {"report.ablation", "report.exhibit", "report.heatmap", "tracking.tool"},
+    {"report.ablation", "report.exhibit", "tracking.tool"},
     {"report.curves", "report.training", "report.pictures", "report.classes", "tracking.tools"},
     {"report.inside"},
     {"report.single"},

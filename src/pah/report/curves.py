@@ -10,6 +10,7 @@ from pah.report.rundata import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Matrix = Sequence[Sequence[float]]
 
@@ -21,6 +22,16 @@ PERCENT = "accuracy, %"
 def accuracy_matrix(run: Run) -> Exhibit:
     """The matrix as a heat map."""
     matrix = run.matrix
+    words = (
+        f"Heat map of {len(matrix)} rows, one after each task learned, and {len(matrix)} columns, one for each task. "
+        f"The last row, where the run {'ended' if run.finished else 'stands'}, reaches from {min(matrix[-1]):.1f} to "
+        f"{max(matrix[-1]):.1f} %."
+    )
+    return Exhibit("accuracy-matrix", "Accuracy matrix", words, heat_map(matrix), matrix_table(matrix))
+
+
+def heat_map(matrix: Matrix) -> "Figure":
+    """A row after each task learned, a column for each task; accuracies in percent."""
     count = len(matrix)
     values = [[*row, *[math.nan] * (count - len(row))] for row in matrix]
     low, high = 10 * math.floor(min(map(min, matrix)) / 10), 10 * math.ceil(max(map(max, matrix)) / 10)
@@ -38,12 +49,7 @@ def accuracy_matrix(run: Run) -> Exhibit:
             for j, accuracy in enumerate(row, 1):
                 colour = "#fefefe" if accuracy < (low + high) / 2 else "#010101"  # the same in every theme
                 axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color=colour, fontsize=7)
-    words = (
-        f"Heat map of {count} rows, one after each task learned, and {count} columns, one for each task. "
-        f"The last row, where the run {'ended' if run.finished else 'stands'}, reaches from {min(matrix[-1]):.1f} to "
-        f"{max(matrix[-1]):.1f} %."
-    )
-    return Exhibit("accuracy-matrix", "Accuracy matrix", words, figure, matrix_table(matrix))
+    return figure
 
 
 def matrix_table(matrix: Matrix) -> Table:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pah import checkpoint, metrics
 from pah.metrics import Matrix
-from pah.report.heatmap import accuracy_heatmap
+from pah.report.curves import heat_map
 from pah.runconfig import RunConfig
 from pah.runfolder import LOG, SENT, TRACK, BusyError, locked
 from pah.study.ablation import flat
@@ -77,7 +77,7 @@ class Sender:
         self.send(matrix)
         if not self.sent.end:
             step = self._epochs(len(matrix))
-            self.tool.picture("accuracy", picture_of(matrix, found["task_names"]), step)
+            self.tool.picture("accuracy", picture_of(matrix), step)
             self.tool.scalars({f"final/{name}": value for name, value in numbers(found).items()}, step)
             self.tool.flush()
             self.sent.end = True
@@ -179,8 +179,8 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in flat_.items() if isinstance(value, (int, float)) and name != "seed"}
 
 
-def picture_of(matrix: Matrix, task_names: Sequence[str]) -> Image.Image:
+def picture_of(matrix: Matrix) -> Image.Image:
     """The accuracy matrix as a picture, RGB."""
     data = io.BytesIO()
-    accuracy_heatmap(matrix, task_names).savefig(data, format="png", dpi=DPI)
+    heat_map(matrix).savefig(data, format="png", dpi=DPI)
     return Image.open(data).convert("RGB")
