@@ -30,6 +30,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = [read_run(folder) for folder in folders]
     out = out or _place(folders)
     page = single.page_of(runs[0]) if len(runs) == 1 else comparing.page_of(runs)
+    out.mkdir(parents=True, exist_ok=True)
     for section in page.sections:
         for shown in (*section.exhibits, *section.hidden):
             exhibit.save(shown, out / FIGURES)

@@ -121,6 +121,7 @@ def pack(folder: Path) -> Files:
 
 def unpack(files: Files, folder: Path) -> None:
     """Write files of a run into its folder; InputError if one cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         checkpoint.write_file(folder / name, content)
 
