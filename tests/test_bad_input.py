@@ -384,10 +384,11 @@ def full_disk_after(writes: int) -> Iterator[None]:
         (1, str(STATE)),
         (2, "prototypes/1.safetensors"),
         (3, str(STATE)),
-        (5, "prototypes/2.safetensors"),
-        (7, ".model.safetensors.next"),
-        (9, "predictions.safetensors"),
-        (10, "metrics.json"),
+        (4, "prototypes/2.safetensors"),
+        (5, str(STATE)),
+        (8, ".model.safetensors.next"),
+        (10, "predictions.safetensors"),
+        (11, "metrics.json"),
     ],
 )
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
@@ -398,7 +399,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
         line = refused("resume", str(run), changes=True)
     assert said(line, str(run), f"{file}: expected to write", "bytes", "No space left on device")
     assert [path.name for path in run.rglob("*.new")] == []
-    assert writes > 2 or (run / STATE).read_bytes() == before
+    assert writes > 1 or (run / STATE).read_bytes() == before
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))
 

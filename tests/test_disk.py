@@ -242,12 +242,12 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_for_long_is_cut_off_and_
         time.sleep(60)
 
     monkeypatch.setattr(Stop, "SECONDS", 0.1)
-    monkeypatch.setattr("pah.trainer.evaluate", endless)
     started = time.monotonic()
-    assert main(["run", *TINY, "--out", str(run)]) == 128 + signal.SIGTERM
+    with monkeypatch.context() as patch:
+        patch.setattr("pah.trainer.evaluate", endless)
+        assert main(["run", *TINY, "--out", str(run)]) == 128 + signal.SIGTERM
     assert time.monotonic() - started < 30
     assert capsys.readouterr().err == f"pah: stopped, the state is saved; `pah resume {run}` continues\n"
-    monkeypatch.undo()
     assert checkpoint.load(run / "checkpoint")[1]["state"]["epoch"] == 2, "all epochs of the first task"
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))

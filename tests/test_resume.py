@@ -254,9 +254,9 @@ def test_ctrl_c_when_the_first_of_two_runs_is_over_stops_the_second(
         signal.raise_signal(signal.SIGINT)
         save_model(*arguments)
 
-    monkeypatch.setattr(runs, "save_model", interrupted)
-    assert main(["run", *TINY, "--out", str(tmp_path / "run"), "--beside", "finetune"]) == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_model", interrupted)
+        assert main(["run", *TINY, "--out", str(tmp_path / "run"), "--beside", "finetune"]) == 130
     assert f"`pah resume {tmp_path / 'run-finetune'}` continues" in capsys.readouterr().err
     assert main(["resume", str(tmp_path / "run-finetune")]) == 0
     assert_same_run(tmp_path / "run", uninterrupted(tiny()))

@@ -32,7 +32,7 @@ class Stop:
     @property
     def status(self) -> int:
         """What a shell expects of a process that was stopped by the signal, which may have come to another process."""
-        return 128 + (self.received or [signal.SIGTERM])[0]
+        return 128 + (self.received or [signal.SIGINT])[0]
 
     def __enter__(self) -> Self:
         for number, handler in (
