@@ -45,7 +45,7 @@ def images(path: str, names: dict[str, str], part: str) -> tuple[np.ndarray, lis
     split = source.train if part == "train" else source.test
     classes = [source.class_names.index(name) for name in names]
     rows = torch.isin(split.labels, torch.tensor(classes))
-    pixels = split.pixels[rows].permute(0, 2, 3, 1).numpy()
+    pixels = split.pixels[rows].permute(0, 2, 3, 1).contiguous().numpy()
     return pixels, [classes.index(y) for y in split.labels[rows].tolist()], list(names.values())
 
 
