@@ -123,8 +123,9 @@ def test_tensorboard_and_mlflow_hold_the_whole_run_and_leave_it_as_it_is(
     assert_same_run(folder, uninterrupted(tiny()))
 
 
-def run_and_die(words: list[str], step: int) -> None:
-    """In a process of its own: run a command that is killed in its n-th optimizer step."""
+def run_and_die(words: list[str], step: int, environment: dict[str, str]) -> None:
+    """In a process of its own, which knows nothing of ours: run a command that is killed in its n-th optimizer step."""
+    os.environ.update(environment)
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     steps = iter(range(step, -1, -1))
@@ -135,11 +136,14 @@ def run_and_die(words: list[str], step: int) -> None:
 def test_a_killed_run_goes_on_as_the_same_tracked_run_with_every_point_once(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "killed")
+    environment = {"MLFLOW_TRACKING_URI": store, "MLFLOW_EXPERIMENT_NAME": "killed"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     folder = tmp_path / "run"
     words = ["run", *TINY, "--out", str(folder), "--track", "tensorboard,mlflow"]
-    process = processes.Process(target=run_and_die, args=(words, 10 + 2 * 7))  # in the second task's second epoch
+    process = processes.Process(
+        target=run_and_die, args=(words, 10 + 2 * 7, environment)
+    )  # in the 2nd task's 2nd epoch
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

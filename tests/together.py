@@ -77,3 +77,4 @@ def main(folder: Path, kinds: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    ranks.leave(0)

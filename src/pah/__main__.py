@@ -2,6 +2,10 @@
 
 import sys
 
+from pah import ranks
 from pah.cli import main
 
-sys.exit(main())
+status = main()
+if ranks.launched():
+    ranks.leave(status)
+sys.exit(status)

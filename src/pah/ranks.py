@@ -5,11 +5,12 @@ N: images of a whole batch, n: of a process's slice.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,15 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        _meeting.cache_clear()  # now, and not when Python ends: threads of the store would outlive it
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, one of several, at once: torch's threads may outlive the group, and Python's own end would then
+    abort the process now and then, though all is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def launched() -> bool:

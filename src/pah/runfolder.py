@@ -51,8 +51,12 @@ def run_files(folder: Path) -> list[Path]:
     ]
 
 
+class OccupiedError(InputError):
+    """The folder holds a run."""
+
+
 def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
-    """Raise InputError if the folder holds a run, be it that of `config`: nothing that was trained gets lost."""
+    """Raise OccupiedError if the folder holds a run, be it that of `config`: nothing that was trained gets lost."""
     if not any(file.exists() for file in (folder / CONFIG, *run_files(folder))):
         return
     try:
@@ -60,12 +64,12 @@ def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
     except InputError:
         same = False
     if same and not (folder / METRICS).exists():
-        raise InputError(
+        raise OccupiedError(
             f"{folder}: expected a folder without a run, got this run, unfinished: "
             f"`pah resume {folder}` continues it, --overwrite starts anew"
         )
     kind = "this run, finished" if same else "another run"
-    raise InputError(
+    raise OccupiedError(
         f"{folder}: expected a folder without a run, got one that holds {kind}: choose another --out, or --overwrite it"
     )
 

@@ -21,7 +21,7 @@ from pah.config import InputError
 from pah.devices import CPU
 from pah.records import read_predictions
 from pah.runconfig import RunConfig
-from pah.runfolder import CONFIG, LOCK, METRICS, PREDICTIONS, BusyError
+from pah.runfolder import CONFIG, LOCK, METRICS, PREDICTIONS, BusyError, OccupiedError
 from pah.study.bootstrap import Correct
 
 STUDY = "study.yaml"
@@ -164,6 +164,8 @@ def run_cell(
         )
     except BusyError:
         return None
+    except OccupiedError as error:  # another process began it while this one loaded the data
+        return None if _is_own(cell) else Outcome(cell, None, str(error))
     except InputError as error:
         return Outcome(cell, None, str(error))
     except runs.StoppedError:
@@ -174,6 +176,15 @@ def run_cell(
         return Outcome(cell, None, f"{type(error).__name__}: {first} (details: {cell.folder / ERROR})")
     (cell.folder / ERROR).unlink(missing_ok=True)
     return Outcome(cell, metrics)
+
+
+def _is_own(cell: Cell) -> bool:
+    """Whether the cell's folder holds this cell's run."""
+    try:
+        require_own([cell])
+    except InputError:
+        return False
+    return (cell.folder / CONFIG).is_file()
 
 
 def correct(folder: Path) -> list[Correct]:
