@@ -126,8 +126,10 @@ def test_tensorboard_and_mlflow_hold_the_whole_run_and_leave_it_as_it_is(
 def run_and_die(words: list[str], step: int, environment: dict[str, str]) -> None:
     """In a process of its own, which knows nothing of ours: run a command that is killed in its n-th optimizer step."""
     os.environ.update(environment)
+    import torch
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+    torch.set_num_threads(1)  # as here: the number of threads decides the last digit
     steps = iter(range(step, -1, -1))
     register_optimizer_step_pre_hook(lambda *_: None if next(steps) else os.kill(os.getpid(), signal.SIGKILL))
     sys.exit(main(words))
