@@ -84,7 +84,7 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
             (example,),
             input_names=["images"],
             output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             dynamo=True,
             verbose=False,
         )
