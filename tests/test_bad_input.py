@@ -318,12 +318,16 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(
     assert said(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"augment": {"crop": 1}}, {"method": "mean"}, {"training": 3}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"augment": {"crop": 1}}, {"method": "mean"}, {"training": 3}, {"backbone": 60000}]
+)
 def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any], run: Path, refused: Refused) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in change.items():
         if key == "method":
             config["method"]["prototype_start"] = value
+        elif key == "backbone":  # a network that fits no memory
+            config["backbone"]["width"] = value
         elif key == "training":
             config["training"]["epochs"] = value
         else:

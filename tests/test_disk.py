@@ -25,7 +25,6 @@ from pah.runconfig import RunConfig
 
 Uninterrupted = Callable[[RunConfig], Path]
 Facts = tuple[dict[str, torch.Tensor], dict[str, Any]]
-ENDINGS = 2 * 60 + 2 * 50  # damages of each kind, chosen at random
 
 
 @pytest.fixture
@@ -60,17 +59,18 @@ def test_no_torn_checkpoint_is_ever_taken_for_whole(run: Path) -> None:
     older_path.rename(path)
     older = checkpoint.load(folder)
     path.rename(older_path)
-    taken = []
-    for damaged in damages(whole):
+    taken, all_damages = 0, list(damages(whole))
+    assert len(all_damages) > 200
+    for damaged in all_damages:
         path.write_bytes(damaged)
         found, warned = loaded(folder)
         assert found is not None, "the one before it is whole"
         if warned:
             assert same(found, older)
         else:
-            taken.append(damaged)
+            taken += 1
             assert same(found, newer)
-    assert len(taken) < 0.05 * ENDINGS, "but for white space in the header, every damage is noticed"
+    assert taken < 0.05 * len(all_damages), "but for white space in the header, every damage is noticed"
     older_path.write_bytes(older_path.read_bytes()[:-1])
     path.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"state\.safetensors: expected a whole checkpoint"):

@@ -2,9 +2,10 @@
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -29,9 +30,11 @@ def test_users_are_given_a_lower_bound_and_no_pin() -> None:
 
 def test_constraints_pin_all_that_make_installs() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines)}
     assert all(pins.values())
     assert INSTALLED, "the Makefile's line that installs"
+    if version("torch") != pins[canonicalize_name("torch")]:
+        pytest.skip("needs the versions that are pinned; older and newer ones need other packages")
     extras = INSTALLED[1].split(",")
     missing = {
         name

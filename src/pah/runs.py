@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
@@ -57,6 +57,8 @@ from pah.trainer import (
     require_finite,
     train,
 )
+
+Saved: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]  # a checkpoint's tensors and facts
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ def resume(
         finished: dict[str, Any] | None = ranks.from_first(lambda: _read_if_there(folder / METRICS))
         if finished is not None:
             return finished
+        saved = ranks.from_first(lambda: _saved(config, folder))  # first: what was changed may be too large to build
         stream = load_stream(config).on(device)
         method = build_method(config, stream.image_shape).to(device)
-        state = TrainState()
-        if ranks.from_first(lambda: checkpoint.there(folder / CHECKPOINT)):
-            state = _restore(config, folder, stream, method)
+        state = _restore(saved, folder, config.seed, stream, method) if saved else TrainState()
+        del saved  # its tensors are the method's now
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
 
 
@@ -239,17 +241,25 @@ def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) ->
     checkpoint.save(folder / CHECKPOINT, tensors, facts)
 
 
-def _restore(config: RunConfig, folder: Path, stream: Stream, method: Method) -> TrainState:
-    """Load the checkpoint into the method, and return how far it had come."""
+def _saved(config: RunConfig, folder: Path) -> Saved | None:
+    """The tensors and facts of the run's checkpoint; None if it has none yet."""
     path = folder / CHECKPOINT
-    tensors, facts = ranks.from_first(lambda: checkpoint.load(path))
+    if not checkpoint.there(path):
+        return None
+    tensors, facts = checkpoint.load(path)
     if facts.get("fingerprint") != config.fingerprint:
         raise InputError(
             f"{path}: expected a checkpoint of the configuration in {folder / CONFIG}, got one of another configuration"
         )
+    return tensors, facts
+
+
+def _restore(saved: Saved, folder: Path, seed: int, stream: Stream, method: Method) -> TrainState:
+    """Load a checkpoint into the method, and return how far it had come."""
+    tensors, facts = saved
     try:
         state = TrainState(**facts["state"])
-        replay(method, stream, state, config.seed)
+        replay(method, stream, state, seed)
         parts: dict[str, dict[str, torch.Tensor]] = {"method": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             owner, _, rest = name.partition("/")
@@ -258,5 +268,7 @@ def _restore(config: RunConfig, folder: Path, stream: Stream, method: Method) ->
         checkpoint.load_optimizers(method.optimizers, parts["optimizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # pah or the data have changed since
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: expected a checkpoint that fits this pah and these data, got: {reason}") from None
+        raise InputError(
+            f"{folder / CHECKPOINT}: expected a checkpoint that fits this pah and these data, got: {reason}"
+        ) from None
     return state
