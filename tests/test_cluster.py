@@ -1,5 +1,6 @@
 """`--ray`: cells on a Ray cluster end as they end here, whatever becomes of nodes and of the command itself."""
 
+import contextlib
 import json
 import os
 import queue
@@ -194,6 +195,7 @@ def test_bad_words_are_refused(
 
 def test_without_the_extra_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a token stays in the environment of the tests that follow
     assert main(["compare", "split-digits", "--ray", "local"]) == 2
     assert capsys.readouterr().err == "pah: a study on a cluster needs the extra: pip install 'pah[ray]'\n"
 
@@ -216,12 +218,25 @@ def test_an_address_that_does_not_answer_is_told_within_ten_seconds(listens: boo
 
 # from here on with real Ray processes
 
+PATIENCE = 600  # seconds: this machine may have other work
+STARTED: list["subprocess.Popen[str]"] = []
+
 
 def start(*words: str, into: IO[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
     """A process in a group of its own."""
     env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_worker_niceness"] = "0"  # Ray's own is 15: beside other work its workers would hardly get on
     pipes: Any = {"stdout": into or subprocess.PIPE, "stderr": into or subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env={**env, **environment}, start_new_session=True, **pipes)
+    STARTED.append(subprocess.Popen(words, env={**env, **environment}, start_new_session=True, **pipes))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """Whatever a test starts ends with it."""
+    yield
+    while STARTED:
+        kill(STARTED.pop())
 
 
 def study(kind: str, folder: Path, *words: str) -> "subprocess.Popen[str]":
@@ -229,10 +244,18 @@ def study(kind: str, folder: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """Kill it and all that it started; for a node, a power cut."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    """Kill it and all that it started, at once; for a node, a power cut. Ray's workers are in groups of their own."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [(int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())]
+    found = [process.pid] if process.poll() is None else []
+    for one in found:  # grows
+        found += [pid for pid, parent in parents if parent == one]
+    for one in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    if process.stdout and not process.stdout.closed:
+        process.communicate()
+    process.wait()
 
 
 def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
@@ -247,7 +270,7 @@ def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
 def first_epoch(cell: Path) -> bytes:
     """What the log says of a cell's first epoch, times and all, once a checkpoint of later than that is saved here."""
     log = cell / "log.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not ((cell / "checkpoint" / "state.safetensors").exists() and log.exists() and log.stat().st_size):
         assert time.monotonic() < until, f"no checkpoint in {cell}"
         time.sleep(0.05)
@@ -291,7 +314,7 @@ def test_a_study_on_this_machines_cores_equals_a_serial_one(serial: Callable[...
     had = token.exists()
     words = (*SMALL, "--methods", "pah,finetune", "--seeds", "0")
     process = study("compare", tmp_path / "s", *words, "--ray", "local")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert "2/2 runs done, 0 failed" in out
     assert_same_study(tmp_path / "s", serial(*words))
@@ -320,7 +343,7 @@ class Cluster:
             self.nodes[name] = start(
                 *(ray, "start", "--block", "--num-cpus=1", *words), into=file, RAY_AUTH_MODE="disabled", **environment
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while "Ray runtime started" not in log.read_text():
             assert self.nodes[name].poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
@@ -328,15 +351,10 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path) -> Cluster:
     """A cluster of one node, the head, on which the study is started."""
     (tmp_path / "logs").mkdir()
-    made = Cluster(tmp_path / "logs")
-    try:
-        yield made
-    finally:
-        for node in made.nodes.values():
-            kill(node)
+    return Cluster(tmp_path / "logs")
 
 
 @pytest.mark.slow
@@ -349,7 +367,7 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
     first = first_epoch(tmp_path / "s" / lost)
     kill(cluster.nodes["127.0.0.2"])
     assert "waits: its node was lost" in heard(process, lost)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert re.search(rf"^{lost}  started on (?!127.0.0.2)", out, re.MULTILINE)
     assert "4/4 runs done, 0 failed" in out
@@ -367,13 +385,13 @@ def test_the_same_command_continues_a_study(
     begun = heard(process, "started on ").split()[0]
     first = first_epoch(tmp_path / "s" / begun)
     os.killpg(process.pid, sign)
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=PATIENCE)
     if sign == signal.SIGINT:
         said = "pah: stopped, the state is saved; the same command continues\n"
         assert (process.returncode, err) == (130, said)
     assert not (tmp_path / "s" / begun / "metrics.json").exists()
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(first)  # it began only once
     assert_same_study(tmp_path / "s", serial(*LONG))
@@ -387,7 +405,7 @@ def test_runs_wait_for_a_node_that_has_what_they_need(
     line = heard(process, "waits")
     assert "waits: for a node with 1 cores, 0.5 GPU and 0 MB: the cluster has none" in line
     cluster.join("127.0.0.2", "--num-gpus=1")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert set(re.findall(r"started on (\S+)", out)) == {"127.0.0.2"}
     assert_same_study(tmp_path / "s", serial(*SMALL))
@@ -409,7 +427,7 @@ def test_a_node_with_another_pah_ends_the_study(cluster: Cluster, tmp_path: Path
     other = source(tmp_path / "other", away=("TELL = 1.0", "TELL = 2.0"))
     cluster.join("127.0.0.2", "--num-gpus=1", PYTHONPATH=other)
     process = study("compare", tmp_path / "s", *SMALL, "--ray", cluster.address, "--ray_gpus", "1")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert re.fullmatch(r"pah: node 127\.0\.0\.2: expected the study's versions, got others: pah is .*\n", err)
 
@@ -420,7 +438,7 @@ def test_a_run_that_always_kills_its_worker_fails_and_the_rest_goes_on(tmp_path:
     other = source(tmp_path / "other", away=("from ray.util import", deadly), errands=("AGAIN = 2.0", "AGAIN = 0.1"))
     words = ("compare", *SMALL, "--seeds", "0", "--out", str(tmp_path / "s"), "--ray", "local")
     process = start(sys.executable, "-m", "pah", *words, PYTHONPATH=other)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.startswith("pah: pah-seed0 failed: lost 5 times without a new checkpoint: ")
     assert err.count("\n") == 1

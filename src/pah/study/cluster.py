@@ -16,8 +16,8 @@ from pah.devices import DeviceName, find_device
 from pah.study.errands import AUTO, LOCAL, Errands, Place, fits, last_line
 from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, run_cells
 
-LISTENS = 3.0  # seconds in which a cluster's address must take a connection
-ANSWERS = 6.0  # seconds in which the cluster must then have taken in this machine
+LISTENS = 2.0  # seconds in which a cluster's address must take a connection
+ANSWERS = 8.0  # seconds in which the cluster must have let this machine in
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # of a cluster that is started here
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of its nodes; what matters to a study is said here
