@@ -1,14 +1,13 @@
 """The verbs of the page over HTTP, as endpoints of gradio's own API, which answer JSON."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from pah import checkpoint
 from pah.app.desk import without_paths
 from pah.app.rooms import Rooms
 from pah.config import InputError
@@ -29,10 +28,12 @@ def said(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_file(rooms: Rooms, kind: str) -> str:
-    """A download in a file of its own, which gradio copies to where it serves files from."""
+    """A download as a file where gradio serves files from; the next one of its kind takes its place."""
     name, content = rooms.open.download(kind)
-    path = Path(tempfile.mkdtemp(dir=rooms.uploads)) / name
-    path.write_bytes(content)
+    assert rooms.uploads is not None, "the server says where, before it builds the page"
+    path = rooms.uploads / "downloads" / kind / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_file(path, content)
     return str(path)
 
 

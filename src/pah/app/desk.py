@@ -172,7 +172,7 @@ class Desk:
             lesson = self._of(number)
             if lesson.state != state or self._child is None or self._child.stdin is None:
                 raise InputError(f"lesson: expected one that is {state}, got one that is {lesson.state}")
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError, ValueError):  # it ended a moment ago
                 self._child.stdin.write(f"{word}\n")
                 self._child.stdin.flush()
 
@@ -276,12 +276,11 @@ class Desk:
 
     def _listen(self, child: "subprocess.Popen[str]", lesson: Lesson) -> None:
         """Take down what a lesson's process says, until it ends."""
-        assert child.stdout is not None
-        for line in child.stdout:
-            with self._lock:
-                if self._child is child:
-                    self._take(lesson, json.loads(line))
-        child.wait()
+        with child:
+            for line in child.stdout or ():
+                with self._lock:
+                    if self._child is child:
+                        self._take(lesson, json.loads(line))
         with self._lock:
             if self._child is child:
                 self._child = None

@@ -53,6 +53,30 @@ def build(rooms: Rooms) -> gr.Blocks:
     return built
 
 
+def look() -> Any:
+    """A theme with the reader's own fonts, and colours that stand out from each other by at least 4.5 to 1."""
+    return gr.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        input_placeholder_color="*neutral_500",
+        color_accent="*primary_700",
+    )
+
+
 def _choose(rooms: Rooms) -> gr.State:
     """No learner was named: a new one, one that is there, or the tour. The state changes when one is chosen."""
     chosen = gr.State("")

@@ -64,11 +64,11 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
     os.environ |= {"GRADIO_TEMP_DIR": str(place), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     rooms.uploads = place
     try:
-        import gradio as gr
+        import gradio  # noqa: F401 - the page needs it
     except ImportError:
         raise InputError("app needs the extra: pip install 'pah[app]'") from None
     from pah.app.offline import stay_on_this_machine
-    from pah.app.page import build
+    from pah.app.page import build, look
 
     stay_on_this_machine()
     page = build(rooms)
@@ -89,7 +89,7 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
             max_file_size=LIMITS.upload,
             allowed_paths=[],
             blocked_paths=[str(rooms.learners.resolve())],
-            theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+            theme=look(),
             css=STYLE,
             favicon_path=None,
         )

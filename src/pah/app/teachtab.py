@@ -149,7 +149,7 @@ def _queued(rooms: Rooms, teach: Callable[[], dict[str, Any]]) -> list[Any]:
         taught = teach()
     except InputError as error:
         return [_error(error), *lessons_now(rooms)]
-    return [views.note(f"{taught['name']} {views.STATES[taught['state']]}.", "good"), *lessons_now(rooms)]
+    return [views.note(f"The lesson {taught['name']} was taken: it is shown above.", "good"), *lessons_now(rooms)]
 
 
 def _teach(rooms: Rooms, name: str, archive: str | None, folder: str, *options: Any) -> list[Any]:
