@@ -2,9 +2,10 @@
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ TINY = ("--epochs", "2", "--training.batch_size", "64", "--backbone.width", "4",
 EVENTS_A_TASK = 14  # of a tiny run: the task's beginning, two epochs of five steps, each with an end, and its end
 ONLY_TASK_ENDS = 1e9  # seconds between checkpoints
 MEASURED = {"seconds", "images_per_second", "peak_memory_mb", "commit", "device"}  # what differs between equal runs
+
+QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
 
 # real processes, to be killed: forked off one server that has imported what takes long
 processes = multiprocessing.get_context("forkserver")
@@ -40,6 +43,20 @@ def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Runs end without their report, which takes longer than they do, but where reports are tested."""
     if not request.module.__name__.startswith("test_report"):
         monkeypatch.setattr(reporting, "report_finished", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser without windows; it asks nobody for updates."""
+    from playwright.sync_api import sync_playwright
+
+    path = which("chromium")
+    assert path, "expected chromium on the path: apt-get install chromium"
+    arguments = ["--no-sandbox", "--disable-sync", *(f"--{name}" for name in QUIET)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,18 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copytree, which
+from shutil import copytree
 from typing import Any
 
 import pytest
 
+from browsing import CONTRAST, LOWEST_CONTRAST
 from conftest import TINY
 from pah.cli import main
 from pah.report.page import write_report
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
 PHONE, DESKTOP = 360, 1280  # pixels
-CONTRAST = 4.5  # of text, WCAG 2.2 AA
 
 pytestmark = pytest.mark.browser
 
@@ -31,19 +30,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = ("pah-seed0", "pah-seed1", "lwf-seed0", "finetune-seed0")
     several = [copytree(RESULTS / "fast" / name, folder / name) for name in names]
     return {"one": write_report([run]), "several": write_report(several, folder / "several")}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    path = which("chromium")
-    assert path, "expected chromium on the path: apt-get install chromium"
-    arguments = ["--no-sandbox", "--disable-sync", *(f"--{name}" for name in QUIET)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=["one", "several"])
@@ -132,31 +118,6 @@ def test_the_theme_is_that_of_the_system_until_it_is_switched(page: Any) -> None
     assert background(page) == dark
     page.emulate_media(color_scheme="light")
     assert background(page) == dark, "what was chosen stays"
-
-
-# for every element with text of its own: its colour on the nearest background, as (lighter + 0.05) / (darker + 0.05)
-LOWEST_CONTRAST = """() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const luminance = (rgb) => rgb.slice(0, 3)
-    .map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const rgb = numbers(getComputedStyle(element).backgroundColor);
-      if (rgb.length < 4 || rgb[3] > 0) return rgb;
-    }
-    return [255, 255, 255];
-  };
-  let worst = [99, ""];
-  for (const element of document.querySelectorAll("body *:not(script):not(svg *)")) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.checkVisibility()) continue;
-    const [a, b] = [numbers(getComputedStyle(element).color), behind(element)].map(luminance).sort((x, y) => y - x);
-    const found = (a + 0.05) / (b + 0.05);
-    if (found < worst[0]) worst = [found, element.outerHTML.slice(0, 80)];
-  }
-  return worst;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

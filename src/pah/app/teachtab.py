@@ -1,6 +1,6 @@
 """The tab that teaches: what was uploaded, the lesson that goes on, and what its owner decides."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -103,7 +103,7 @@ def _new_lesson(rooms: Rooms, watched: Watched) -> None:
     start.click(
         partial(_teach, rooms),
         [name, archive, folder, *options],
-        [watched.message, *watched.shown],
+        [name, archive, watched.message, *watched.shown],
         api_visibility="private",
     )
 
@@ -144,20 +144,24 @@ def _act(rooms: Rooms, verb: str, number: str, count: int) -> list[Any]:
     return [views.note(SAID[verb], "good"), count + 1, *lessons_now(rooms)]
 
 
-def _queued(rooms: Rooms, teach: Callable[[], dict[str, Any]]) -> list[Any]:
-    try:
-        taught = teach()
-    except InputError as error:
-        return [_error(error), *lessons_now(rooms)]
-    return [views.note(f"The lesson {taught['name']} was taken: it is shown above.", "good"), *lessons_now(rooms)]
-
-
 def _teach(rooms: Rooms, name: str, archive: str | None, folder: str, *options: Any) -> list[Any]:
-    return _queued(rooms, lambda: rooms.open.teach(name, archive, folder or "", *options))
+    """Queue a lesson; the fields of its name and zip are empty again, unless it was refused."""
+    try:
+        taught = rooms.open.teach(name, archive, folder or "", *options)
+    except InputError as error:
+        return [gr.skip(), gr.skip(), _error(error), *lessons_now(rooms)]
+    return ["", None, _taken(taught), *lessons_now(rooms)]
 
 
 def _teach_digits(rooms: Rooms) -> list[Any]:
-    return _queued(rooms, lambda: rooms.open.teach_digits())
+    try:
+        return [_taken(rooms.open.teach_digits()), *lessons_now(rooms)]
+    except InputError as error:
+        return [_error(error), *lessons_now(rooms)]
+
+
+def _taken(lesson: Mapping[str, Any]) -> str:
+    return views.note(f"The lesson {lesson['name']} was taken: it is shown above.", "good")
 
 
 def _understand(rooms: Rooms, archive: str | None, folder: str) -> str:
