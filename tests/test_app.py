@@ -28,6 +28,7 @@ from pah.app.service import Service, home_of
 from pah.cli import serving as command
 from pah.cli.main import main
 from pah.config import InputError
+from test_docs import SERVED, blocks
 
 WAIT = 60.0  # seconds for a lesson, on a busy machine
 
@@ -253,6 +254,25 @@ def test_the_same_over_http(taught: Service, address: str) -> None:
     for file in (taught.folder / "learner.json", "/etc/hostname", Path(__file__)):
         assert httpx.get(f"{address}gradio_api/file={file}", cookies=client.cookies).status_code in (403, 404)
     client.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_examples_of_the_docs_run(
+    taught: Service, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    class_zip(tmp_path / "fish.zip", "pqrs")
+    shutil.copy(taught.folder.parent / "one.png", "photo.jpg")
+    python, shell = (
+        block.text.replace("http://127.0.0.1:7860", address.rstrip("/"))
+        for block in blocks(Path(__file__).parent.parent / "docs" / SERVED)
+        if block.language in ("python", "sh")
+    )
+    exec(compile(python.replace('name="fish"', 'name="fish", epochs=1'), SERVED, "exec"), {})
+    assert "'after': {" in capsys.readouterr().out
+    done = subprocess.run(["bash", "-euc", shell], capture_output=True, text=True, check=True)
+    assert "event: complete" in done.stdout
+    assert '"probability"' in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,7 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
     Raises:
         InputError: the extra `app` is missing, or the address is taken.
     """
-    place = Path(tempfile.mkdtemp(prefix="pah-app-"))
-    os.environ |= {"GRADIO_TEMP_DIR": str(place), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    rooms.uploads = place
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     try:
         import gradio  # noqa: F401 - the page needs it
     except ImportError:
@@ -70,6 +68,8 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
     from pah.app.offline import stay_on_this_machine
     from pah.app.page import build, look
 
+    rooms.uploads = place = Path(tempfile.mkdtemp(prefix="pah-app-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(place)
     stay_on_this_machine()
     page = build(rooms)
     try:
