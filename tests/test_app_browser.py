@@ -9,13 +9,22 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from browsing import CONTRAST, LOWEST_CONTRAST
+from pah import ContinualLearner
+from pah.app.lesson import Request, first_config
+from pah.app.service import home_of
 
 pytestmark = pytest.mark.browser
 
@@ -49,6 +58,26 @@ def zipped(path: Path, classes: Colours, images: int = 16) -> Path:
             for seed in range(images):
                 archive.writestr(f"{name}/{seed}.png", picture(colour, seed))
     return path
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a learner that was taught fish and birds. To be copied."""
+    learner = ContinualLearner(config=first_config(Request("", "", "", "images", image_size=8)))
+    learner.config = replace(learner.config, training=replace(learner.config.training, epochs=20))
+    for name, classes in (("fish", FISH), ("birds", BIRDS)):
+        images = np.stack([pixels(colour, seed) for colour in classes.values() for seed in range(16)])
+        learner.learn(name, (images, [k for k in range(len(classes)) for _ in range(16)], list(classes)))
+    folder = tmp_path_factory.mktemp("taught") / "animals"
+    learner.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """A page on that learner, for tests that teach nothing."""
+    with serving(copytree(taught, tmp_path_factory.mktemp("shared") / "animals")) as server:
+        yield server
 
 
 class Server:
@@ -175,6 +204,235 @@ def test_two_lessons_then_the_first_is_asked_about_and_a_third_rolled_back(chrom
         begin(page, "more", zipped(tmp_path / "more.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}), epochs=1)
         says(page, "#lesson-progress", "is done")
         decide(page, "roll-back", "Rolled back")
-        opened(page, "Look")
-        tasks = page.locator("#look-view table").first.locator("tbody th")
-        assert tasks.all_inner_texts() == ["fish", "birds"]
+        assert tasks_of(page) == ["fish", "birds"]
+
+
+def tasks_of(page: Any) -> list[str]:
+    """What the page says that the learner knows."""
+    opened(page, "Look")
+    page.locator("#look-view table").first.wait_for()
+    names: list[str] = page.locator("#look-view table").first.locator("tbody th").all_inner_texts()
+    return names
+
+
+def test_a_lesson_goes_on_while_nobody_looks_and_is_found_again(chromium: Any, taught: Path, tmp_path: Path) -> None:
+    learner = copytree(taught, tmp_path / "animals")
+    long = zipped(tmp_path / "long.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}, images=100)
+    with serving(learner) as server, visiting(chromium, server.address) as page:
+        begin(page, "long", long, epochs=ENDLESS)
+        says(page, "#lesson-progress", "epoch")
+        page.reload()
+        opened(page, "Teach")
+        says(page, "#lesson-progress", f"epoch .* of {ENDLESS}, accuracy on validation images .* left")
+        page.locator("#lesson-pause").click()
+        says(page, "#lesson-progress", "is paused")
+        page.goto("about:blank")
+        page.goto(server.address)
+        opened(page, "Teach")
+        says(page, "#lesson-progress", "is paused")
+        page.locator("#lesson-go").click()
+        says(page, "#lesson-progress", "is being taught")
+
+        opened(page, "Ask")
+        hand_in(page, FISH)
+        page.locator("#ask-button").click()
+        says(page, "#ask-answer", r"Task (fish|birds): \d+ %")
+        opened(page, "Teach")
+        decide(page, "stop", "Stopped")
+        says(page, "#lesson-progress", "No lesson goes on")
+
+
+def test_a_killed_server_offers_its_lesson_again_or_deletes_it(chromium: Any, taught: Path, tmp_path: Path) -> None:
+    learner = copytree(taught, tmp_path / "animals")
+    grey = zipped(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)})
+    server = Server(learner)
+    try:
+        with visiting(chromium, server.address) as page:
+            begin(page, "grey", grey, epochs=5)
+            page.locator("#lesson-pause").click()
+            says(page, "#lesson-progress", "is paused")
+        server = killed_and_started(server, learner)
+        with visiting(chromium, server.address) as page:
+            opened(page, "Teach")
+            says(page, "#lesson-progress", "was interrupted")
+            page.get_by_role("button", name="Start again").click()
+            says(page, "#lesson-progress", "is done")
+            decide(page, "keep", "Kept")
+            begin(page, "again", grey, epochs=ENDLESS)
+            says(page, "#lesson-progress", "epoch")
+        server = killed_and_started(server, learner)
+        with visiting(chromium, server.address) as page:
+            opened(page, "Teach")
+            says(page, "#lesson-progress", "was interrupted")
+            decide(page, "stop", "Stopped")
+            says(page, "#lesson-progress", "No lesson goes on")
+            assert list((home_of(learner) / "lessons").iterdir()) == []
+            assert tasks_of(page) == ["fish", "birds", "grey"]
+    finally:
+        server.end()
+
+
+def killed_and_started(server: Server, learner: Path) -> Server:
+    server.end(signal.SIGKILL)
+    return Server(learner)
+
+
+def filled(page: Any, archive: Path) -> Iterator[str]:
+    """The name of each tab, open and with as much on it as it can show."""
+    hand_in(page, FISH)
+    page.locator("#ask-button").click()
+    says(page, "#ask-answer", "Task ")
+    yield "Ask"
+    opened(page, "Teach")
+    page.locator("#teach-zip input[type=file]").set_input_files(archive)
+    says(page, "#teach-understood", "images that can be read")
+    page.locator("#teach-options button").first.click()
+    page.locator("#teach-epochs").wait_for()
+    yield "Teach"
+    opened(page, "Look")
+    says(page, "#look-view", "Prototypes")
+    yield "Look"
+
+
+# what reaches beyond the screen, but for what scrolls in a box of its own, and text that its box cuts off
+CUT = """(width) => [...document.querySelectorAll("body *:not(svg *)")].filter((one) => {
+  if (!one.checkVisibility({visibilityProperty: true, opacityProperty: true}) || one.closest(".scroll *")) return false;
+  const box = one.getBoundingClientRect();
+  if (box.width <= 1) return false;  // for screen readers alone
+  if ((box.right > width + 1 || box.left < -1)) return true;
+  const text = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  const hides = ["overflowX", "overflowY"].some((of) => getComputedStyle(one)[of] !== "visible");
+  return text && hides && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1);
+}).map((one) => one.outerHTML.slice(0, 200))"""
+
+
+# words and buttons that lie on each other, but for those inside of each other and those in a box that scrolls
+OVERLAPPING = """() => {
+  const shown = [...document.querySelectorAll("body *:not(svg *)")].filter((one) => one.checkVisibility() &&
+    !one.closest(".scroll") && (one.matches("button") ||
+    [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim())));
+  const boxes = shown.map((one) => [one, one.getBoundingClientRect()]).filter(([, box]) => box.width > 1);
+  return boxes.flatMap(([a, one], i) => boxes.slice(i + 1)
+    .filter(([b, other]) => !a.contains(b) && !b.contains(a) &&
+      Math.min(one.right, other.right) - Math.max(one.left, other.left) > 2 &&
+      Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > 2)
+    .map(([b]) => [a.outerHTML.slice(0, 150), b.outerHTML.slice(0, 150)]));
+}"""
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_nothing_is_cut_and_every_picture_has_a_text(chromium: Any, shared: Server, tmp_path: Path, width: int) -> None:
+    with visiting(chromium, shared.address, width) as page:
+        for tab in filled(page, zipped(tmp_path / "fish.zip", FISH)):
+            photographed(page, f"{tab}-{width}")
+            assert page.evaluate(CUT, width) == [], tab
+            assert page.evaluate(OVERLAPPING) == [], tab
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            pictures = page.locator("img:visible")
+            assert pictures.count() >= 1, tab
+            assert all((picture.get_attribute("alt") or "").strip() for picture in pictures.all()), tab
+
+
+def photographed(page: Any, name: str) -> None:
+    """For those who want to look: a picture in the folder that PAH_SHOTS names."""
+    if folder := os.environ.get("PAH_SHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out(chromium: Any, shared: Server, tmp_path: Path, scheme: str) -> None:
+    with visiting(chromium, shared.address, color_scheme=scheme) as page:
+        for tab in filled(page, zipped(tmp_path / "fish.zip", FISH)):
+            photographed(page, f"{tab}-{scheme}")
+            lowest, where = page.evaluate(LOWEST_CONTRAST)
+            assert lowest >= CONTRAST, f"{tab}: {where}"
+
+
+def tab_to(page: Any, place: str) -> None:
+    """Press the tab key until the focus is there."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("(place) => document.activeElement.closest(place) !== null", place):
+            return
+    raise AssertionError(f"{place}: expected to be reached by the tab key")
+
+
+def test_the_keyboard_suffices_to_ask_and_to_teach(chromium: Any, taught: Path, tmp_path: Path) -> None:
+    learner, image = copytree(taught, tmp_path / "animals"), tmp_path / "perch.png"
+    image.write_bytes(picture(FISH["perch"], 99))
+    with serving(learner) as server, visiting(chromium, server.address) as page:
+        tab_to(page, "#ask-files button")
+        chosen_by_keyboard(page, image)
+        says(page, "#ask-files", "perch")
+        tab_to(page, "#ask-task")
+        for key in ("ArrowDown", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        tab_to(page, "#ask-button")
+        page.keyboard.press("Enter")
+        says(page, "#ask-answer", "Task (fish|birds), as chosen")
+
+        tab_to(page, "#tab-teach-button")
+        page.keyboard.press("Enter")
+        tab_to(page, "#teach-zip button")
+        chosen_by_keyboard(page, zipped(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}))
+        says(page, "#teach-understood", "images that can be read")
+        tab_to(page, "#teach-name")
+        page.keyboard.type("grey")
+        tab_to(page, "#teach-options")
+        page.keyboard.press("Enter")
+        tab_to(page, "#teach-epochs")
+        page.keyboard.press("Control+a")
+        page.keyboard.type("2")
+        tab_to(page, "#teach-start")
+        page.keyboard.press("Enter")
+        says(page, "#lesson-progress", "is done")
+        tab_to(page, "#lesson-keep")
+        page.keyboard.press("Enter")
+        says(page, "#teach-message", "Kept")
+
+
+def chosen_by_keyboard(page: Any, file: Path) -> None:
+    """Press enter until the browser asks for a file: right after the page changed it may not listen yet."""
+    choosers: list[Any] = []
+    page.once("filechooser", lambda chooser: choosers.append(chooser))
+    for _ in range(20):
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(500)
+        if choosers:
+            break
+    assert choosers, page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+    choosers[0].set_files(file)
+
+
+def status(url: str) -> int:
+    """What the server answers with, as a number."""
+    try:
+        with urlopen(url) as answer:
+            return int(answer.status)
+    except HTTPError as refusal:
+        with refusal:
+            return refusal.code
+
+
+def test_no_file_of_the_machine_is_served(shared: Server, taught: Path) -> None:
+    record = next(path for path in taught.iterdir() if path.suffix == ".json")
+    for path in ("/etc/passwd", str(record), f"animals/{record.name}", f"{Path(__file__)}"):
+        assert status(f"{shared.address}gradio_api/file={path}") in (403, 404), path
+
+
+def test_a_password_is_asked_for_where_one_is_set(chromium: Any, taught: Path, tmp_path: Path) -> None:
+    learner = copytree(taught, tmp_path / "animals")
+    with serving(learner, "--user", "ada", PAH_PASSWORD="lovelace") as server:
+        for endpoint in ("config", "gradio_api/info", f"gradio_api/file={learner}"):
+            assert status(server.address + endpoint) == 401
+        page = chromium.new_page()
+        page.goto(server.address)
+        for password, inside in (("wrong", False), ("lovelace", True)):
+            page.get_by_label("username").fill("ada")
+            page.get_by_label("password").fill(password)
+            page.get_by_role("button", name="Login").click()
+            if inside:
+                page.get_by_role("tab", name="Ask").wait_for()
+            else:
+                page.get_by_text("Incorrect Credentials").wait_for()
+        page.context.close()

@@ -26,7 +26,7 @@ def build(rooms: Rooms) -> gr.Blocks:
             with gr.Tab("Ask", id="ask", elem_id="tab-ask"):
                 task = _ask(rooms)
             with gr.Tab("Teach", id="teach", elem_id="tab-teach"):
-                changed = teachtab.build(rooms)
+                changed = teachtab.build(rooms, page)
             with gr.Tab("Look", id="look", elem_id="tab-look") as look:
                 view = _look(rooms)
         look.select(lambda: _looked(rooms), outputs=view, api_visibility="private")
@@ -73,6 +73,8 @@ def look() -> Any:
         block_label_text_color="*neutral_700",
         block_title_text_color="*neutral_700",
         input_placeholder_color="*neutral_500",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
         color_accent="*primary_700",
     )
 

@@ -49,8 +49,8 @@ class Watched(NamedTuple):
         return [self.lessons, self.number, *self.buttons.values(), self.digits]
 
 
-def build(rooms: Rooms) -> gr.State:
-    """Add the tab's content; the state that it returns changes when the learner does."""
+def build(rooms: Rooms, page: gr.Blocks) -> gr.State:
+    """Add the tab's content to the page; the state that it returns changes when the learner does."""
     changed = gr.State(0)
     watched = _watched()
     for verb, button in watched.buttons.items():
@@ -58,7 +58,8 @@ def build(rooms: Rooms) -> gr.State:
             partial(_act, rooms, verb), [watched.number, changed], [watched.message, changed, *watched.shown], **QUIET
         )
     watched.digits.click(partial(_teach_digits, rooms), None, [watched.message, *watched.shown], **QUIET)
-    gr.Timer(SECONDS).tick(partial(lessons_now, rooms), None, watched.shown, queue=False, **QUIET)
+    timer = gr.Timer(SECONDS)
+    gr.on([page.load, timer.tick], partial(lessons_now, rooms), None, watched.shown, queue=False, **QUIET)
     _new_lesson(rooms, watched)
     return changed
 
@@ -88,7 +89,7 @@ def _new_lesson(rooms: Rooms, watched: Watched) -> None:
     gr.HTML("<h2>A new lesson</h2>")
     megabytes = LIMITS.upload // 2**20
     archive = gr.File(
-        label=f"Zip with a folder of images for each class, up to {megabytes} MB",
+        label=f"Zip of class folders, up to {megabytes} MB",
         file_types=[".zip"],
         elem_id="teach-zip",
         height=140,

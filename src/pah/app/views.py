@@ -39,7 +39,7 @@ def img(uri: str, text: str, kind: str = "picture") -> str:
 
 def percent(value: float | None) -> str:
     """A number in percent, or a dash."""
-    return "–" if value is None else f"{value:.1f} %"
+    return "–" if value is None else f"{value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def note(text: str, kind: str = "note") -> str:
