@@ -19,7 +19,7 @@ LAYERS = [
     {"data.stream", "data.lesson"},
     {"data.benchmarks"},
     {"models.backbones", "models.prototypes", "models.modes", "models.statistics"},
-    {"models.hypernetwork"},
+    {"models.hypernetwork", "models.folding"},
     {"models.network"},
     {"models.columns", "models.masked", "models.embedding"},
     {"models.partial"},
