@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 Score = Literal["softmax", "energy", "contrast", "prototypes"]
@@ -33,6 +32,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
+    from scipy.optimize import minimize_scalar  # half a second to import, which not every start has to spend
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits.double() / float(np.exp(log_temperature)), labels).item()

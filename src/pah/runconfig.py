@@ -19,12 +19,13 @@ from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import BackboneOptions, ConvNetOptions, backbone_options
+from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.trainer import TrainingOptions
 
 MAX_PIXELS = 2**20  # of an image that a network takes: 1024x1024
+LARGE = 2**14  # pixels of an image that is tried out in shapes alone: 128x128
 GROUPS = {  # of options that every run has
     "stream": StreamOptions,
     "augment": AugmentOptions,
@@ -172,9 +173,7 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
     for what, (height, width) in sizes.items():
         try:
-            with torch.no_grad(), evaluating(backbone):  # shapes alone: a check must not need the memory of a run
-                shapes = {name: t.to("meta") for name, t in (*backbone.named_parameters(), *backbone.named_buffers())}
-                functional_call(backbone, shapes, torch.zeros(1, channels, height, width, device="meta"))
+            _try_image(backbone, channels, height, width)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
@@ -182,3 +181,16 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
             ) from None
     method = METHODS[config.method].method(network, config.optimizer, config.method_options)
     return method.to(memory_format=torch.channels_last)
+
+
+def _try_image(backbone: Backbone, channels: int, height: int, width: int) -> None:
+    """Raise what the backbone raises for an image of this size; of a backbone that is shapes alone nothing is known."""
+    weights = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+    if any(tensor.is_meta for tensor in weights.values()):
+        return
+    where = torch.device("cpu")
+    if height * width > LARGE:  # shapes alone: a check must not need the memory of a run; torch imports a second for it
+        where = torch.device("meta")
+        weights = {name: tensor.to(where) for name, tensor in weights.items()}
+    with torch.no_grad(), evaluating(backbone):
+        functional_call(backbone, weights, torch.zeros(1, channels, height, width, device=where))

@@ -3,6 +3,8 @@
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -15,17 +17,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow
-import pyarrow.dataset
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from pah.config import InputError
 from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_warnings
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 VERSION = 1  # of the cache's layout; a change makes every older folder unused
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # the cache's files, Decoded's fields
@@ -81,7 +85,7 @@ def decode_once(
 
     Raises InputError where an image is unreadable, sizes differ, or the cache cannot be written.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "pah" / key
+    folder = _cache() / key
     if (found := _load(folder)) is not None:
         return found
     class_names, train, test = read()
@@ -99,6 +103,12 @@ def decode_once(
     if found is None:
         raise InputError(f"{folder}: expected the set as it was written, got other data; is the disk sound?")
     return found
+
+
+def _cache() -> Path:
+    """Where decoded sets are kept: in the cache of Hugging Face `datasets`, whose import takes a second."""
+    home = Path(huggingface_hub.constants.HF_HOME)
+    return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / "pah"
 
 
 def _load(folder: Path) -> Decoded | None:
@@ -169,6 +179,8 @@ class _Decoder:
 
     def batches(self, split: Encoded) -> Iterator[Pixels]:
         """The images of `split`, in order, as batches (B, C, H, W)."""
+        import datasets  # takes a second, and what was decoded before needs it not
+
         start = 0
         with reading(split.where):
             # No reading ahead: a scan that is given up half-way must leave no thread behind.

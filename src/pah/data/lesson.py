@@ -3,13 +3,14 @@
 Shapes: N images of C channels, H x W pixels.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from pah.data.image import Images as Given
 from pah.data.image import size_of, to_pixels
 from pah.data.sources import SUFFIXES, Images, Source, fifth, load_source, resized
 
-Data: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | tuple[Given, Sequence[int], Sequence[str]]
+if TYPE_CHECKING:
+    import datasets
+
+Data: TypeAlias = "str | Path | datasets.Dataset | datasets.DatasetDict | tuple[Given, Sequence[int], Sequence[str]]"
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow has it
 

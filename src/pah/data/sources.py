@@ -3,19 +3,19 @@
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import datasets
 import numpy as np
-import pyarrow
-import pyarrow.dataset
 import torch
 from torch import Tensor
 
@@ -25,11 +25,14 @@ from pah.data.decode import cache_key, decode_once, reading
 from pah.data.image import decode_image, first_line, without_warnings
 from pah.hub import hub_answers
 
+if TYPE_CHECKING:
+    import datasets  # imported where it is used, as pyarrow.dataset is: they take a second that a second start saves
+
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
 
-Data: TypeAlias = str | datasets.Dataset | datasets.DatasetDict
+Data: TypeAlias = "str | datasets.Dataset | datasets.DatasetDict"
 Rows: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
 T = TypeVar("T")
 
@@ -72,7 +75,7 @@ class Source:
 class _Found:
     """A data set located but not decoded."""
 
-    tables: Tables  # training split, test split
+    tables: Callable[[], Tables]  # training split, test split; not asked for where the cache has them
     files: list[Path]  # that hold it: while these are the same, so is the data set
     fingerprint: str | None = None  # of a data set in memory, where no file tells
     divided: bool = False  # as in `Source`
@@ -121,7 +124,12 @@ def load_source(
         found = _find(data, choose) if isinstance(data, str) else _find_in_memory(data, label_column)
         fingerprint = () if found.fingerprint is None else (found.fingerprint,)
         key = cache_key(found.files, label_column, image_size, *fingerprint)
-    decoded = decode_once(key, lambda: understand(found.tables, where, label_column), image_size)
+
+    def tables() -> Tables:
+        with reading(where):
+            return found.tables()
+
+    decoded = decode_once(key, lambda: understand(tables(), where, label_column), image_size)
     return Source(
         where=where,
         class_names=decoded.class_names,
@@ -129,7 +137,7 @@ def load_source(
         test=Images(torch.from_numpy(decoded.test_pixels), torch.from_numpy(decoded.test_labels)),
         skipped=tuple(map(str, choose.unreadable)),
         divided=found.divided,
-        changed=resized(first_size(found.tables["train"], where), image_size) if image_size else (),
+        changed=resized(first_size(tables()["train"], where), image_size) if image_size else (),
     )
 
 
@@ -201,9 +209,14 @@ def _find_parquet(folder: Path, data: str, images_of: _Files) -> _Found | None:
         shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
         if any(shards.values()):
             splits = _splits({split: files for split, files in shards.items() if files}, data)
-            tables = {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
-            return _Found(tables, [file for files in splits.values() for file in files])
+            return _Found(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
     return None
+
+
+def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
+    import pyarrow.dataset
+
+    return {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
 
 
 def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | None:
@@ -252,6 +265,9 @@ def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Fo
     classes: their folders, which count as well: a class may lack images, which is an error to come
     others: files that say what is what
     """
+    import datasets
+    import pyarrow.dataset
+
     files = [file for split in rows.values() for file, _ in split]
     if not files:
         return None
@@ -264,10 +280,12 @@ def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Fo
         labels = [index[name] for _, name in examples]
         table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
         tables[split] = pyarrow.dataset.dataset(table)
-    return _Found(tables, [*others, *classes, *files])
+    return _Found(lambda: tables, [*others, *classes, *files])
 
 
 def _find_on_hub(data: str) -> _Found:
+    import datasets
+
     online = hub_answers()
     try:
         with _hub_settings(online):
@@ -279,11 +297,15 @@ def _find_on_hub(data: str) -> _Found:
             "--data PATH with a folder of Parquet files or of class folders would do"
         ) from error
     splits = _splits({str(split): part for split, part in loaded.items()}, data)
-    return _Found(_tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
+    return _Found(
+        lambda: _tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
+    )
 
 
 def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column: str | None) -> _Found:
     """The splits of a data set in memory; of a single one, a fixed fifth of each class becomes the test split."""
+    import datasets
+
     if whole := isinstance(data, datasets.DatasetDict):
         parts = _splits({str(split): part for split, part in data.items()}, "data set")
     else:
@@ -297,11 +319,13 @@ def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column:
         }
         parts = {"train": data.select(sorted(set(range(len(data))) - held)), "test": data.select(sorted(held))}
     flat = {split: part.flatten_indices() for split, part in parts.items()}
-    return _Found(_tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
+    return _Found(lambda: _tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
 
 
 def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
     """Splits as Arrow tables whose schema tells the features."""
+    import pyarrow.dataset
+
     return {
         split: pyarrow.dataset.dataset(part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata))
         for split, part in splits.items()
@@ -311,6 +335,8 @@ def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
 @contextmanager
 def _hub_settings(online: bool) -> Iterator[None]:
     """Within it `datasets` shows no progress and, unless `online`, keeps to its cache; its settings are global."""
+    import datasets
+
     offline = datasets.config.HF_HUB_OFFLINE
     bars = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not datasets.are_progress_bars_disabled()
     try:
