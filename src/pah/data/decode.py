@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -118,10 +119,18 @@ def _load(folder: Path) -> Decoded | None:
         files = {name: folder / f"{name}.npy" for name in ARRAYS}
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
-        arrays = {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
-        return Decoded(tuple(described["class_names"]), **arrays)
+        return Decoded(tuple(described["class_names"]), **{name: _mapped(file) for name, file in files.items()})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    """The array in a file, of which pages are read that are asked for: batches are drawn at random, and reading ahead,
+    megabytes a fault, would push out of a small memory what it holds."""
+    array = np.load(file, mmap_mode="c", allow_pickle=False)
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):  # not on every system
+        array.base.madvise(mmap.MADV_RANDOM)
+    return array  # type: ignore[no-any-return]
 
 
 def _checksum(file: Path) -> int:
