@@ -26,7 +26,8 @@ from pah.models.backbones import BACKBONES
 from pah.study.grid import run_cells
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SERVED = "app.md"  # its blocks speak to a server: tests/test_app.py runs them
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != SERVED)]
 NO_CODE = {"", "text", "bibtex"}  # languages of blocks that are not run
 
 QUICK_PYTHON = {  # what a block says -> the same, made quick

@@ -140,6 +140,7 @@ class ContinualLearner:
         held_out: Mapping[str, Data] | None = None,
         max_drift: float | None = None,
         watch: Callable[[Event], None] = lambda _: None,
+        validate: bool = False,
     ) -> Lesson:
         """Teach a task; whatever goes wrong, the learner stays as it was.
 
@@ -152,7 +153,8 @@ class ContinualLearner:
             held_out: For old tasks by name, images kept for checking: accuracy on them is measured before and after.
             max_drift: The most, 0 to 1, by which the answers to an old task's prototypes may move, or the accuracy on
                 what was held out for it may fall.
-            watch: Called with every event of training.
+            watch: Called with every event of training; what it raises ends the lesson.
+            validate: Whether to measure accuracy on the validation images after each epoch, for `watch`.
 
         Raises:
             InputError: the name is taken, the data are not good, or the loss became infinite.
@@ -170,7 +172,7 @@ class ContinualLearner:
             old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
         }
         before = {old: self.taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        taught, accuracy = teach(self._taught, self.config, name, source, watch, self._device)
+        taught, accuracy = teach(self._taught, self.config, name, source, watch, self._device, validate)
         after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
         drift = taught.drift_from(self._taught) if self._taught else {}
         worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}

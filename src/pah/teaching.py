@@ -14,7 +14,7 @@ from pah.learnerfolder import Record, TaughtTask
 from pah.methods.base import Method
 from pah.runconfig import RunConfig, build_method
 from pah.taught import Taught, without_images
-from pah.trainer import Event, TrainState, learn_task, require_finite
+from pah.trainer import EpochDone, Event, TrainState, Validated, evaluate, learn_task, require_finite
 
 
 def teach(
@@ -24,11 +24,13 @@ def teach(
     source: Source,
     watch: Callable[[Event], None],
     device: torch.device = CPU,
+    validate: bool = False,
 ) -> tuple[Taught, float]:
     """What is known and one task more, in a network of its own; and the accuracy on its test part, in percent.
 
     Everything that is drawn is named by the seed and the number of lessons so far: a learner that was saved and
-    loaded before learns the same, bit for bit.
+    loaded before learns the same, bit for bit, watched or not. With `validate` an epoch is followed by the accuracy on
+    the validation images.
 
     Raises:
         InputError: the method keeps more than a network, which is all a learner keeps, it cannot learn tasks of these
@@ -50,6 +52,9 @@ def teach(
     seed, state = derived_seed(config.seed, "lesson", len(record.history)), TrainState(task=index)
     for event in learn_task(method, seen, config.training, config.augment, seed, state):
         watch(event)
+        if validate and isinstance(event, EpochDone) and len(task.validation):
+            (accuracy,), _ = evaluate(method, (task,), dataclasses.replace(config.training, evaluate_on="validation"))
+            watch(Validated(index, event.epoch, accuracy))
     require_finite(method, state)
     entry = TaughtTask(name, task.class_names, task.labels, now(), source.where, len(task.train))
     taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)

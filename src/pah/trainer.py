@@ -116,6 +116,15 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The accuracy on the current task's validation images after an epoch, in percent, for whoever asked for it."""
+
+    task: int
+    epoch: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class TaskDone:
     """A task was learned; `accuracies` are those of every task seen so far, in percent."""
 
@@ -123,7 +132,7 @@ class TaskDone:
     accuracies: list[float]
 
 
-Event = TaskBegun | StepDone | EpochDone | TaskDone
+Event = TaskBegun | StepDone | EpochDone | Validated | TaskDone
 
 
 def train(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pah import checkpoint, diagnosis, ranks, runs
-from pah.cli import display, learning, lines, options, reporting, watching
+from pah.cli import display, learning, lines, options, reporting, serving, watching
 from pah.cli.stopping import STOPPED, Stop
 from pah.cli.words import bare_and_named
 from pah.config import InputError, RecoveryWarning, unknown
@@ -48,6 +48,7 @@ USAGE = """usage: pah COMMAND ...
   pah export LEARNER       backbone and head of a task as an ONNX file        (pah export --help)
   pah forget LEARNER       remove a task from a learner
   pah data LEARNER         what a learner knows
+  pah app [LEARNER]        a page to ask it and to teach it                   (pah app --help)
 """
 DIAGNOSE = (
     "Where a finished run's forgetting comes from, RUN being its folder: for each old task, what new heads on the "
@@ -320,6 +321,7 @@ COMMANDS = {
     "predict": learning.predict,
     "export": learning.export,
     "forget": learning.forget,
+    "app": serving.app,
 }
 
 TOGETHER = ("run", "resume")  # what several processes can do together

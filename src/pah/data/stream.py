@@ -81,6 +81,13 @@ class Normalization:
             operation(torch.empty_like(x[:1]).copy_(of))  # laid out as an image: a third of the time in channels-last
         return x
 
+    def undone(self, image: Tensor) -> Tensor:
+        """One normalised image (C, H, W) as uint8; one of a single channel is grey."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        if len(image) == 1:
+            mean, std = mean.mean(dim=0, keepdim=True), std.mean(dim=0, keepdim=True)
+        return ((image * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
+
 
 @dataclass(frozen=True)
 class Task:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pah.data.stream import Normalization
 from pah.report.exhibit import Cell, Exhibit, Table, drawing
 from pah.report.rundata import Run
 
@@ -99,21 +98,13 @@ def _portraits(run: Run) -> Iterator[tuple[int, list[tuple[str, list[Pixels | No
         moments: list[Sequence[Pixels] | None] = [
             None if recorded.images is None else [_rgb(image) for image in recorded.images],
             *(
-                None if of is None else [_rgb(_as_pixels(p, recorded.normalization)) for p in of]
+                None if of is None else [_rgb(recorded.normalization.undone(p)) for p in of]
                 for of in (recorded.start, recorded.learned, now)
             ),
         ]
         shown = min(left, len(now))
         left -= shown
         yield k, [(names[c], [None if of is None else of[c] for of in moments]) for c in range(shown)]
-
-
-def _as_pixels(prototype: Tensor, normalization: Normalization) -> Tensor:
-    """A prototype (channels, s, s) in normalised units as uint8; one of a single channel is grey."""
-    mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
-    if len(prototype) == 1:
-        mean, std = mean.mean(dim=0, keepdim=True), std.mean(dim=0, keepdim=True)
-    return ((prototype * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _rgb(image: Tensor) -> Pixels:

@@ -1,0 +1,84 @@
+"""What there is to see of a learner, and to take away: tasks, lessons, prototypes, and files."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pah.app.asking import prototypes_of
+from pah.config import InputError
+from pah.learner import ContinualLearner
+from pah.runfolder import LEARNER, WEIGHTS
+from pah.sharing import CARD
+
+FILES = (LEARNER, WEIGHTS, CARD)  # of a learner; what else lies in the folder is its owner's own
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A class's prototype after its own lesson and today; None where it was not kept."""
+
+    task: str
+    label: str
+    then: Image.Image | None
+    today: Image.Image
+    moved: float | None  # since, relative to its norm then
+
+
+def portraits(learner: ContinualLearner, kept: Path) -> list[Portrait]:
+    """The prototypes of every class; `kept` is the folder of those that were kept after their lessons."""
+    taught, then = learner.taught, _kept(kept)
+    found = []
+    for task, today in zip(learner.tasks, prototypes_of(taught), strict=False):
+        before = then.get(task.name)
+        if before is not None and before.shape != today.shape:  # of a forgotten task of that name
+            before = None
+        for c, label in enumerate(task.classes):
+            moved = None if before is None else float((today[c] - before[c]).norm() / before[c].norm())
+            shown = None if before is None else picture(learner, before[c])
+            found.append(Portrait(task.name, label, shown, picture(learner, today[c]), moved))
+    return found
+
+
+def picture(learner: ContinualLearner, prototype: Tensor) -> Image.Image:
+    """A prototype (channels, s, s) as an image."""
+    pixels = learner.taught.record.normalization.undone(prototype)
+    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def _kept(folder: Path) -> dict[str, Tensor]:
+    """Prototypes after their own lesson, by task."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as opened:
+                found[opened.metadata()["task"]] = opened.get_tensor("learned")
+        except (OSError, SafetensorError, KeyError, TypeError):  # a damaged picture is no reason to show nothing
+            continue
+    return found
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of the learner's files."""
+    return sum((folder / name).stat().st_size for name in FILES if (folder / name).is_file())
+
+
+def packed(folder: Path) -> bytes:
+    """The learner's files as a zip.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (folder / LEARNER).is_file():
+        raise InputError("learner: expected one that was taught a lesson, got a new one")
+    ContinualLearner.load(folder)  # what is handed out is whole
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        for name in FILES:
+            if (folder / name).is_file():
+                archive.write(folder / name, f"{folder.name}/{name}")
+    return whole.getvalue()
