@@ -21,6 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from pah import ContinualLearner
+from pah.app import gallery
 from pah.app import service as service_module
 from pah.app.desk import without_paths
 from pah.app.rooms import Rooms
@@ -310,3 +311,13 @@ def test_a_page_without_a_learner_makes_one_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="open"):
         rooms.choose("other")
     rooms.close()
+
+
+def test_prototypes_are_seen_at_their_start_after_their_lesson_and_today(taught: Service) -> None:
+    seen = gallery.portraits(ContinualLearner.load(taught.folder), taught.desk.prototypes)
+    assert [(of.task, of.label) for of in seen] == [("birds", label) for label in "abc"]
+    for of in seen:
+        assert of.start is not None
+        assert of.then is not None
+        assert of.moved == 0, "nothing was taught since"
+        assert of.then.tobytes() == of.today.tobytes() != of.start.tobytes(), "its own lesson moved it"

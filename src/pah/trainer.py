@@ -125,6 +125,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class PrototypesStarted:
+    """Where a lesson's prototypes start, (C, channels, s, s), before any step; told where they are learned from."""
+
+    task: int
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
 class TaskDone:
     """A task was learned; `accuracies` are those of every task seen so far, in percent."""
 
@@ -132,7 +140,7 @@ class TaskDone:
     accuracies: list[float]
 
 
-Event = TaskBegun | StepDone | EpochDone | Validated | TaskDone
+Event = TaskBegun | PrototypesStarted | StepDone | EpochDone | Validated | TaskDone
 
 
 def train(

@@ -206,6 +206,7 @@ def _prototypes(shown: Sequence[Portrait]) -> str:
         [
             escape(of.label),
             escape(of.task),
+            "not kept" if of.start is None else img(data_uri(of.start), f"{of.label} at its start", "prototype"),
             "not kept" if of.then is None else img(data_uri(of.then), f"{of.label} after its own lesson", "prototype"),
             img(data_uri(of.today), f"{of.label} today", "prototype"),
             "–" if of.moved is None else f"{100 * of.moved:.1f} %",
@@ -214,7 +215,7 @@ def _prototypes(shown: Sequence[Portrait]) -> str:
     ]
     if not rows:
         return note("This learner has no prototypes to show.")
-    return table(["class", "task", "after own lesson", "today", "moved since"], rows, "Prototypes")
+    return table(["class", "task", "start", "after own lesson", "today", "moved since"], rows, "Prototypes")
 
 
 def whole_page(title: str, body: str) -> str:
