@@ -35,6 +35,8 @@ LAYERS = [
     {"records", "sharing", "teaching"},
     {"learner"},
     {"export"},
+    {"app.packed"},
+    {"app.uploads"},
     {"runs", "study.bootstrap", "diagnosis"},
     {"study.grid", "study.table"},
     {"study.tuning", "report.figures", "report.rundata", "study.away"},
