@@ -5,7 +5,6 @@ Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, o
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +78,29 @@ class _Found:
     files: list[Path]  # that hold it: while these are the same, so is the data set
     fingerprint: str | None = None  # of a data set in memory, where no file tells
     divided: bool = False  # as in `Source`
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a folder.
+
+    Args:
+        rows: Of each split, the training split first.
+        classes: The folders of all classes: one may lack images, which is an error to come.
+        divided: As in `Source`.
+        others: Files that say what is what.
+    """
+
+    rows: Mapping[str, Rows]
+    classes: list[Path]
+    divided: bool = False
+    others: tuple[Path, ...] = ()
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of their labels."""
+        named = {name for split in self.rows.values() for _, name in split}
+        return sorted(named | {folder.name for folder in self.classes})
 
 
 def load_digits() -> Source:
@@ -186,9 +208,24 @@ def _find(data: str, images_of: _Files) -> _Found:
 
 
 def _find_local(folder: Path, data: str, images_of: _Files) -> _Found:
-    for find in (_find_parquet, _find_tiny_imagenet, _find_class_folders):
-        if (found := find(folder, data, images_of)) is not None:
-            return found
+    return _find_parquet(folder, data) or _from_listing(_list_images(folder, data, images_of))
+
+
+def list_images(folder: Path, data: str) -> Listing:
+    """The image files that `load_source` would take of a folder, none of them opened; `data` names it in messages.
+
+    Raises:
+        InputError: it has Parquet files, or no image files, or lacks a part.
+    """
+    if _find_parquet(folder, data) is not None:
+        raise InputError(f"{data}: expected folders of image files, got Parquet files")
+    return _list_images(folder, data, _Files(skip_unreadable=False))
+
+
+def _list_images(folder: Path, data: str, images_of: _Files) -> Listing:
+    for listed in (_list_tiny_imagenet, _list_class_folders):
+        if (listing := listed(folder, data, images_of)) is not None and any(listing.rows.values()):
+            return listing
     raise InputError(
         f"{data}: expected train-*.parquet, train/<class>/ folders or <class>/ folders with images, found no images"
     )
@@ -204,7 +241,7 @@ def _splits(found: Mapping[str, T], data: str) -> dict[str, T]:
     return {"train": found["train"], test: found[test]}
 
 
-def _find_parquet(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _find_parquet(folder: Path, data: str) -> _Found | None:
     for base in (folder, folder / "data"):
         shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
         if any(shards.values()):
@@ -219,7 +256,7 @@ def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
     return {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
 
 
-def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _list_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> Listing | None:
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file():
         return None
@@ -229,26 +266,27 @@ def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | 
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
         if not rest or Path(file).name != file:  # a path could lead out of the folder, or to a device
-            raise InputError(f"{annotations} line {number}: expected file, wnid and box between tabs, got {line!r:.80}")
+            raise InputError(
+                f"{data}: val_annotations.txt line {number}: expected file, wnid and box between tabs, got {line!r:.80}"
+            )
         val.append((folder / "val" / "images" / file, rest.split("\t")[0]))
-    return _from_rows({"train": train, "val": val}, classes, annotations)
+    return Listing({"train": train, "val": val}, classes, others=(annotations,))
 
 
-def _find_class_folders(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _list_class_folders(folder: Path, data: str, images_of: _Files) -> Listing:
     children = {child.name: child for child in _folders(folder)}
     parts = {name: _folders(children[name]) for name in ("train", *TEST_SPLITS) if name in children}
     if any(parts.values()) or len(parts) > 1:  # otherwise "train" is the name of a class, as it is in CIFAR-100
         splits = _splits(parts, data)
         rows = {split: [(file, c.name) for c in classes for file in images_of(c)] for split, classes in splits.items()}
-        return _from_rows(rows, [c for classes in splits.values() for c in classes])
+        return Listing(rows, [c for classes in splits.values() for c in classes])
     rows = {"train": [], "test": []}
     for name, child in children.items():
         files = images_of(child)
         test = fifth(len(files), name)
         for i, file in enumerate(files):
             rows["test" if i in test else "train"].append((file, name))
-    found = _from_rows(rows, list(children.values()))
-    return found and dataclasses.replace(found, divided=True)
+    return Listing(rows, list(children.values()), divided=True)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -259,28 +297,22 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
-def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Found | None:
-    """The image files of each split as an Arrow table; None if there are none at all.
-
-    classes: their folders, which count as well: a class may lack images, which is an error to come
-    others: files that say what is what
-    """
+def _from_listing(listing: Listing) -> _Found:
+    """The image files of each split as an Arrow table."""
     import datasets
     import pyarrow.dataset
 
-    files = [file for split in rows.values() for file, _ in split]
-    if not files:
-        return None
-    names = sorted({name for split in rows.values() for _, name in split} | {folder.name for folder in classes})
+    names = listing.class_names
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     index = {name: y for y, name in enumerate(names)}
     tables = {}
-    for split, examples in rows.items():
+    for split, examples in listing.rows.items():
         images = [{"bytes": None, "path": str(file)} for file, _ in examples]
         labels = [index[name] for _, name in examples]
         table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
         tables[split] = pyarrow.dataset.dataset(table)
-    return _Found(lambda: tables, [*others, *classes, *files])
+    files = [file for split in listing.rows.values() for file, _ in split]
+    return _Found(lambda: tables, [*listing.others, *listing.classes, *files], divided=listing.divided)
 
 
 def _find_on_hub(data: str) -> _Found:
