@@ -77,10 +77,8 @@ class Normalization:
         x = pixels.to(torch.float32, copy=True)
         mean = torch.tensor(self.mean)[:, None, None] * 255
         scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
-        for operation, of in ((x.sub_, mean), (x.mul_, scale)):
-            operation(
-                torch.empty_like(x[:1]).copy_(sent(of, x.device))
-            )  # laid out as an image: a third of the time in channels-last
+        for operation, of in ((x.sub_, sent(mean, x.device)), (x.mul_, sent(scale, x.device))):
+            operation(torch.empty_like(x[:1]).copy_(of))  # laid out as an image: a third of the time in channels-last
         return x
 
 
