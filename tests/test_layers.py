@@ -12,7 +12,8 @@ ROOT = Path(pah.__file__).parent
 # lowest first; the modules of one entry are siblings
 LAYERS = [
     {"config", "losses", "metrics", "hub", "ranks"},
-    {"devices", "data.augment", "data.image"},
+    {"devices"},
+    {"data.augment", "data.image"},
     {"data.decode"},
     {"data.columns"},
     {"data.sources"},

@@ -385,5 +385,5 @@ def test_losses_used_are_the_pure_functions(stream: Stream) -> None:
     expected = distillation(method.teacher(batch.x, method.old_tasks), student, method.options.temperature)
     torch.testing.assert_close(method._image_terms(batch, method.old_tasks)["L_sm"], expected)
     owners = torch.tensor([0, 0, 1, 1])
-    expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners)
+    expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners, 2)
     torch.testing.assert_close(method.alignment_loss(method.old_tasks), expected)
