@@ -1,7 +1,7 @@
 """A device that is only pretended: its tensors keep their numbers on the processor, but do not mix with it.
 
 What a GPU would refuse is refused here: tensors of both devices in one operation, a generator of the processor for
-numbers drawn there, numpy on its tensors. torch calls the device "meta".
+numbers drawn there, numpy on its tensors. torch calls the device "meta". `HostReads` notes what would wait for a GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,18 @@ INDEXING = {  # what takes indices on the processor, also for a tensor on a GPU
     torch.ops.aten.index_put_.default,
     torch.ops.aten.index_put.default,
     torch.ops.aten._index_put_impl_.default,
+}
+READS = {  # of the device's numbers: by the program, or by an operation that has to know how large its result is
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.bincount.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.unique_dim.default,
+    torch.ops.aten.unique_consecutive.default,
 }
 
 
@@ -109,6 +121,38 @@ def _refuse(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> None:
 
 def _real(value: Any) -> Any:
     return value.held if isinstance(value, Elsewhere) else value
+
+
+class HostReads(TorchDispatchMode):
+    """Inside, `seen` lists the operations for which the program would wait until a GPU has done all it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _waits(func, args, kwargs):
+            self.seen.append(str(func))
+        return func(*args, **kwargs)
+
+
+def _waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    there = isinstance(args[0], Elsewhere) if args else False
+    if func is torch.ops.aten._to_copy.default:
+        onto = torch.device(kwargs.get("device") or args[0].device) == DEVICE
+        return (there and not onto) or (onto and not there and not kwargs.get("non_blocking"))
+    if func is torch.ops.aten.copy_.default:
+        non_blocking = kwargs.get("non_blocking") or args[2:] == (True,)
+        return there != isinstance(args[1], Elsewhere) and not (there and non_blocking)
+    if func in INDEXING and there:
+        indices = [index for index in args[1] if index is not None]
+        return any(not isinstance(index, Elsewhere) or index.dtype in (torch.bool, torch.uint8) for index in indices)
+    if func is torch.ops.aten.repeat_interleave.Tensor:
+        return there and kwargs.get("output_size") is None
+    return there and func in READS
 
 
 @contextmanager

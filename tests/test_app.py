@@ -21,6 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from pah import ContinualLearner
+from pah.app import gallery
 from pah.app import service as service_module
 from pah.app.desk import without_paths
 from pah.app.rooms import Rooms
@@ -111,7 +112,7 @@ def test_a_lesson_that_is_kept_is_known_and_one_rolled_back_is_not(taught: Servi
     assert (taught.folder / "learner.json").read_bytes() == state
     assert not list((taught.desk.home / "lessons").iterdir()), "its images are gone"
     learner = json.loads(state)
-    assert learner["tasks"][0]["data"] == "images/photos", "where the upload lay is nobody's business"
+    assert learner["tasks"][0]["data"] == "images", "where the upload lay is nobody's business"
 
 
 def test_answers_meanwhile_are_quick_and_of_the_last_accepted_state(taught: Service) -> None:
@@ -178,14 +179,22 @@ def test_a_learner_taught_elsewhere_meanwhile_is_not_replaced(taught: Service, t
 
 
 def test_a_failed_lesson_says_why_without_paths(taught: Service, tmp_path: Path) -> None:
-    teach(taught, "one class", class_zip(tmp_path / "one.zip", "z"))
+    lesson = teach(taught, "gone", class_zip(tmp_path / "two.zip", "yz"))
+    shutil.rmtree(taught.desk.home / "lessons" / lesson["id"] / "images")  # before its process has read a thing
     failed = until(lambda: first(taught)["state"] == "failed" and first(taught), "failed")
-    assert "at least 2 classes" in failed["reason"]
-    assert "/" not in failed["reason"].replace("images/photos", "")
+    assert "expected" in failed["reason"]
+    assert "/" not in failed["reason"]
     taught.desk.stop(failed["id"])
     assert without_paths("/home/me/x y: expected /tmp/a/b.png, 3/4", Path("/home/me/x y")) == (
         "the images: expected b.png, 3/4"
     )
+
+
+def test_one_class_is_refused_before_a_lesson_is_queued(taught: Service, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 2 classes, got only 'z'"):
+        teach(taught, "one class", class_zip(tmp_path / "one.zip", "z"))
+    assert not taught.lessons()
+    assert not list((taught.desk.home / "lessons").iterdir())
 
 
 def test_a_killed_server_leaves_no_orphan_and_its_lesson_is_found_again(tmp_path: Path) -> None:
@@ -310,3 +319,14 @@ def test_a_page_without_a_learner_makes_one_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="open"):
         rooms.choose("other")
     rooms.close()
+
+
+def test_prototypes_are_seen_at_their_start_after_their_lesson_and_today(taught: Service) -> None:
+    seen = gallery.portraits(ContinualLearner.load(taught.folder), taught.desk.prototypes)
+    assert [(of.task, of.label) for of in seen[:3]] == [("birds", label) for label in "abc"]
+    for of in seen[:3]:
+        assert of.start is not None
+        assert of.then is not None
+        assert of.moved is not None
+        assert of.moved < 0.1, "a later lesson hardly moves it"
+        assert of.then.tobytes() != of.start.tobytes(), "its own lesson did"

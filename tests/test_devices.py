@@ -1,6 +1,8 @@
 """What a GPU would refuse is refused by a pretended one: everything works on a device that is not the processor."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,16 +11,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import EVENTS_A_TASK, assert_same_run, cut_short, tiny
-from elsewhere import DEVICE, Elsewhere, MixedDevicesError, pretended
+from conftest import EVENTS_A_TASK, ONLY_TASK_ENDS, assert_same_run, cut_short, log, tiny
+from elsewhere import DEVICE, Elsewhere, HostReads, MixedDevicesError, pretended
 from helpers import DIGITS, digits
-from pah import AugmentOptions, ContinualLearner, InputError, RunConfig, TrainingOptions, TrainState, runs, train
+from pah import (
+    AugmentOptions,
+    ContinualLearner,
+    InputError,
+    RunConfig,
+    TrainingOptions,
+    TrainState,
+    checkpoint,
+    runs,
+    train,
+)
 from pah.cli import main
 from pah.devices import CPU, find_device, holds
 from pah.learner import DEFAULT
 from pah.methods import METHODS
-from pah.methods.base import Method, OptimizerOptions
+from pah.methods.base import Method, OptimizerOptions, Terms, descend
 from pah.models.backbones import ConvNetOptions
+from pah.models.modes import Precision
+from pah.trainer import StepDone
 
 
 def made(name: str) -> Method:
@@ -72,6 +86,65 @@ def test_every_method_learns_on_a_device_as_on_the_processor(name: str, monkeypa
         assert torch.equal(found[key], tensor), key
 
 
+def test_host_reads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = torch.arange(3)
+    with pretended(monkeypatch) as there:
+        x = here.to(there)
+        empty, waiting = torch.empty_like(x), HostReads()
+        for wrong in (
+            lambda: x.sum().item(),
+            lambda: bool(x.sum() > 0),
+            lambda: torch.equal(x, x),
+            lambda: x.cpu(),
+            lambda: here.to(there),
+            lambda: torch.tensor([1], device=there),
+            lambda: empty.copy_(here),
+            lambda: here.clone().copy_(x, non_blocking=True),
+            lambda: x[here],
+            lambda: x[x > 1],
+            lambda: empty.index_put_((here,), x),
+            lambda: x.repeat_interleave(x),
+        ):
+            waiting.seen.clear()
+            with waiting:
+                wrong()
+            assert len(waiting.seen) >= 1
+        waiting.seen.clear()
+        with waiting:
+            here.sum().item()
+            empty.copy_(here.to(there, non_blocking=True))
+            empty.copy_(here, non_blocking=True)
+            empty[x] = x[x] + here.sum()
+            torch.zeros(2, device=there).fill_(3)
+            x.repeat_interleave(x, output_size=3)
+        assert waiting.seen == []
+
+
+@pytest.mark.parametrize(
+    ("name", "on_the_device", "precision"),
+    [*((name, True, "fp32") for name in METHODS), ("pah", False, "bf16"), ("er", False, "fp32")],
+)
+def test_no_step_waits_for_the_device(
+    name: str, on_the_device: bool, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the last one of an epoch, which fetches the loss terms of all; and A-GEM's, which asks once a step."""
+    options, augment = TrainingOptions(epochs=1, batch_size=64, precision=precision), AugmentOptions(crop=1, flip=True)
+    steps, state = [], TrainState()
+    with pretended(monkeypatch):
+        monkeypatch.setattr("pah.data.stream.holds", lambda device, size: on_the_device)
+        stream, method = digits(2, classes=4).on(DEVICE), made(name).to(DEVICE)
+        with HostReads() as waiting:
+            for event in train(method, stream, options, augment, 0, state):
+                if isinstance(event, StepDone):
+                    steps.append((event, state.task, list(waiting.seen)))
+                waiting.seen.clear()
+    for event, task, seen in steps:
+        last = event.steps_left == 0
+        assert bool(event.terms) == last
+        asked = ["aten._local_scalar_dense.default"] if name == "agem" and task else []
+        assert seen == asked + last * ["aten._to_copy.default"]
+
+
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # it is copied nevertheless
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_run_goes_on_and_ends_on_another_device(
@@ -87,6 +160,30 @@ def test_a_run_goes_on_and_ends_on_another_device(
         cut_short(config, folder, EVENTS_A_TASK, checkpoint_seconds=0, go=go)
     runs.resume(config, folder)
     assert_same_run(folder, uninterrupted(config))
+
+
+@pytest.mark.parametrize("seconds", [0, ONLY_TASK_ENDS])
+def test_a_loss_that_is_not_finite_on_a_device_is_told_before_anything_of_it_is_saved(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the checkpoint that would hold it, or by the end of the epoch: in its third step, in the second task."""
+    config, folder = tiny("--method", "finetune"), tmp_path / "run"
+    steps = itertools.count(1)
+
+    def broken(optimizer: torch.optim.Optimizer, terms: Terms) -> Terms:
+        return descend(optimizer, {"L_hm": terms["L_hm"] * (math.nan if next(steps) == 10 + 5 + 3 else 1.0)})
+
+    with pretended(monkeypatch) as device:
+        monkeypatch.setattr("pah.methods.bounds.descend", broken)
+        message = r"^loss term L_hm became nan in task 2, epoch 2, step 3 of 5: expected a finite loss; a lower"
+        with pytest.raises(InputError, match=message):
+            runs.start(config, folder, checkpoint_seconds=seconds, device=device)
+    assert next(steps) - 1 == (18 if seconds == 0 else 20)
+    assert len(log(folder)) == 3
+    tensors, facts = checkpoint.load(folder / "checkpoint")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    assert (facts["state"]["task"], facts["state"]["step"]) == ((1, 2) if seconds == 0 else (1, 0))
+    assert all(map(math.isfinite, facts["state"]["term_sums"].values()))
 
 
 def test_a_run_on_a_device_leaves_what_one_on_the_processor_leaves(

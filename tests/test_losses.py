@@ -54,8 +54,8 @@ def test_alignment_sums_the_classes_of_a_task() -> None:
     teacher, student = torch.randn(5, 3), torch.randn(5, 3)
     owners = torch.tensor([0, 0, 1, 1, 1])
     each = kl_divergence(teacher, student)
-    assert alignment(teacher, student, owners).item() == pytest.approx(each.sum().item() / 2, rel=1e-5)
-    assert alignment(teacher, student, owners, reduction="sum").item() == pytest.approx(each.sum().item(), rel=1e-5)
+    assert alignment(teacher, student, owners, 2).item() == pytest.approx(each.sum().item() / 2, rel=1e-5)
+    assert alignment(teacher, student, owners, 2, reduction="sum").item() == pytest.approx(each.sum().item(), rel=1e-5)
 
 
 def test_heads_of_unequal_size_give_the_losses_they_give_alone() -> None:

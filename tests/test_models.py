@@ -9,7 +9,8 @@ from torch import nn
 
 from helpers import changed, snapshot
 from pah.config import InputError
-from pah.models.backbones import BACKBONES, SlimResNet18Options, TimmOptions
+from pah.models.backbones import BACKBONES, Backbone, SlimResNet18Options, TimmOptions
+from pah.models.folding import folded
 from pah.models.modes import evaluating, frozen
 
 
@@ -51,6 +52,35 @@ def test_timm_models_are_backbones() -> None:
     pytest.importorskip("timm")
     backbone = TimmOptions(model="resnet10t").build(1)
     assert backbone(torch.randn(2, 1, 32, 32)).shape == (2, backbone.features)
+
+
+def normalising(backbone: Backbone) -> Backbone:
+    """With batch norms that do something, as after training."""
+    for norm in (part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_(0, 0.3)
+        norm.running_var.uniform_(0.5, 2.0)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.3)
+    return backbone
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_a_folded_backbone_answers_the_same_without_batch_norm(name: str) -> None:
+    backbone, x = normalising(BACKBONES[name]().build(3)), torch.randn(4, 3, 16, 16)
+    before = snapshot(backbone)
+    found = folded(backbone)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in found.modules())
+    assert not any(part.requires_grad for part in found.parameters())
+    torch.testing.assert_close(found(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
+    assert changed(backbone, before) == set()
+
+
+def test_a_backbone_whose_order_is_unknown_folds_into_itself() -> None:
+    pytest.importorskip("timm")
+    backbone, x = normalising(TimmOptions(model="resnet10t").build(3)), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(folded(backbone)(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_can_not_be_had_are_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pah.config import InputError
 from pah.data.stream import Stream, Task
 from pah.losses import alignment, distillation, kl_divergence, stack_heads
 from pah.methods.pah import PAH
+from pah.methods.teacher import Teacher
 from pah.models.backbones import BACKBONES
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, Network
@@ -217,18 +218,17 @@ def test_the_teacher_answers_as_the_network_did_when_the_task_began(stream: Stre
 
 
 def test_the_teacher_can_use_the_statistics_of_the_batch(stream: Stream) -> None:
-    running, batch = (in_task(stream, 2, teacher_batch_norm=s) for s in ("running", "batch"))
-    images = some_batch(stream.tasks[1]).x
-    assert running.teacher is not None
-    assert batch.teacher is not None
-    batch.teacher.load_state_dict(running.teacher.state_dict())
-    assert not torch.allclose(running.teacher(images, running.old_tasks), batch.teacher(images, batch.old_tasks))
-    reference = copy.deepcopy(batch.teacher.backbone).train()
-    with torch.no_grad():
-        features = reference(images)
-    rows = batch.teacher.rows
-    expected = stack_heads(F.linear(features, rows[:, :-1], rows[:, -1]), batch.teacher.sizes)
-    torch.testing.assert_close(batch.teacher(images, batch.old_tasks), expected)
+    method = in_task(stream, 2, teacher_batch_norm="batch")
+    assert method.teacher is not None
+    assert method.teacher.statistics == "batch"
+    old, images = method.old_tasks, some_batch(stream.tasks[1]).x
+    running, batch = (Teacher(method.network, old, statistics) for statistics in ("running", "batch"))
+    for teacher, training in ((running, False), (batch, True)):
+        with torch.no_grad():
+            features = copy.deepcopy(method.network.backbone).train(training)(images)
+        expected = stack_heads(F.linear(features, teacher.rows[:, :-1], teacher.rows[:, -1]), teacher.sizes)
+        torch.testing.assert_close(teacher(images, old), expected)
+    assert not torch.allclose(running(images, old), batch(images, old))
 
 
 def test_a_finished_model_carries_no_teacher(stream: Stream) -> None:
@@ -385,5 +385,5 @@ def test_losses_used_are_the_pure_functions(stream: Stream) -> None:
     expected = distillation(method.teacher(batch.x, method.old_tasks), student, method.options.temperature)
     torch.testing.assert_close(method._image_terms(batch, method.old_tasks)["L_sm"], expected)
     owners = torch.tensor([0, 0, 1, 1])
-    expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners)
+    expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners, 2)
     torch.testing.assert_close(method.alignment_loss(method.old_tasks), expected)

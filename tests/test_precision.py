@@ -1,5 +1,6 @@
 """fp16: losses are scaled, what overflows is skipped and recovered from, a resumed run goes on with the same scale."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from helpers import digits
 from pah import AugmentOptions, InputError, RunConfig, TrainingOptions, TrainState, checkpoint, runs, train
 from pah.config import NonFiniteLossError
 from pah.methods.base import descend, gradients_of, stepping
+from pah.models.backbones import SlimResNet18Options
+from pah.runconfig import build_method
 from pah.trainer import StepDone
 from test_devices import made
 
@@ -108,3 +111,18 @@ def test_a_run_in_fp16_resumes_with_its_scale(
     assert state["scaler"]["scale"] > 4
     runs.resume(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize(("side", "refused"), [(8, True), (16, False)])
+def test_bf16_is_refused_where_a_stride_of_two_meets_a_single_pixel(side: int, refused: bool) -> None:
+    config = RunConfig(
+        backbone="resnet18-slim",
+        backbone_options=SlimResNet18Options(width=8),
+        training=TrainingOptions(precision="bf16"),
+    )
+    if not refused:
+        build_method(config, (3, side, side))
+        return
+    with pytest.raises(InputError, match=r"expected fp32 for resnet18-slim on images of 8x8, .*single pixel, got bf16"):
+        build_method(config, (3, side, side))
+    build_method(dataclasses.replace(config, training=TrainingOptions()), (3, side, side))

@@ -100,7 +100,8 @@ def test_the_teachers_answers_to_many_tasks_are_those_task_by_task() -> None:
 @pytest.mark.parametrize("name", ["old_tasks_per_step", "aligned_tasks_per_step"])
 def test_each_term_asks_as_many_tasks_as_its_option_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = digits(tasks=5)
-    method = small_pah(**{name: 2})
+    few = {"old_tasks_per_step": 4, "aligned_tasks_per_step": 4} | {name: 2}
+    method = small_pah(**few)
     learned(method, stream, 5)
     asked: dict[str, int] = {}
     for term, what in (("old_tasks_per_step", "_image_terms"), ("aligned_tasks_per_step", "alignment_loss")):
@@ -112,7 +113,7 @@ def test_each_term_asks_as_many_tasks_as_its_option_says(name: str, monkeypatch:
 
         monkeypatch.setattr(method, what, noting)
     method.observe(some_batch(stream.tasks[4]))
-    assert asked == {"old_tasks_per_step": 4, "aligned_tasks_per_step": 4} | {name: 2}
+    assert asked == few
 
 
 @pytest.mark.parametrize("options", [PAHOptions, LwFOptions])

@@ -35,6 +35,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data be
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, and a hub that refuses connections."""
     folder = tmp_path / "cache"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     return folder / "pah"

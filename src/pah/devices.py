@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pah import ranks
 from pah.config import InputError
@@ -40,6 +41,14 @@ def find_device(name: DeviceName) -> torch.device:
 def name_of(device: torch.device) -> str:
     """What a result was computed on: the GPU's name, or the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's, on the device, without waiting until that has done what it was asked before.
+
+    Apple's GPUs are waited for: torch lets them read the tensor after its memory may have been used for another.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def holds(device: torch.device, size: int) -> bool:

@@ -12,8 +12,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pah.checkpoint import read_json
@@ -127,6 +125,9 @@ def features(method: Method, task: Task, part: Examples, flip: bool = False) -> 
 
 def fresh_head_accuracy(train: Features, labels: Tensor, test: Features, test_labels: Tensor) -> float:
     """Test accuracy, in percent, of a linear head fitted to training features: logistic regression, ridge 1."""
+    from sklearn.linear_model import LogisticRegression  # seconds to import, and only a diagnosis has a use for it
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train)
     head = LogisticRegression(max_iter=2000).fit(scaler.transform(train), labels.numpy())
     return 100 * float(head.score(scaler.transform(test), test_labels.numpy()))

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 Score = Literal["softmax", "energy", "contrast", "prototypes"]
@@ -33,6 +32,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
+    from scipy.optimize import minimize_scalar  # half a second to import, which not every start has to spend
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits.double() / float(np.exp(log_temperature)), labels).item()
@@ -42,8 +42,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def quantiles(scores: Tensor) -> tuple[float, ...]:
-    """Of a task's validation images, (N,): the scores at `SHARES`."""
-    return tuple(np.quantile(scores.double().numpy(), SHARES).tolist())
+    """Of a task's validation images, (N,): the scores at `SHARES`, to four places: a hundred images tell no more."""
+    return tuple(np.quantile(scores.double().numpy(), SHARES).round(4).tolist())
 
 
 def threshold(kept: Sequence[float], share: float) -> float:

@@ -105,6 +105,7 @@ class ContinualLearner:
         self._device = find_device(device)
         if self._taught:
             self._taught.method.to(self._device)
+            self._taught = dataclasses.replace(self._taught)  # what it answers with is made anew, there
         return self
 
     @property

@@ -61,16 +61,17 @@ def alignment(
     teacher: Tensor,
     student: Tensor,
     tasks: Tensor,
+    count: int,
     direction: Direction = "teacher||student",
     reduction: Reduction = "mean",
 ) -> Tensor:
     """L_sp: how far the old network's answers to its own prototypes are from today's, (P, C) twice -> scalar.
 
     1/J Σ_j Σ_c KL(f_old(p_j^c | j) ‖ f(p_j^c | j)): a sum over the classes of a task, a mean over the J tasks
-    ("sum": a sum over them as well). `tasks` (P,) says which task a prototype belongs to.
+    ("sum": a sum over them as well). `tasks` (P,) says which of the `count` = J tasks a prototype belongs to.
     """
     divergence = kl_divergence(teacher, student, direction=direction)
-    per_task = torch.zeros(int(tasks.max()) + 1, dtype=divergence.dtype, device=divergence.device)
+    per_task = torch.zeros(count, dtype=divergence.dtype, device=divergence.device)
     return _over_tasks(per_task.index_add(0, tasks, divergence), reduction)
 
 

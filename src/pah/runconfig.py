@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from pah.config import InputError, derived_seed, require, require_types, unknown
@@ -19,12 +20,13 @@ from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import BackboneOptions, ConvNetOptions, backbone_options
+from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.trainer import TrainingOptions
 
 MAX_PIXELS = 2**20  # of an image that a network takes: 1024x1024
+LARGE = 2**14  # pixels of an image that is tried out in shapes alone: 128x128
 GROUPS = {  # of options that every run has
     "stream": StreamOptions,
     "augment": AugmentOptions,
@@ -172,13 +174,45 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
     for what, (height, width) in sizes.items():
         try:
-            with torch.no_grad(), evaluating(backbone):  # shapes alone: a check must not need the memory of a run
-                shapes = {name: t.to("meta") for name, t in (*backbone.named_parameters(), *backbone.named_buffers())}
-                functional_call(backbone, shapes, torch.zeros(1, channels, height, width, device="meta"))
+            single = _try_image(backbone, channels, height, width)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {what} of {height}x{width}, got: {reason}"
             ) from None
+        # torch 2.14.1 on processors: two places of such a convolution's weight gradient are never written
+        if single and what == "images" and config.training.precision == "bf16":
+            raise InputError(
+                f"precision: expected fp32 for {config.backbone} on images of {height}x{width}, which halves maps of a "
+                "single pixel, got bf16; larger images or --training.precision fp32 help"
+            )
     method = METHODS[config.method].method(network, config.optimizer, config.method_options)
     return method.to(memory_format=torch.channels_last)
+
+
+def _try_image(backbone: Backbone, channels: int, height: int, width: int) -> bool:
+    """Whether an image of this size becomes a map of one pixel that a convolution of stride 2 takes.
+
+    Raises what the backbone raises for it; of a backbone that is shapes alone nothing is known.
+    """
+    weights = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+    if any(tensor.is_meta for tensor in weights.values()):
+        return False
+    where = torch.device("cpu")
+    if height * width > LARGE:  # shapes alone: a check must not need the memory of a run; torch imports a second for it
+        where = torch.device("meta")
+        weights = {name: tensor.to(where) for name, tensor in weights.items()}
+    single: list[bool] = []
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        single.append(given[0].shape[2:] == (1, 1))
+
+    halving = [part for part in backbone.modules() if isinstance(part, nn.Conv2d) and part.stride == (2, 2)]
+    hooks = [part.register_forward_pre_hook(note) for part in halving if part.kernel_size != (1, 1)]
+    try:
+        with torch.no_grad(), evaluating(backbone):
+            functional_call(backbone, weights, torch.zeros(1, channels, height, width, device=where))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(single)

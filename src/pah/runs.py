@@ -53,6 +53,7 @@ from pah.trainer import (
     TrainState,
     answers,
     evaluate,
+    read_terms,
     replay,
     require_finite,
     train,
@@ -234,6 +235,7 @@ def _record(config: RunConfig, folder: Path, method: Method, stream: Stream, eve
 
 
 def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
+    read_terms(state, config.training)
     require_finite(method, state)
     tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
     tensors |= {f"optimizer/{k}": tensor for k, tensor in checkpoint.optimizer_tensors(method.optimizers).items()}

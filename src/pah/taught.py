@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from pah.inference import (
 )
 from pah.learnerfolder import Record, TaughtTask
 from pah.methods.base import Method
-from pah.models.modes import evaluating
+from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
 from pah.trainer import task_logits
@@ -120,6 +121,14 @@ class Taught:
         _, height, width = self.record.image_shape
         return max(1, min(BATCH, PIXELS // (height * width)))
 
+    @cached_property
+    def _answering(self) -> Method:
+        """A copy of the method for answering alone: with a faster backbone, unless features depend on the task."""
+        found = copy.deepcopy(self.method).eval()
+        if not isinstance(found.network, TaskNetwork):
+            found.network.backbone = folded(found.network.backbone)
+        return found
+
     def copied(self) -> "Taught":
         """The same, with a network of its own."""
         return Taught(self.record, copy.deepcopy(self.method))
@@ -137,19 +146,19 @@ class Taught:
         Whatever the network's device, what it answers is judged on the processor.
         """
         x = self._prepared(pixels.contiguous(memory_format=torch.channels_last))  # as bytes: a quarter to move
-        found = task_logits(self.method, x, tasks, self.record.config.training.flip_test)
+        found = task_logits(self._answering, x, tasks, self.record.config.training.flip_test)
         return [z.cpu() / self.record.tasks[k].temperature for k, z in zip(tasks, found, strict=True)]
 
     def _prepared(self, pixels: Tensor) -> Tensor:
         """Pixels as the network takes them, on its device."""
-        return self.record.normalization(pixels.to(self.method.device))
+        return self.record.normalization(pixels.to(self._answering.device))
 
     def calibrated(self, index: int, held: Examples) -> "Taught":
         """With a task's temperature and quantiles, from its validation images; as it was if there are none."""
         if not len(held):
             return self
         task = self.record.tasks[index]
-        with torch.inference_mode(), evaluating(self.method.network):
+        with torch.inference_mode():
             logits = torch.cat([self.logits(held.pixels[rows], [index])[0] for rows in held.rows.split(self._batch)])
             temperature = task.temperature * fit_temperature(logits, held.labels)
             near = None
@@ -185,7 +194,7 @@ class Taught:
             raise InputError(
                 f"rule: expected softmax, energy or contrast, as there are no prototypes to compare with, got {rule}"
             )
-        with torch.inference_mode(), evaluating(self.method.network):
+        with torch.inference_mode():
             of_prototypes = self._features_of_prototypes(tasks) if asks else None
             for batch in pixels.split(self._batch):
                 yield self._answer(batch, tasks, rule if len(tasks) > 1 else KNOWN, of_prototypes)
@@ -216,7 +225,7 @@ class Taught:
 
     def _features_of_prototypes(self, tasks: Sequence[int]) -> Tensor:
         """(P, D) of the tasks' prototypes."""
-        network = self.method.network
+        network = self._answering.network
         assert isinstance(network.heads, GeneratedHeads), "the caller asks whether there are prototypes"
         prototypes = network.heads.prototypes
         features: Tensor = network.backbone(prototypes.as_images(prototypes.of(tasks), self.record.image_shape[0]))
@@ -224,7 +233,7 @@ class Taught:
 
     def _nearness(self, pixels: Tensor, tasks: Sequence[int], of_prototypes: Tensor) -> Tensor:
         """How near images are to each task's prototypes, (B, T)."""
-        network = self.method.network
+        network = self._answering.network
         features = network.backbone(self._prepared(pixels))
         return nearness_to(features.cpu(), of_prototypes, network.sizes(tasks))
 
@@ -276,9 +285,9 @@ class Taught:
 
     def answers_to(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
         """Each task's answers to images in the network's own units, (C, channels, s, s) -> probabilities (C, C)."""
-        with torch.inference_mode(), evaluating(self.method.network):
+        with torch.inference_mode():
             channels = self.record.image_shape[0]
-            return [self.method(p.expand(-1, channels, -1, -1), k).softmax(dim=1) for k, p in enumerate(prototypes)]
+            return [self._answering(p.expand(-1, channels, -1, -1), k).softmax(dim=1) for k, p in enumerate(prototypes)]
 
     def drift_from(self, before: "Taught") -> dict[str, float]:
         """How far answers to the prototypes of old tasks, as these were before, have moved since, of each task by name:

@@ -12,9 +12,20 @@ from pah.data.stream import StreamOptions, make_stream
 from pah.devices import CPU
 from pah.learnerfolder import Record, TaughtTask
 from pah.methods.base import Method
+from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig, build_method
 from pah.taught import Taught, without_images
-from pah.trainer import EpochDone, Event, TrainState, Validated, evaluate, learn_task, require_finite
+from pah.trainer import (
+    EpochDone,
+    Event,
+    PrototypesStarted,
+    TaskBegun,
+    TrainState,
+    Validated,
+    evaluate,
+    learn_task,
+    require_finite,
+)
 
 
 def teach(
@@ -52,6 +63,9 @@ def teach(
     seed, state = derived_seed(config.seed, "lesson", len(record.history)), TrainState(task=index)
     for event in learn_task(method, seen, config.training, config.augment, seed, state):
         watch(event)
+        heads = method.network.heads
+        if isinstance(event, TaskBegun) and isinstance(heads, GeneratedHeads):
+            watch(PrototypesStarted(index, heads.prototypes.tasks[index].detach().cpu().clone()))
         if validate and isinstance(event, EpochDone) and len(task.validation):
             (accuracy,), _ = evaluate(method, (task,), dataclasses.replace(config.training, evaluate_on="validation"))
             watch(Validated(index, event.epoch, accuracy))

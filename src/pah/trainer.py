@@ -18,7 +18,7 @@ from pah.checkpoint import optimizer_tensors
 from pah.config import InputError, NonFiniteLossError, derived_seed, require
 from pah.data.augment import AugmentOptions
 from pah.data.stream import Examples, Stream, Task, evaluation_batches, number_of_batches, training_batches
-from pah.methods.base import Method, stepping
+from pah.methods.base import Method, Terms, stepping
 from pah.models.modes import BatchNormStatistics, Precision, computing, evaluating
 
 Part = Literal["test", "validation"]
@@ -84,6 +84,9 @@ class TrainState:
     class_incremental: list[float] = field(default_factory=list)  # percent, after each task
     scaler: dict[str, float] = field(default_factory=dict)  # of losses in fp16
 
+    def __post_init__(self) -> None:
+        self.unread: list[tuple[str, Terms]] = []  # which step, and its terms, which `term_sums` does not have yet
+
 
 @dataclass(frozen=True)
 class TaskBegun:
@@ -94,7 +97,7 @@ class TaskBegun:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A batch was learned from."""
+    """A batch was learned from. `terms` are empty on a GPU but for an epoch's last step: reading them waits for it."""
 
     terms: dict[str, float]
     images: int
@@ -125,6 +128,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class PrototypesStarted:
+    """Where a lesson's prototypes start, (C, channels, s, s), before any step; told where they are learned from."""
+
+    task: int
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
 class TaskDone:
     """A task was learned; `accuracies` are those of every task seen so far, in percent."""
 
@@ -132,7 +143,7 @@ class TaskDone:
     accuracies: list[float]
 
 
-Event = TaskBegun | StepDone | EpochDone | Validated | TaskDone
+Event = TaskBegun | PrototypesStarted | StepDone | EpochDone | Validated | TaskDone
 
 
 def train(
@@ -218,25 +229,55 @@ def _epoch(
         share = len(batch.y) / batch.images
         set_learning_rates(method, lr_factor(done, total, options.schedule))
         torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # dropout and the like
+        step = f"step {state.step + 1} of {per_epoch}"
         try:
             with computing(options.precision, device), stepping(share, scaler, options.sync_batch_norm):
-                terms = {name: term.item() for name, term in method.observe(batch).items()}
+                terms = method.observe(batch)
         except NonFiniteLossError as error:
-            raise InputError(
-                f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, step {state.step + 1} of {per_epoch}: "
-                f"expected a finite loss; {_what_helps(options)} may help"
-            ) from None
+            raise _not_finite(error, step, state, options) from None
+        state.unread.append((step, {name: term.detach() for name, term in terms.items()}))
+        read_now = device.type == "cpu" or state.step + 1 == per_epoch
+        found = read_terms(state, options) if read_now else {}
         seconds = time.perf_counter() - started
-        _count(state, terms, batch.images, seconds)
+        _count(state, batch.images, seconds)
         if scaler is not None:
             state.scaler = scaler.state_dict()
-        yield StepDone(terms, batch.images, seconds, done + 1, total - done - 1)
+        yield StepDone(found, batch.images, seconds, done + 1, total - done - 1)
         started = time.perf_counter()
-    terms = {name: value / per_epoch for name, value in state.term_sums.items()}
+    means = {name: value / per_epoch for name, value in state.term_sums.items()}
     lr = method.optimizer_options.lr * lr_factor((state.epoch + 1) * per_epoch - 1, total, options.schedule)
-    line = EpochDone(state.task, state.epoch, terms, lr, state.epoch_seconds, images / state.epoch_seconds)
+    line = EpochDone(state.task, state.epoch, means, lr, state.epoch_seconds, images / state.epoch_seconds)
     state.epoch, state.step, state.term_sums, state.epoch_seconds = state.epoch + 1, 0, {}, 0.0
     yield line
+
+
+def read_terms(state: TrainState, options: TrainingOptions) -> dict[str, float]:
+    """Add to `state.term_sums` what steps have left on the device, fetched in one piece; returns the last one's terms.
+
+    To be called before the state is saved. Nothing else in a step waits for a GPU.
+
+    Raises:
+        InputError: a loss became NaN or infinite: says which term, in which task, epoch and step.
+    """
+    unread, state.unread = state.unread, []
+    every = [term for _, terms in unread for term in terms.values()]
+    values = iter(torch.stack(every).cpu().tolist() if every else [])
+    found: dict[str, float] = {}
+    for step, terms in unread:
+        found = {name: next(values) for name in terms}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise _not_finite(NonFiniteLossError(name, value), step, state, options)
+            state.term_sums[name] = state.term_sums.get(name, 0.0) + value
+    return found
+
+
+def _not_finite(error: NonFiniteLossError, step: str, state: TrainState, options: TrainingOptions) -> InputError:
+    """What is said of a loss of the current epoch."""
+    return InputError(
+        f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, {step}: "
+        f"expected a finite loss; {_what_helps(options)} may help"
+    )
 
 
 def _source(method: Method, seen: tuple[Task, ...]) -> tuple[Task, ...]:
@@ -374,10 +415,8 @@ def set_learning_rates(method: Method, factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
-def _count(state: TrainState, terms: dict[str, float], images: int, seconds: float) -> None:
+def _count(state: TrainState, images: int, seconds: float) -> None:
     """Put a finished step down."""
-    for name, value in terms.items():
-        state.term_sums[name] = state.term_sums.get(name, 0.0) + value
     state.step += 1
     state.images += images
     state.epoch_seconds += seconds

@@ -1,1 +1,1 @@
-"""A page on a learner: ask it, teach it, look at it; and the same over HTTP. Needs the extra `app`."""
+"""A page to teach a learner and to ask it; needs the extra `app`."""

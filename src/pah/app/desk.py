@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from pah import checkpoint, learnerfolder
 from pah.app.lesson import CHECK, MODEL, PROTOTYPES, Request
 from pah.config import InputError
@@ -205,6 +207,8 @@ class Desk:
                 refuse_to_replace(self.folder)
                 write_whole(self.folder, candidate.taught)
             for name, into in ((CHECK, self.checks), (PROTOTYPES, self.prototypes)):
+                for old in [file for file in into.glob("*.safetensors") if _task_of(file) == lesson.name]:
+                    old.unlink()  # of a task of that name which was forgotten
                 if (taught / name).is_file():
                     into.mkdir(exist_ok=True)
                     os.replace(taught / name, into / f"{lesson.id}.safetensors")
@@ -300,6 +304,15 @@ class Desk:
         elif event == "failed":
             lesson.reason = without_paths(said["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
             self._set(lesson, "failed")
+
+
+def _task_of(file: Path) -> str | None:
+    """Whose check images or prototypes a file holds; None if it is damaged."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return str(opened.metadata()["task"])
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
 
 
 def _beside(images: Path | None, folder: Path) -> str | None:

@@ -20,10 +20,11 @@ FILES = (LEARNER, WEIGHTS, CARD)  # of a learner; what else lies in the folder i
 
 @dataclass(frozen=True)
 class Portrait:
-    """A class's prototype after its own lesson and today; None where it was not kept."""
+    """A class's prototype as it started, after its own lesson and today; None where it was not kept."""
 
     task: str
     label: str
+    start: Image.Image | None
     then: Image.Image | None
     today: Image.Image
     moved: float | None  # since, relative to its norm then
@@ -34,13 +35,14 @@ def portraits(learner: ContinualLearner, kept: Path) -> list[Portrait]:
     taught, then = learner.taught, _kept(kept)
     found = []
     for task, today in zip(learner.tasks, prototypes_of(taught), strict=False):
-        before = then.get(task.name)
-        if before is not None and before.shape != today.shape:  # of a forgotten task of that name
-            before = None
+        # another shape: of a forgotten task of that name
+        known = {moment: of for moment, of in then.get(task.name, {}).items() if of.shape == today.shape}
         for c, label in enumerate(task.classes):
-            moved = None if before is None else float((today[c] - before[c]).norm() / before[c].norm())
-            shown = None if before is None else picture(learner, before[c])
-            found.append(Portrait(task.name, label, shown, picture(learner, today[c]), moved))
+            shown = {moment: picture(learner, of[c]) for moment, of in known.items()}
+            before = known["learned"][c] if "learned" in known else None
+            moved = None if before is None else float((today[c] - before).norm() / before.norm())
+            now = picture(learner, today[c])
+            found.append(Portrait(task.name, label, shown.get("start"), shown.get("learned"), now, moved))
     return found
 
 
@@ -50,13 +52,13 @@ def picture(learner: ContinualLearner, prototype: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
-def _kept(folder: Path) -> dict[str, Tensor]:
-    """Prototypes after their own lesson, by task."""
+def _kept(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Prototypes at their start and as learned in their own lesson, by task."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as opened:
-                found[opened.metadata()["task"]] = opened.get_tensor("learned")
+                found[opened.metadata()["task"]] = {moment: opened.get_tensor(moment) for moment in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError):  # a damaged picture is no reason to show nothing
             continue
     return found

@@ -29,7 +29,7 @@ from pah.models.backbones import backbone_options
 from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig
 from pah.runfolder import LEARNER
-from pah.trainer import EpochDone, Event, StepDone, Validated
+from pah.trainer import EpochDone, Event, PrototypesStarted, StepDone, Validated
 
 OFTEN = 0.3  # seconds between lines of progress
 MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # what a lesson leaves in its folder
@@ -93,6 +93,7 @@ class Progress:
         self.out = out
         self.wishes = wishes
         self.seconds = self.said = 0.0
+        self.prototypes: torch.Tensor | None = None  # where those of the task started
         self.state: dict[str, Any] = {"epoch": 0, "epochs": epochs, "accuracy": None, "seconds_left": None}
 
     def __call__(self, event: Event) -> None:
@@ -108,6 +109,8 @@ class Progress:
             left = self.seconds / event.steps_done * event.steps_left
             share = event.steps_done / (event.steps_done + event.steps_left)
             self.state |= {"share": round(share, 4), "seconds_left": round(left, 1)}
+        elif isinstance(event, PrototypesStarted):
+            self.prototypes = event.prototypes
         elif isinstance(event, EpochDone):
             self.state["epoch"] = event.epoch + 1
         elif isinstance(event, Validated):
@@ -159,7 +162,7 @@ def teach(request: Request, out: TextIO, wishes: Wishes) -> dict[str, Any]:
         request.name, data, classes=classes, skip_unreadable=True, held_out=checks, watch=progress, validate=True
     )
     learner.save(folder / MODEL)
-    keep_prototypes(folder / PROTOTYPES, learner)
+    keep_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
     if request.keep_check:
         channels, size, _ = learner.taught.record.image_shape
         source = load_lesson(data, size, channels, classes=classes, skip_unreadable=True)
@@ -217,13 +220,15 @@ def read_checks(folder: Path, tasks: Sequence[str]) -> dict[str, Data]:
     return found
 
 
-def keep_prototypes(path: Path, learner: ContinualLearner) -> None:
-    """Keep the new task's prototypes after their own lesson, (C, channels, s, s) in the network's units."""
+def keep_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor | None) -> None:
+    """Keep the new task's prototypes as they started and after their own lesson, (C, channels, s, s) in the network's
+    units."""
     heads = learner.taught.method.network.heads
     if isinstance(heads, GeneratedHeads):
         learned = heads.prototypes.tasks[len(learner.tasks) - 1].detach().contiguous()
         about = {"task": learner.tasks[-1].name}
-        checkpoint.write_file(path, safetensors.torch.save({"learned": learned}, about))
+        moments = {"learned": learned} if start is None else {"start": start, "learned": learned}
+        checkpoint.write_file(path, safetensors.torch.save(moments, about))
 
 
 if __name__ == "__main__":

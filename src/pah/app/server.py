@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from pah.app.packed import LIMITS
 from pah.app.rooms import Rooms
-from pah.app.uploads import LIMITS
 from pah.app.views import STYLE
 from pah.config import InputError
 
@@ -86,7 +86,7 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
             enable_monitoring=False,
             run_history=False,
             footer_links=["api"],
-            max_file_size=LIMITS.upload,
+            max_file_size=LIMITS.upload_bytes,
             allowed_paths=[],
             blocked_paths=[str(rooms.learners.resolve())],
             theme=look(),

@@ -13,7 +13,7 @@ from pah.app import gallery, uploads, views
 from pah.app.asking import Accepted, Answer
 from pah.app.desk import Desk
 from pah.config import InputError
-from pah.data.image import decode_image
+from pah.data.image import decode_image, without_warnings
 from pah.export import export
 from pah.learner import ContinualLearner
 
@@ -80,14 +80,20 @@ class Service:
             self._pictures = learner, {(of.task, of.label): views.data_uri(of.today) for of in shown}
         return self._pictures[1].get((task, label))
 
-    def understand(self, archive: str | None, folder: str) -> uploads.Understood:
-        """What a zip holds, or a folder on this machine; nothing of it is kept."""
-        with _files_unnamed([archive or ""]):
-            if archive is None:
-                return uploads.understand(uploads.class_root(uploads.allowed(folder, self.roots)))
-            with tempfile.TemporaryDirectory(dir=self.desk.home) as place:
-                uploads.unpack(Path(archive), Path(place) / "images")
-                return uploads.understand(uploads.class_root(Path(place) / "images"))
+    def understood(self, archive: str | None, folder: str) -> str:
+        """What a zip holds, or a folder on this machine, as HTML; nothing of it is kept."""
+        with tempfile.TemporaryDirectory(dir=self.desk.home) as place:
+            found = uploads.understand(self._images(archive, folder, Path(place) / "images"))
+            samples: dict[str, list[Image.Image]] = {}
+            for name, file in found.samples:
+                samples.setdefault(name, []).append(thumbnail(str(file)))
+            return views.understood(found, samples)
+
+    def _images(self, archive: str | None, folder: str, place: Path) -> Path:
+        """The folder of a zip's images, which are unpacked to `place`, or one on this machine."""
+        if archive is None:
+            return uploads.allowed(folder, self.roots)
+        return uploads.unpack(Path(archive), place)
 
     def teach(
         self, name: str, archive: str | None, folder: str, epochs: int, image_size: int, keep_check: bool
@@ -98,19 +104,14 @@ class Service:
                 raise InputError(f"{what}: expected {least} to {most}, got {value}")
 
         def put(place: Path) -> Path:
-            if archive is None:
-                found = uploads.class_root(uploads.allowed(folder, self.roots))
-            else:
-                uploads.unpack(Path(archive), place)
-                found = uploads.class_root(place)
+            found = self._images(archive, folder, place)
             uploads.understand(found)
             return found
 
         if archive is None and not folder.strip():
             raise InputError("images: expected a zip of class folders, got none")
-        with _files_unnamed([archive or ""]):
-            options = {"epochs": int(epochs), "image_size": int(image_size), "keep_check": keep_check}
-            return self.desk.teach(name, put, **options).shown()
+        options = {"epochs": int(epochs), "image_size": int(image_size), "keep_check": keep_check}
+        return self.desk.teach(name, put, **options).shown()
 
     @property
     def next_digits(self) -> str | None:
@@ -162,7 +163,7 @@ class Service:
 
 def thumbnail(file: str) -> Image.Image:
     """An image file, small and square."""
-    with uploads.DECODING:
+    with uploads.DECODING, without_warnings():
         return Image.fromarray(decode_image({"path": file, "bytes": None}, "image", "RGB", (SHOWN_SIDE, SHOWN_SIDE)))
 
 

@@ -8,9 +8,9 @@ import gradio as gr
 
 from pah.app import views
 from pah.app.desk import without_paths
+from pah.app.packed import LIMITS
 from pah.app.rooms import Rooms
 from pah.app.service import EPOCHS, SIZES
-from pah.app.uploads import LIMITS
 from pah.config import InputError
 from pah.learner import DEFAULT
 
@@ -87,7 +87,7 @@ def _watched() -> Watched:
 def _new_lesson(rooms: Rooms, watched: Watched) -> None:
     """What a new lesson needs."""
     gr.HTML("<h2>A new lesson</h2>")
-    megabytes = LIMITS.upload // 2**20
+    megabytes = LIMITS.upload_bytes // 2**20
     archive = gr.File(
         label=f"Zip of class folders, up to {megabytes} MB",
         file_types=[".zip"],
@@ -169,7 +169,7 @@ def _understand(rooms: Rooms, archive: str | None, folder: str) -> str:
     if archive is None and not (folder or "").strip():
         return ""
     try:
-        return views.understood(rooms.open.understand(archive, folder or ""))
+        return rooms.open.understood(archive, folder or "")
     except InputError as error:
         return _error(error)
 

@@ -1,230 +1,177 @@
-"""Images that come from outside: a zip is unpacked within limits, a folder must lie where the owner allowed it."""
+"""What a visitor packs or names for a lesson: checked, unpacked, and described before the lesson begins.
 
-import re
+No message names a path of the machine, only what the visitor packed or typed. What a folder holds is what
+`pah learn --data` would take of it.
+"""
+
+import errno
 import shutil
-import stat
 import threading
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
-from PIL import Image
-
+from pah.app.packed import LIMITS, Limits, extract, said
 from pah.config import InputError
-from pah.data.image import decode_image, size_of
-from pah.data.sources import SUFFIXES, TEST_SPLITS
+from pah.data.image import MAX_PIXELS, decode_image, size_of, without_warnings
+from pah.data.lesson import outward_link
+from pah.data.sources import Listing, list_images
+
+__all__ = ["Limits", "Understood", "allowed", "understand", "unpack"]
 
 DECODING = threading.Lock()  # Pillow's warnings are silenced for the whole process, by one thread at a time
-SAMPLES = 4  # pictures of each class that are shown
-SAMPLE_SIDE = 64
-NAMED = 10  # unreadable files that are named
-DEEPEST = 8  # folders in folders
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an upload may hold.
-
-    Args:
-        upload: Bytes of the zip.
-        entries: Files and folders in it.
-        unpacked: Bytes of all files unpacked.
-        entry: Bytes of one file unpacked.
-        ratio: Unpacked bytes for each packed one, from `free` bytes on: images hardly shrink, bombs do.
-        free: Bytes of a file below which its ratio is not looked at: a small flat picture packs well.
-    """
-
-    upload: int = 500 * 2**20
-    entries: int = 50_000
-    unpacked: int = 2 * 2**30
-    entry: int = 64 * 2**20
-    ratio: int = 100
-    free: int = 2**20
-
-
-LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class ClassFound:
-    """The images of a class: how many, the least and the largest (width, height), and a few to look at."""
-
-    name: str
-    images: int
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
-    samples: tuple[Image.Image, ...]
+CHECKED_PIXELS = 2 * 10**9  # decoded to see whether they are whole; of images beyond, only the headers are read
+SAMPLES, SAMPLED_CLASSES = 3, 12
+LEFT_OUT = ".left-out"  # in an unpacked folder: what was packed and is no image of a class, a name a line
 
 
 @dataclass(frozen=True)
 class Understood:
-    """What a folder of class folders holds; `unreadable` names images that cannot be read, `ignored` counts others."""
+    """What a folder of class folders holds: for showing before a lesson begins.
 
-    classes: tuple[ClassFound, ...]
+    Args:
+        folder: For `load_lesson`, with `skip_unreadable` where some are.
+        counts: Readable images of each class.
+        sizes: Width and height of the images, "64x64" or "32x32 to 640x480".
+        samples: Class and file of up to 3 images a class, for the first 12 classes.
+        unreadable: Names of files that are no image or a damaged one, relative to the folder.
+    """
+
+    folder: Path
+    counts: Mapping[str, int]
+    sizes: str
+    samples: tuple[tuple[str, Path], ...]
     unreadable: tuple[str, ...]
-    ignored: int
 
 
-def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> None:
-    """Unpack the images of a zip into a new folder, whole or not at all; what is no image is left out.
+def unpack(archive: Path, into: Path, limits: Limits = LIMITS) -> Path:
+    """Extract a zip of class folders into the new folder `into`, which is gone after a refusal.
 
-    Raises:
-        InputError: it is no zip, larger than the limits, or has an entry that no honest zip of images has.
-    """
-    try:
-        if archive.stat().st_size > limits.upload:
-            raise InputError(f"zip: expected at most {_mb(limits.upload)}, got {_mb(archive.stat().st_size)}")
-        with zipfile.ZipFile(archive) as opened:
-            _unpack(opened, folder, limits)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)):
-            raise _refused(error) from None
-        raise
+    Folders around all class folders are stepped into. Only image files are written; `understand` lists the others.
 
-
-def _refused(error: Exception) -> InputError:
-    if isinstance(error, InputError):
-        return error
-    if isinstance(error, OSError) and error.strerror:
-        return InputError(f"zip: expected one that can be unpacked here, got: {error.strerror}")
-    return InputError("zip: expected a whole zip file without a password, got something else or a damaged one")
-
-
-def _unpack(opened: zipfile.ZipFile, folder: Path, limits: Limits) -> None:
-    entries = opened.infolist()
-    if len(entries) > limits.entries:
-        raise InputError(f"zip: expected at most {limits.entries} entries, got {len(entries)}")
-    for entry in entries:
-        require_safe(entry)
-    folder.mkdir(parents=True)
-    left = limits.unpacked
-    for entry in entries:
-        if not _is_image(entry):
-            continue
-        target = folder.joinpath(*PurePosixPath(entry.filename).parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with opened.open(entry) as packed, target.open("xb") as file:
-            left -= _copied(packed, file, entry, min(left, limits.entry), limits)  # type: ignore[arg-type]
-
-
-def require_safe(entry: zipfile.ZipInfo) -> None:
-    """Raise InputError for an entry that would lie outside of the folder, or is no plain file or folder."""
-    name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
-    parts = PurePosixPath(name).parts
-    if ".." in parts or name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
-        raise InputError(f"zip: expected entries inside the zip's own folder, got {name[:80]!r}")
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise InputError(f"zip: expected plain files and folders, got a link or a device: {name[:80]!r}")
-    if not name.isprintable() or len(parts) > DEEPEST or any(len(part.encode()) > 200 for part in parts):
-        raise InputError(f"zip: expected printable names of up to 200 bytes, {DEEPEST} deep, got {name[:80]!r}")
-    if entry.flag_bits & 1:
-        raise InputError(f"zip: expected entries without a password, got {name[:80]!r}")
-
-
-def _is_image(entry: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(entry.filename)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not entry.is_dir() and not hidden and path.suffix.lower() in SUFFIXES
-
-
-def _copied(packed: BinaryIO, file: BinaryIO, entry: zipfile.ZipInfo, most: int, limits: Limits) -> int:
-    """The bytes that were unpacked: counted, as what the zip says of itself may be a lie."""
-    done = 0
-    while chunk := packed.read(2**16):
-        done += len(chunk)
-        if done > most:
-            raise InputError(f"zip: expected less to unpack, got more than the limit at {entry.filename[:80]!r}")
-        if done > max(limits.free, limits.ratio * entry.compress_size):
-            raise InputError(
-                f"zip: expected images, got an entry that shrinks more than {limits.ratio} times: "
-                f"{entry.filename[:80]!r}"
-            )
-        file.write(chunk)
-    return done
-
-
-def class_root(folder: Path) -> Path:
-    """Where the class folders lie: in the folder, or in the only folder in it, as zips of a folder have it."""
-    while len(children := _folders(folder)) == 1 and not any(p.is_file() for p in children[0].iterdir()):
-        folder = children[0]
-    return folder
-
-
-def allowed(text: str, roots: Sequence[Path]) -> Path:
-    """The folder on the server's machine that `text` names, absolute or below one of the roots.
+    Returns:
+        The folder whose children are the classes, or the parts train and test with the classes.
 
     Raises:
-        InputError: there is none within the roots; it is not told whether there is one outside.
+        InputError: it is no zip, damaged, too large in any way, not class folders, or has an entry that leads
+            elsewhere; or the disk is full.
     """
-    refusal = InputError("folder: expected one inside the folders that the owner of this page allowed, got another")
-    if not roots or "\0" in text or not text.strip():
-        raise refusal
-    for root in roots:
+    with _server("upload"):
+        into.mkdir(parents=True)
         try:
-            path = (root / text.strip()).resolve()
-            if path.is_relative_to(root.resolve()) and path.is_dir():
-                return path
-        except (OSError, RuntimeError):
-            continue
-    raise refusal
+            left_out = extract(archive, into, limits)
+            (into / LEFT_OUT).write_text("".join(f"{name}\n" for name in left_out), encoding="utf-8")
+            _listed(into, limits)
+        except BaseException:  # also what stops the server
+            shutil.rmtree(into, ignore_errors=True)
+            raise
+    return into
 
 
-def understand(folder: Path) -> Understood:
-    """What the class folders in `folder` hold, every image looked at.
+def allowed(folder: str, roots: Sequence[Path]) -> Path:
+    """The folder on the server's machine that a visitor named, absolute or relative to one of the `roots`.
 
     Raises:
-        InputError: there are no class folders with images.
+        InputError: after all links are resolved it lies in none of them, or there is none; which one is not said.
     """
-    classes, unreadable, ignored = [], [], 0
-    for name, folders in _classes(folder).items():
-        files = [file for each in folders for file in sorted(each.iterdir()) if not file.name.startswith(".")]
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
-        ignored += len(files) - len(images)
-        sizes: list[tuple[int, int]] = []
-        samples: list[Image.Image] = []
-        for file in images:
-            try:
-                size, sample = _looked_at(file)
-            except InputError:
-                unreadable.append(f"{name}/{file.name}")
+    for root in roots if folder.strip() else ():
+        try:
+            found = (root / folder).resolve()
+            if any(found.is_relative_to(one.resolve()) for one in roots) and found.is_dir():
+                return found
+        except (OSError, ValueError, RuntimeError):  # a name too long, no name at all, links in a circle
+            continue
+    raise InputError(f"{said(folder)}: expected a folder inside those that this server's owner has opened")
+
+
+def understand(folder: Path, limits: Limits = LIMITS) -> Understood:
+    """What `load_lesson` would take of a folder, and what of that cannot be read.
+
+    Raises:
+        InputError: it holds one class or too many, a class lacks readable images, or a link leads out of it.
+    """
+    with _server("folder"):
+        folder = folder.resolve()
+        listing = _listed(folder, limits)
+        counts = {(split, name): 0 for split in listing.rows for name in listing.class_names}
+        samples: dict[str, list[Path]] = {name: [] for name in listing.class_names}
+        sizes, unreadable, pixels = set(), _left_out(folder), 0
+        for split, file, name in ((split, *row) for split, rows in listing.rows.items() for row in rows):
+            if (size := _size(file, whole=pixels < CHECKED_PIXELS)) is None:
+                unreadable.append(file.relative_to(folder).as_posix())
                 continue
-            sizes.append(size)
-            samples += [sample] if len(samples) < SAMPLES else []
-        if images:
-            smallest, largest = min(sizes, default=(0, 0)), max(sizes, default=(0, 0))
-            classes.append(ClassFound(name, len(sizes), smallest, largest, tuple(samples)))
-    if not classes:
-        raise InputError("images: expected folders of images, one for each class, got none")
-    return Understood(tuple(classes), tuple(unreadable), ignored)
+            pixels += size[0] * size[1]
+            sizes.add(size)
+            counts[split, name] += 1
+            if len(samples[name]) < SAMPLES:
+                samples[name].append(file)
+    sampled = tuple((name, file) for name in listing.class_names[:SAMPLED_CLASSES] for file in samples[name])
+    return Understood(folder, _totals(counts, listing), _range(sizes), sampled, tuple(sorted(unreadable)))
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The folders of each class; those of a training and a test part together."""
-    children = _folders(folder)
-    parts = [child for child in children if child.name in ("train", *TEST_SPLITS) and _folders(child)]
-    found: dict[str, list[Path]] = {}
-    for child in _grandchildren(parts) if parts else children:
-        found.setdefault(child.name, []).append(child)
-    return found
+def _listed(folder: Path, limits: Limits) -> Listing:
+    """The image files of a folder of at least two classes, and not too many."""
+    root = folder.resolve()
+    if (link := outward_link(root)) is not None:
+        name = link.relative_to(root).as_posix()
+        raise InputError(f"{said(name)}: expected an image or a folder inside the one named, got a link out of it")
+    listing = list_images(folder, "folder")
+    if len(names := listing.class_names) < 2:
+        raise InputError(f"folder: expected at least 2 classes, got only {', '.join(map(said, names))}")
+    if len(names) > limits.classes:
+        raise InputError(f"folder: expected at most {limits.classes:,} classes, got {len(names):,}")
+    return listing
 
 
-def _grandchildren(parts: Sequence[Path]) -> Iterator[Path]:
-    return (child for part in parts for child in _folders(part))
+def _left_out(folder: Path) -> list[str]:
+    """What was packed beside the images; nothing if nobody packed this folder."""
+    names = folder / LEFT_OUT
+    if names.is_symlink() or not names.is_file():  # a link could lead to other texts of the server
+        return []
+    return names.read_text(encoding="utf-8").splitlines()
 
 
-def _looked_at(file: Path) -> tuple[tuple[int, int], Image.Image]:
+def _size(file: Path, *, whole: bool) -> tuple[int, int] | None:
+    """Width and height of an image; None if it cannot be read, or, if that is asked, not to its end."""
+    if not file.is_file():  # a pipe would have the server wait
+        return None
     row = {"path": str(file), "bytes": None}
-    with DECODING:
-        size = size_of(row, file.name)
-        return size, Image.fromarray(decode_image(row, file.name, "RGB", (SAMPLE_SIDE, SAMPLE_SIDE)))
+    try:
+        with DECODING, without_warnings():
+            width, height = size_of(row, file.name)
+            if whole:
+                decode_image(row, file.name, "RGB", None)
+    except InputError:
+        return None
+    return None if width * height > MAX_PIXELS else (width, height)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+def _range(sizes: set[tuple[int, int]]) -> str:
+    """The smallest and the largest size, in words."""
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((ordered[0], ordered[-1])))
 
 
-def _mb(count: int) -> str:
-    return f"{count / 2**20:.0f} MB"
+def _totals(counts: Mapping[tuple[str, str], int], listing: Listing) -> dict[str, int]:
+    """Images of each class in all splits, where each has enough for a training and a test part."""
+    totals = {name: sum(counts[split, name] for split in listing.rows) for name in listing.class_names}
+    for (split, name), count in counts.items():
+        if listing.divided and totals[name] < 2:
+            raise InputError(f"class {said(name)}: expected at least 2 readable images, got {totals[name]}")
+        if not listing.divided and not count:
+            raise InputError(f"class {said(name)}: expected readable images in {split}, got none")
+    return totals
+
+
+@contextmanager
+def _server(what: str) -> Iterator[None]:
+    """Inside, what goes wrong with the server's files is said in one line that names none of them."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise InputError(f"{what}: expected text in UTF-8, got another encoding") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        came = "a full disk" if full else error.strerror or type(error).__name__  # all of its words may name a path
+        raise InputError(f"{what}: expected files that the server can write and read, got {came}") from error

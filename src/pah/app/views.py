@@ -11,9 +11,10 @@ from PIL import Image
 
 from pah.app.asking import Answer
 from pah.app.gallery import Portrait
-from pah.app.uploads import NAMED, Understood
+from pah.app.uploads import Understood
 from pah.learner import ContinualLearner
 
+NAMED = 10  # unreadable files that are named
 STATES = {
     "waiting": "waits for the lesson before it",
     "running": "is being taught",
@@ -90,30 +91,21 @@ def _prototype(label: str, task: str, pictured: Pictured) -> str:
     return "" if uri is None else img(uri, f"Prototype of {label}", "prototype")
 
 
-def understood(found: Understood) -> str:
-    """What an upload holds."""
-    images = sum(of.images for of in found.classes)
+def understood(found: Understood, samples: Mapping[str, Sequence[Image.Image]]) -> str:
+    """What an upload holds, with a few images of some classes."""
     rows = [
         [
-            escape(of.name),
-            str(of.images),
-            _size(of.smallest, of.largest),
-            "".join(img(data_uri(s), f"{of.name}, sample {i}") for i, s in enumerate(of.samples, start=1)),
+            escape(name),
+            str(count),
+            "".join(img(data_uri(s), f"{name}, sample {i}") for i, s in enumerate(samples.get(name, ()), start=1)),
         ]
-        for of in found.classes
+        for name, count in found.counts.items()
     ]
-    said = [f"{len(found.classes)} classes, {images} images that can be read."]
+    said = [f"{len(found.counts)} classes, {sum(found.counts.values())} images that can be read, of {found.sizes}."]
     if found.unreadable:
         more = f" and {len(found.unreadable) - NAMED} more" if len(found.unreadable) > NAMED else ""
         said.append(f"Unreadable, will be left out: {', '.join(found.unreadable[:NAMED])}{more}.")
-    if found.ignored:
-        said.append(f"{found.ignored} other files, ignored.")
-    return note(" ".join(said)) + table(["class", "images", "pixels", "samples"], rows, "What was understood")
-
-
-def _size(smallest: tuple[int, int], largest: tuple[int, int]) -> str:
-    least, most = (f"{width}x{height}" for width, height in (smallest, largest))
-    return least if least == most else f"{least} to {most}"
+    return note(" ".join(said)) + table(["class", "images", "samples"], rows, "What was understood")
 
 
 def lesson(of: Mapping[str, Any]) -> str:
@@ -206,6 +198,7 @@ def _prototypes(shown: Sequence[Portrait]) -> str:
         [
             escape(of.label),
             escape(of.task),
+            "not kept" if of.start is None else img(data_uri(of.start), f"{of.label} at its start", "prototype"),
             "not kept" if of.then is None else img(data_uri(of.then), f"{of.label} after its own lesson", "prototype"),
             img(data_uri(of.today), f"{of.label} today", "prototype"),
             "–" if of.moved is None else f"{100 * of.moved:.1f} %",
@@ -214,7 +207,7 @@ def _prototypes(shown: Sequence[Portrait]) -> str:
     ]
     if not rows:
         return note("This learner has no prototypes to show.")
-    return table(["class", "task", "after own lesson", "today", "moved since"], rows, "Prototypes")
+    return table(["class", "task", "start", "after own lesson", "today", "moved since"], rows, "Prototypes")
 
 
 def whole_page(title: str, body: str) -> str:

@@ -28,6 +28,7 @@ class Watcher:
         self.console = console
         self.live = console.is_terminal
         self.speed = 0.0  # images a second
+        self.terms: dict[str, float] = {}  # those known last
         self.bar = Progress(
             TextColumn("[bold]{task.fields[method]}"),
             TextColumn("task {task.fields[where]}"),
@@ -66,7 +67,8 @@ class Watcher:
         now = event.images / event.seconds
         self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * now if self.speed else now
         steps = event.steps_done + event.steps_left
-        terms = "  ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
+        self.terms = event.terms or self.terms
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in self.terms.items())
         self.bar.update(
             self.row,
             total=steps,

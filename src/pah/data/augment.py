@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pah.config import require
+from pah.devices import sent
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def augment(
     if options.flip:
         flipped = torch.rand(whole, 1, generator=generator)[first : first + b] < 0.5
         columns = torch.where(flipped, w - 1 - columns, columns)
-    rows, columns = rows.to(pixels.device), columns.to(pixels.device)
+    rows, columns = sent(rows, pixels.device), sent(columns, pixels.device)
     image = torch.arange(b, device=pixels.device)[:, None, None]
     return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

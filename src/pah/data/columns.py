@@ -1,18 +1,22 @@
 """Understands the columns and the classes of a data set that lies in Arrow tables."""
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from __future__ import annotations
 
-import datasets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
 import numpy as np
 import pyarrow
-import pyarrow.dataset
 
 from pah.config import InputError
 from pah.data.decode import Encoded, Labels, reading
 from pah.data.image import size_of
 
-Tables: TypeAlias = Mapping[str, pyarrow.dataset.Dataset]  # split -> its rows; the schema carries the features
+if TYPE_CHECKING:
+    import datasets  # imported where it is used: they take a second that a second start saves
+    import pyarrow.dataset
+
+Tables: TypeAlias = "Mapping[str, pyarrow.dataset.Dataset]"  # split -> its rows; the schema carries the features
 
 
 def understand(tables: Tables, data: str, label_column: str | None) -> tuple[tuple[str, ...], Encoded, Encoded]:
@@ -23,6 +27,8 @@ def understand(tables: Tables, data: str, label_column: str | None) -> tuple[tup
 
     Raises InputError where a column is missing or ambiguous, a label has no class or a class no image.
     """
+    import datasets
+
     with reading(data):
         features, test_features = (datasets.Features.from_arrow_schema(t.schema) for t in tables.values())
     images, column = _image_column(features, data), label_column_of(features, label_column, data)
@@ -43,6 +49,8 @@ def understand(tables: Tables, data: str, label_column: str | None) -> tuple[tup
 
 def first_size(table: pyarrow.dataset.Dataset, where: str) -> tuple[int, int]:
     """Width and height of the first image."""
+    import datasets
+
     with reading(where):
         column = _image_column(datasets.Features.from_arrow_schema(table.schema), where)
         row = datasets.Image().cast_storage(table.head(1, columns=[column]).column(0).combine_chunks()).to_pylist()[0]
@@ -51,6 +59,8 @@ def first_size(table: pyarrow.dataset.Dataset, where: str) -> tuple[int, int]:
 
 def _image_column(features: datasets.Features, data: str) -> str:
     """The only column of images, or of structs of bytes and path, as which Parquet from elsewhere stores them."""
+    import datasets
+
     images = [
         name
         for name, kind in features.items()
@@ -63,6 +73,8 @@ def _image_column(features: datasets.Features, data: str) -> str:
 
 def label_column_of(features: datasets.Features, asked: str | None, data: str) -> str:
     """The column `asked` for; otherwise "label", "fine_label", the only ClassLabel or the only integers."""
+    import datasets
+
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     integers = [name for name, kind in features.items() if isinstance(kind, datasets.Value) and "int" in kind.dtype]
     usual = [name for name in ("label", "fine_label") if name in features][:1]

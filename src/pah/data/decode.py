@@ -3,8 +3,11 @@
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -15,17 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow
-import pyarrow.dataset
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from pah.config import InputError
 from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_warnings
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 VERSION = 1  # of the cache's layout; a change makes every older folder unused
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # the cache's files, Decoded's fields
@@ -81,7 +86,7 @@ def decode_once(
 
     Raises InputError where an image is unreadable, sizes differ, or the cache cannot be written.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "pah" / key
+    folder = _cache() / key
     if (found := _load(folder)) is not None:
         return found
     class_names, train, test = read()
@@ -101,6 +106,12 @@ def decode_once(
     return found
 
 
+def _cache() -> Path:
+    """Where decoded sets are kept: in the cache of Hugging Face `datasets`, whose import takes a second."""
+    home = Path(huggingface_hub.constants.HF_HOME)
+    return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / "pah"
+
+
 def _load(folder: Path) -> Decoded | None:
     """The set in `folder`, or None where it is missing or damaged: then it is decoded again, not trusted."""
     try:
@@ -108,10 +119,18 @@ def _load(folder: Path) -> Decoded | None:
         files = {name: folder / f"{name}.npy" for name in ARRAYS}
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
-        arrays = {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
-        return Decoded(tuple(described["class_names"]), **arrays)
+        return Decoded(tuple(described["class_names"]), **{name: _mapped(file) for name, file in files.items()})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    """The array in a file, of which pages are read that are asked for: batches are drawn at random, and reading ahead,
+    megabytes a fault, would push out of a small memory what it holds."""
+    array = np.load(file, mmap_mode="c", allow_pickle=False)
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):  # not on every system
+        array.base.madvise(mmap.MADV_RANDOM)
+    return array  # type: ignore[no-any-return]
 
 
 def _checksum(file: Path) -> int:
@@ -169,6 +188,8 @@ class _Decoder:
 
     def batches(self, split: Encoded) -> Iterator[Pixels]:
         """The images of `split`, in order, as batches (B, C, H, W)."""
+        import datasets  # takes a second, and what was decoded before needs it not
+
         start = 0
         with reading(split.where):
             # No reading ahead: a scan that is given up half-way must leave no thread behind.

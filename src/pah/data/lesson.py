@@ -3,13 +3,14 @@
 Shapes: N images of C channels, H x W pixels.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from pah.data.image import Images as Given
 from pah.data.image import size_of, to_pixels
 from pah.data.sources import SUFFIXES, Images, Source, fifth, load_source, resized
 
-Data: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | tuple[Given, Sequence[int], Sequence[str]]
+if TYPE_CHECKING:
+    import datasets
+
+Data: TypeAlias = "str | Path | datasets.Dataset | datasets.DatasetDict | tuple[Given, Sequence[int], Sequence[str]]"
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow has it
 
@@ -55,7 +59,9 @@ def load_lesson(
     else:
         where = str(data) if isinstance(data, Path) else data
         if isinstance(where, str):
-            _refuse_links(where)
+            root = Path(os.path.expanduser(where)).resolve()
+            if (link := outward_link(root)) is not None:
+                raise InputError(f"{link}: expected an image or a folder inside {where}, got a link out of it")
         source = load_source(where, label_column=label_column, image_size=image_size, skip_unreadable=skip_unreadable)
     if classes is not None:
         source = _only(source, classes)
@@ -108,14 +114,14 @@ def whole(source: Source) -> Source:
     return dataclasses.replace(source, test=together)
 
 
-def _refuse_links(data: str) -> None:
-    """Raise InputError for a folder whose links would have images taken from outside of it."""
-    root = Path(os.path.expanduser(data)).resolve()
+def outward_link(root: Path) -> Path | None:
+    """A link that would have images taken from outside of a resolved folder; None if there is none."""
     for folder, folders, files in os.walk(root):
         for name in (*folders, *(file for file in files if Path(file).suffix.lower() in SUFFIXES)):
             path = Path(folder) / name
             if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise InputError(f"{path}: expected an image or a folder inside {data}, got a link out of it")
+                return path
+    return None
 
 
 def _only(source: Source, classes: Sequence[str]) -> Source:

@@ -3,19 +3,18 @@
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
 
-import dataclasses
+from __future__ import annotations
+
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import datasets
 import numpy as np
-import pyarrow
-import pyarrow.dataset
 import torch
 from torch import Tensor
 
@@ -25,11 +24,14 @@ from pah.data.decode import cache_key, decode_once, reading
 from pah.data.image import decode_image, first_line, without_warnings
 from pah.hub import hub_answers
 
+if TYPE_CHECKING:
+    import datasets  # imported where it is used, as pyarrow.dataset is: they take a second that a second start saves
+
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
 
-Data: TypeAlias = str | datasets.Dataset | datasets.DatasetDict
+Data: TypeAlias = "str | datasets.Dataset | datasets.DatasetDict"
 Rows: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
 T = TypeVar("T")
 
@@ -72,10 +74,33 @@ class Source:
 class _Found:
     """A data set located but not decoded."""
 
-    tables: Tables  # training split, test split
+    tables: Callable[[], Tables]  # training split, test split; not asked for where the cache has them
     files: list[Path]  # that hold it: while these are the same, so is the data set
     fingerprint: str | None = None  # of a data set in memory, where no file tells
     divided: bool = False  # as in `Source`
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a folder.
+
+    Args:
+        rows: Of each split, the training split first.
+        classes: The folders of all classes: one may lack images, which is an error to come.
+        divided: As in `Source`.
+        others: Files that say what is what.
+    """
+
+    rows: Mapping[str, Rows]
+    classes: list[Path]
+    divided: bool = False
+    others: tuple[Path, ...] = ()
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of their labels."""
+        named = {name for split in self.rows.values() for _, name in split}
+        return sorted(named | {folder.name for folder in self.classes})
 
 
 def load_digits() -> Source:
@@ -121,7 +146,12 @@ def load_source(
         found = _find(data, choose) if isinstance(data, str) else _find_in_memory(data, label_column)
         fingerprint = () if found.fingerprint is None else (found.fingerprint,)
         key = cache_key(found.files, label_column, image_size, *fingerprint)
-    decoded = decode_once(key, lambda: understand(found.tables, where, label_column), image_size)
+
+    def tables() -> Tables:
+        with reading(where):
+            return found.tables()
+
+    decoded = decode_once(key, lambda: understand(tables(), where, label_column), image_size)
     return Source(
         where=where,
         class_names=decoded.class_names,
@@ -129,7 +159,7 @@ def load_source(
         test=Images(torch.from_numpy(decoded.test_pixels), torch.from_numpy(decoded.test_labels)),
         skipped=tuple(map(str, choose.unreadable)),
         divided=found.divided,
-        changed=resized(first_size(found.tables["train"], where), image_size) if image_size else (),
+        changed=resized(first_size(tables()["train"], where), image_size) if image_size else (),
     )
 
 
@@ -178,9 +208,24 @@ def _find(data: str, images_of: _Files) -> _Found:
 
 
 def _find_local(folder: Path, data: str, images_of: _Files) -> _Found:
-    for find in (_find_parquet, _find_tiny_imagenet, _find_class_folders):
-        if (found := find(folder, data, images_of)) is not None:
-            return found
+    return _find_parquet(folder, data) or _from_listing(_list_images(folder, data, images_of))
+
+
+def list_images(folder: Path, data: str) -> Listing:
+    """The image files that `load_source` would take of a folder, none of them opened; `data` names it in messages.
+
+    Raises:
+        InputError: it has Parquet files, or no image files, or lacks a part.
+    """
+    if _find_parquet(folder, data) is not None:
+        raise InputError(f"{data}: expected folders of image files, got Parquet files")
+    return _list_images(folder, data, _Files(skip_unreadable=False))
+
+
+def _list_images(folder: Path, data: str, images_of: _Files) -> Listing:
+    for listed in (_list_tiny_imagenet, _list_class_folders):
+        if (listing := listed(folder, data, images_of)) is not None and any(listing.rows.values()):
+            return listing
     raise InputError(
         f"{data}: expected train-*.parquet, train/<class>/ folders or <class>/ folders with images, found no images"
     )
@@ -196,17 +241,22 @@ def _splits(found: Mapping[str, T], data: str) -> dict[str, T]:
     return {"train": found["train"], test: found[test]}
 
 
-def _find_parquet(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _find_parquet(folder: Path, data: str) -> _Found | None:
     for base in (folder, folder / "data"):
         shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
         if any(shards.values()):
             splits = _splits({split: files for split, files in shards.items() if files}, data)
-            tables = {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
-            return _Found(tables, [file for files in splits.values() for file in files])
+            return _Found(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
     return None
 
 
-def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
+    import pyarrow.dataset
+
+    return {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
+
+
+def _list_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> Listing | None:
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file():
         return None
@@ -216,26 +266,27 @@ def _find_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> _Found | 
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
         if not rest or Path(file).name != file:  # a path could lead out of the folder, or to a device
-            raise InputError(f"{annotations} line {number}: expected file, wnid and box between tabs, got {line!r:.80}")
+            raise InputError(
+                f"{data}: val_annotations.txt line {number}: expected file, wnid and box between tabs, got {line!r:.80}"
+            )
         val.append((folder / "val" / "images" / file, rest.split("\t")[0]))
-    return _from_rows({"train": train, "val": val}, classes, annotations)
+    return Listing({"train": train, "val": val}, classes, others=(annotations,))
 
 
-def _find_class_folders(folder: Path, data: str, images_of: _Files) -> _Found | None:
+def _list_class_folders(folder: Path, data: str, images_of: _Files) -> Listing:
     children = {child.name: child for child in _folders(folder)}
     parts = {name: _folders(children[name]) for name in ("train", *TEST_SPLITS) if name in children}
     if any(parts.values()) or len(parts) > 1:  # otherwise "train" is the name of a class, as it is in CIFAR-100
         splits = _splits(parts, data)
         rows = {split: [(file, c.name) for c in classes for file in images_of(c)] for split, classes in splits.items()}
-        return _from_rows(rows, [c for classes in splits.values() for c in classes])
+        return Listing(rows, [c for classes in splits.values() for c in classes])
     rows = {"train": [], "test": []}
     for name, child in children.items():
         files = images_of(child)
         test = fifth(len(files), name)
         for i, file in enumerate(files):
             rows["test" if i in test else "train"].append((file, name))
-    found = _from_rows(rows, list(children.values()))
-    return found and dataclasses.replace(found, divided=True)
+    return Listing(rows, list(children.values()), divided=True)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -246,28 +297,27 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
-def _from_rows(rows: dict[str, Rows], classes: list[Path], *others: Path) -> _Found | None:
-    """The image files of each split as an Arrow table; None if there are none at all.
+def _from_listing(listing: Listing) -> _Found:
+    """The image files of each split as an Arrow table."""
+    import datasets
+    import pyarrow.dataset
 
-    classes: their folders, which count as well: a class may lack images, which is an error to come
-    others: files that say what is what
-    """
-    files = [file for split in rows.values() for file, _ in split]
-    if not files:
-        return None
-    names = sorted({name for split in rows.values() for _, name in split} | {folder.name for folder in classes})
+    names = listing.class_names
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     index = {name: y for y, name in enumerate(names)}
     tables = {}
-    for split, examples in rows.items():
+    for split, examples in listing.rows.items():
         images = [{"bytes": None, "path": str(file)} for file, _ in examples]
         labels = [index[name] for _, name in examples]
         table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
         tables[split] = pyarrow.dataset.dataset(table)
-    return _Found(tables, [*others, *classes, *files])
+    files = [file for split in listing.rows.values() for file, _ in split]
+    return _Found(lambda: tables, [*listing.others, *listing.classes, *files], divided=listing.divided)
 
 
 def _find_on_hub(data: str) -> _Found:
+    import datasets
+
     online = hub_answers()
     try:
         with _hub_settings(online):
@@ -279,11 +329,15 @@ def _find_on_hub(data: str) -> _Found:
             "--data PATH with a folder of Parquet files or of class folders would do"
         ) from error
     splits = _splits({str(split): part for split, part in loaded.items()}, data)
-    return _Found(_tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files])
+    return _Found(
+        lambda: _tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
+    )
 
 
 def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column: str | None) -> _Found:
     """The splits of a data set in memory; of a single one, a fixed fifth of each class becomes the test split."""
+    import datasets
+
     if whole := isinstance(data, datasets.DatasetDict):
         parts = _splits({str(split): part for split, part in data.items()}, "data set")
     else:
@@ -297,11 +351,13 @@ def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column:
         }
         parts = {"train": data.select(sorted(set(range(len(data))) - held)), "test": data.select(sorted(held))}
     flat = {split: part.flatten_indices() for split, part in parts.items()}
-    return _Found(_tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
+    return _Found(lambda: _tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
 
 
 def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
     """Splits as Arrow tables whose schema tells the features."""
+    import pyarrow.dataset
+
     return {
         split: pyarrow.dataset.dataset(part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata))
         for split, part in splits.items()
@@ -311,6 +367,8 @@ def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
 @contextmanager
 def _hub_settings(online: bool) -> Iterator[None]:
     """Within it `datasets` shows no progress and, unless `online`, keeps to its cache; its settings are global."""
+    import datasets
+
     offline = datasets.config.HF_HUB_OFFLINE
     bars = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not datasets.are_progress_bars_disabled()
     try:

@@ -15,7 +15,7 @@ from pah import ranks
 from pah.config import InputError, generator, require
 from pah.data.augment import AugmentOptions, augment
 from pah.data.sources import Images, Source
-from pah.devices import CPU, holds
+from pah.devices import CPU, holds, sent
 
 ClassOrder = Literal["seed", "natural"]
 
@@ -75,9 +75,9 @@ class Normalization:
     def __call__(self, pixels: Tensor) -> Tensor:
         """(uint8 / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
         x = pixels.to(torch.float32, copy=True)
-        mean = torch.tensor(self.mean, device=x.device)[:, None, None] * 255
-        scale = 1 / (torch.tensor(self.std, device=x.device)[:, None, None] * 255)
-        for operation, of in ((x.sub_, mean), (x.mul_, scale)):
+        mean = torch.tensor(self.mean)[:, None, None] * 255
+        scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
+        for operation, of in ((x.sub_, sent(mean, x.device)), (x.mul_, sent(scale, x.device))):
             operation(torch.empty_like(x[:1]).copy_(of))  # laid out as an image: a third of the time in channels-last
         return x
 
@@ -260,7 +260,8 @@ def training_batches(
         images = len(chosen[index])
         part = ranks.own_part(images)
         pick = chosen[index][part]
-        raw, y, of = (t.to(device, non_blocking=True) for t in (pixels[rows[pick]], labels[pick], owners[pick]))
+        images_of = pixels[sent(rows[pick], pixels.device)]
+        raw, y, of = (sent(tensor, device) for tensor in (images_of, labels[pick], owners[pick]))
         step = Step(seed, current, epoch, index, options, normalization)
         yield Batch(step.prepare(raw, first=part.start, of=images), y, of, raw, step, images)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah import ranks
+from pah.devices import sent
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Samples:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+        there = sent(rows, self.labels.device)
+        return type(self)(*(getattr(self, field.name)[there] for field in fields(self)))
 
     def joined(self, other: Self) -> Self:
         """These and the others."""
@@ -63,9 +65,11 @@ class Buffer(nn.Module):
         self.register_buffer("weights", torch.ones(capacity))
         self.register_buffer("filled", torch.tensor(0))
         self.register_buffer("offered", torch.tensor(0))
+        self.counts = (0, 0)  # filled and offered, for whoever does not want to wait for a device
+        self.register_load_state_dict_post_hook(_read_counts)  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
-        return int(self.filled)
+        return self.counts[0]
 
     def grow(self, classes: int) -> None:
         """Room for the logits of a task of so many classes."""
@@ -86,24 +90,36 @@ class Buffer(nn.Module):
 
     def offer(self, samples: Samples, generator: torch.Generator) -> None:
         """Reservoir sampling (Vitter 1985, algorithm R): each of n samples offered so far stays with chance N / n."""
-        total = int(self.offered)
+        _, total = self.counts
         count = torch.arange(total + 1, total + len(samples) + 1)
         chance = torch.rand(len(samples), generator=generator, dtype=torch.float64)
         places = torch.where(count <= self.capacity, count - 1, (chance * count).long())  # uniform in 0 … count - 1
-        for row, place in enumerate(places.tolist()):  # in order: a later sample may take an earlier one's place
-            if place < self.capacity:
-                self._put(torch.tensor([place]), samples[torch.tensor([row])])
-        self.offered += len(samples)
-        self.filled.fill_(min(self.capacity, int(self.offered)))
+        # in order: a later sample may take an earlier one's place
+        row_at = {place: row for row, place in enumerate(places.tolist()) if place < self.capacity}
+        if row_at:
+            self._put(torch.tensor([*row_at]), samples[torch.tensor([*row_at.values()])])
+        total += len(samples)
+        self._count(min(self.capacity, total), total)
 
     def replace(self, samples: Samples) -> None:
         """Keep exactly these, at most N."""
         self._put(torch.arange(len(samples)), samples)
-        self.filled.fill_(len(samples))
+        self._count(len(samples), self.counts[1])
+
+    def _count(self, filled: int, offered: int) -> None:
+        self.counts = (filled, offered)
+        self.filled.fill_(filled)
+        self.offered.fill_(offered)
 
     def _put(self, places: Tensor, samples: Samples) -> None:
-        self.pixels[places] = samples.pixels
-        self.labels[places] = samples.labels
-        self.tasks[places] = samples.tasks
-        self.logits[places] = self.widened(samples.logits)
-        self.weights[places] = samples.weights
+        there = sent(places, self.labels.device)
+        self.pixels[there] = samples.pixels
+        self.labels[there] = samples.labels
+        self.tasks[there] = samples.tasks
+        self.logits[there] = self.widened(samples.logits)
+        self.weights[there] = samples.weights
+
+
+def _read_counts(buffer: Buffer, _: object) -> None:
+    """What was loaded says how full the buffer is."""
+    buffer.counts = (int(buffer.filled), int(buffer.offered))

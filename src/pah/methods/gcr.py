@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor
 
 from pah.config import require
@@ -89,6 +88,8 @@ def coreset(
     Greedily: the row that has most in common with what is still unexplained, then all weights anew (non-negative
     least squares with a ridge). Returns the rows' indices and weights; rows that come out with weight 0 are left out.
     """
+    from scipy.optimize import nnls  # half a second to import, for a method among many
+
     target = weights @ gradients
     penalty = np.sqrt(ridge * np.square(gradients).sum(axis=1).mean())
     kept: list[int] = []

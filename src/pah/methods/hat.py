@@ -56,7 +56,8 @@ class HAT(Method):
         super().__init__(network, optimizer, options)
         self.options = options
         self.images = 0  # of the current task
-        self.register_buffer("batches", torch.tensor(0))  # in an epoch of the current task; 0: none seen yet
+        self.in_epoch = 0  # batches of the current task; 0: not known yet
+        self.register_buffer("batches", torch.tensor(0))  # the same, for a resume in mid-epoch
 
     @property
     def masked(self) -> MaskedNetwork:
@@ -67,7 +68,7 @@ class HAT(Method):
     def begin_task(self, task: Task) -> None:
         """Freeze what is the earlier tasks' own; the convolutions and all that is the new task's learn."""
         super().begin_task(task)
-        self.images = len(task.train)
+        self.images, self.in_epoch = len(task.train), 0
         network, of = self.masked, self.optimizer_options
         backbone = nn.ModuleList([*(wire.conv for wire in network.wires), *network.norms(task.index)])
         groups = of.groups(backbone, [network.heads.per_task()[task.index]])
@@ -117,10 +118,14 @@ class HAT(Method):
 
     def _steepness(self, batch: Batch) -> float:
         """The s of this step of its epoch."""
-        if batch.step.index == 0 or self.batches == 0:
-            # exact for the first batch, the largest of nearly equal ones; remembered for a resume in mid-epoch
-            self.batches.fill_(number_of_batches(self.images, batch.images))
-        return annealed(batch.step.index, int(self.batches), self.options.s_max)
+        index = batch.step.index
+        if index > 0 and self.in_epoch == 0:
+            self.in_epoch = int(self.batches)
+        if index == 0 or self.in_epoch == 0:
+            # exact for the first batch, the largest of nearly equal ones
+            self.in_epoch = number_of_batches(self.images, batch.images)
+            self.batches.fill_(self.in_epoch)
+        return annealed(index, self.in_epoch, self.options.s_max)
 
 
 def annealed(index: int, batches: int, s_max: float) -> float:

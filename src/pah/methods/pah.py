@@ -19,7 +19,7 @@ from pah.methods.teacher import ALIGNED_TASKS, OLD_TASKS, Teacher, asked_tasks, 
 from pah.models.hypernetwork import Conditioning, unequal_message
 from pah.models.modes import BatchNormStatistics, evaluating, frozen
 from pah.models.network import GeneratedHeads, Network, apply_rows
-from pah.models.prototypes import Prototypes, PrototypeStart, shrink
+from pah.models.prototypes import Prototypes, PrototypeStart, owners, shrink
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class PAH(Method):
         with frozen(self.network.backbone, self.heads.hypernetwork):
             answers = self._prototype_answers(old)
         taught = of_tasks(self.answers_to_prototypes, self.network.sizes(self.old_tasks), old)[:, : answers.shape[1]]
-        owners = self._owners(old, answers.device)
-        return alignment(taught, answers, owners, self.options.direction, self.options.over_tasks)
+        of = owners(self.network.sizes(old), answers.device)
+        return alignment(taught, answers, of, len(old), self.options.direction, self.options.over_tasks)
 
     def _answers_to_all(self, tasks: Sequence[int]) -> Tensor:
         """`_prototype_answers` of any number of tasks, some at a time: each prototype is put to the heads of all."""
@@ -187,12 +187,8 @@ class PAH(Method):
             features = self.network.backbone(images)
         logits = apply_rows(features, self.heads.generate(prototypes, tasks))  # (P, P): every head on each
         stacked = stack_heads(logits, self.network.sizes(tasks))  # (P, J, C)
-        return stacked[torch.arange(len(stacked), device=stacked.device), self._owners(tasks, stacked.device)]
-
-    def _owners(self, tasks: Sequence[int], device: torch.device) -> Tensor:
-        """For each prototype of the tasks, the position of its task among them: (P,)."""
-        sizes = torch.tensor(self.network.sizes(tasks), device=device)
-        return torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        of = owners(self.network.sizes(tasks), stacked.device)
+        return stacked[torch.arange(len(stacked), device=stacked.device), of]
 
     @property
     def _aligns(self) -> bool:

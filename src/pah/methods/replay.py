@@ -17,6 +17,7 @@ from torch import Tensor
 from pah import ranks
 from pah.config import require
 from pah.data.stream import Batch, Task
+from pah.devices import sent
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend, gradients_of
 from pah.methods.buffer import Buffer, Samples
 from pah.models.network import Network
@@ -198,7 +199,7 @@ class DER(Replay):
     def dark(self, logits: Tensor, draw: Draw) -> Tensor:
         """Weighted mean over samples of the mean squared change of their answers, (n, C) -> scalar."""
         stored = draw.own
-        classes = torch.tensor(self.network.heads.sizes, device=logits.device)[stored.tasks]  # of each sample's task
+        classes = sent(torch.tensor(self.network.heads.sizes), logits.device)[stored.tasks]  # of each sample's task
         present = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]  # (n, C)
         change = torch.where(present, logits - stored.logits, 0.0).square().sum(dim=1) / classes
         return draw.factor * (stored.weights * change).sum() / stored.weights.sum()
@@ -276,7 +277,7 @@ def project(weights: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
     gradient = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     against = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
     square = torch.stack([r.square().sum() for r in reference]).sum()
-    if against < 0 and torch.isfinite(square):
+    if (against < 0) & torch.isfinite(square):  # on a GPU the one question of a step that waits for it
         share = against / square
         for weight, g, r in zip(weights, gradient, reference, strict=True):
             weight.grad = g - share * r

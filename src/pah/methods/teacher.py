@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from pah.data.stream import Step
 from pah.losses import Reduction, stack_heads
+from pah.models.folding import folded
 from pah.models.modes import BatchNormStatistics, evaluating
 from pah.models.network import Network, apply_rows
 
 OLD_TASKS = 20  # that a step asks at most, unless told otherwise: those of the longest common benchmark are all asked
-ALIGNED_TASKS = 10  # whose prototypes are aligned in a step at most, unless told otherwise
+ALIGNED_TASKS = 2  # whose prototypes are aligned in a step at most, unless told otherwise
 
 
 def asked_tasks(old: Sequence[int], most: int, step: Step) -> Sequence[int]:
@@ -44,7 +45,8 @@ class Teacher(nn.Module):
         super().__init__()
         self.statistics = statistics
         self.sizes = network.sizes(tasks)
-        self.backbone = copy.deepcopy(network.backbone).requires_grad_(False)
+        fixed = folded if statistics == "running" else copy.deepcopy
+        self.backbone = fixed(network.backbone).requires_grad_(False)
         with torch.no_grad():
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)
 

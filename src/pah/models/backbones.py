@@ -60,8 +60,8 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+        out = F.relu(self.norm1(self.conv1(x)), inplace=True)  # batch norm's gradient does not ask for what it gave
+        return F.relu(self.norm2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
 
 
 class GlobalPool(nn.Module):
@@ -92,7 +92,7 @@ class ConvNetOptions:
             layers += [
                 _conv3x3(inputs, outputs * self.width, stride),
                 nn.BatchNorm2d(outputs * self.width),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
             ]
             inputs = outputs * self.width
         return Backbone(nn.Sequential(*layers, GlobalPool()), inputs)
@@ -200,7 +200,7 @@ def _resnet(channels: int, widths: tuple[int, ...], blocks: int, stem_stride: in
     layers: list[nn.Module] = [
         _conv3x3(channels, widths[0], stem_stride),
         nn.BatchNorm2d(widths[0]),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     ]
     inputs = widths[0]
     for stage, outputs in enumerate(widths):

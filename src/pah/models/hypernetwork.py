@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pah.config import InputError
 from pah.models.modes import full_precision
+from pah.models.prototypes import owners
 
 Conditioning = Literal["flatten", "classwise"]
 
@@ -59,7 +60,7 @@ class ClasswiseHypernetwork(nn.Module):
         """Prototypes (P, channels, s, s) of tasks of `sizes` classes -> rows (P, D + 1)."""
         own = prototypes.flatten(1)  # (P, E)
         means = torch.stack([task.mean(dim=0) for task in own.split(list(sizes))])  # (J, E)
-        mean = means.repeat_interleave(torch.tensor(sizes, device=own.device), dim=0)  # (P, E)
+        mean = means.index_select(0, owners(sizes, own.device))  # (P, E)
         rows: Tensor = self.net(torch.cat([own - mean, mean], dim=1))  # (P, D + 1)
         return rows
 

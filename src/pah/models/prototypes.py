@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pah.devices import sent
+
 PrototypeStart = Literal["semantic", "mean", "random"]
 
 
@@ -44,6 +46,11 @@ class Prototypes(nn.Module):
     def as_images(self, prototypes: Tensor, channels: int) -> Tensor:
         """Prototypes as the backbone takes them: a single channel is repeated for a backbone of `channels`."""
         return prototypes.expand(-1, channels, -1, -1)
+
+
+def owners(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """For each prototype of tasks with so many classes, the position of its task among them: (Σ C_j,)."""
+    return sent(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), device)
 
 
 def shrink(images: Tensor, size: int, channels: int) -> Tensor:
