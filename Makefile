@@ -20,7 +20,7 @@ test-oldest:  ## the fast tests with the oldest versions that pyproject.toml adm
 test-newest:  ## and with the newest that there are
 	$(call fast-tests-with,highest)
 
-test-browser: .venv/developed  ## reports in a real browser; as root, Debian's Chromium is installed where there is none
+test-browser: .venv/developed  ## reports and the page in a real browser; as root, Debian's Chromium is installed where there is none
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	command -v chromium >/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest -m browser
