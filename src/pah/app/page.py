@@ -29,7 +29,7 @@ def build(rooms: Rooms) -> gr.Blocks:
                 changed = teachtab.build(rooms, page)
             with gr.Tab("Look", id="look", elem_id="tab-look") as look:
                 view = _look(rooms)
-        look.select(lambda: _looked(rooms), outputs=view, api_visibility="private")
+        look.select(lambda: _looked(rooms), outputs=view, api_visibility="private", show_progress="hidden")
 
         def arrived() -> list[Any]:
             there = rooms.service is not None
