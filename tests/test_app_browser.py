@@ -308,7 +308,8 @@ CUT = """(width) => [...document.querySelectorAll("body *:not(svg *)")].filter((
 
 # words and buttons that lie on each other, but for those inside of each other and those in a box that scrolls
 OVERLAPPING = """() => {
-  const shown = [...document.querySelectorAll("body *:not(svg *)")].filter((one) => one.checkVisibility() &&
+  const seen = {opacityProperty: true, visibilityProperty: true};
+  const shown = [...document.querySelectorAll("body *:not(svg *)")].filter((one) => one.checkVisibility(seen) &&
     !one.closest(".scroll") && (one.matches("button") ||
     [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim())));
   const boxes = shown.map((one) => [one, one.getBoundingClientRect()]).filter(([, box]) => box.width > 1);
