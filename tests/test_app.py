@@ -31,7 +31,7 @@ from pah.cli.main import main
 from pah.config import InputError
 from test_docs import SERVED, blocks
 
-WAIT = 60.0  # seconds for a lesson, on a busy machine
+WAIT = 180.0  # seconds for a lesson, on a busy machine
 
 
 def class_zip(path: Path, classes: str, images: int = 12) -> str:
