@@ -13,7 +13,6 @@ from pah.app.uploads import DECODING
 from pah.config import InputError
 from pah.data.image import Images, to_pixels
 from pah.learner import ContinualLearner
-from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.runfolder import LEARNER
 from pah.taught import Taught
@@ -89,7 +88,7 @@ class Accepted:
 def _shares(taught: Taught, pixels: torch.Tensor, tasks: Sequence[str]) -> list[tuple[Share, ...]]:
     """The likeliest classes of each image's task."""
     found: list[tuple[Share, ...]] = [()] * len(tasks)
-    with torch.inference_mode(), evaluating(taught.method.network):
+    with torch.inference_mode():
         for name in dict.fromkeys(tasks):
             rows = [row for row, task in enumerate(tasks) if task == name]
             k = taught.index(name)

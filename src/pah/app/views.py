@@ -14,6 +14,10 @@ from pah.app.gallery import Portrait
 from pah.app.uploads import Understood
 from pah.learner import ContinualLearner
 
+INSIDE = {  # a learner, of its training images, by what its prototypes start as
+    "semantic": "whose prototypes started as thumbnails of training images",
+    "mean": "whose prototypes started as the mean images of their classes",
+}
 NAMED = 10  # unreadable files that are named
 STATES = {
     "waiting": "waits for the lesson before it",
@@ -160,9 +164,10 @@ def _result(of: Mapping[str, Any]) -> str:
 def looked(learner: ContinualLearner, shown: Sequence[Portrait], size: int) -> str:
     """Tasks, lessons and prototypes of a learner."""
     config, (channels, height, width) = learner.config, learner.taught.record.image_shape
+    start = getattr(config.method_options, "prototype_start", "")
     head = note(
         f"{config.method} on {config.backbone}, {'grey' if channels == 1 else 'colour'} images of {height}x{width}, "
-        f"{size / 2**20:.1f} MB on disk, no training images inside."
+        f"{size / 2**20:.1f} MB on disk, {INSIDE.get(start, 'no training images inside')}."
     )
     return head + _tasks(learner) + _history(learner) + _prototypes(shown)
 
