@@ -69,7 +69,7 @@ def take(address: str, archives: dict[str, Path], out: Path) -> None:
     """Teach by the page, and take its picture."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        page: Any = browser.new_page(viewport={"width": SIZE["width"], "height": SIZE["height"]})
         page.set_default_timeout(WAIT)
         page.goto(address)
         page.get_by_role("tab", name="Teach").click()
