@@ -15,6 +15,8 @@ from pah.app.rooms import Rooms
 from pah.app.views import STYLE
 from pah.config import InputError
 
+SESSIONS = 200  # visitors, and calls of programs, whose state gradio holds: some 150 kB each
+
 
 @dataclass(frozen=True)
 class Door:
@@ -87,6 +89,7 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
             run_history=False,
             footer_links=["api"],
             max_file_size=LIMITS.upload_bytes,
+            state_session_capacity=SESSIONS,
             allowed_paths=[],
             blocked_paths=[str(rooms.learners.resolve())],
             theme=look(),
