@@ -236,7 +236,7 @@ def address(taught: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert server.stdout is not None
         yield server.stdout.readline().split()[0]
         server.send_signal(signal.SIGTERM)
-        assert server.wait(WAIT) == 0
+        assert server.wait(WAIT) == 128 + signal.SIGTERM
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -294,6 +294,7 @@ def test_the_examples_of_the_docs_run(
         (["--password", "x"], "password"),
         (["--password_file", "nowhere", "--user", "me"], "nowhere"),
         (["a", "b"], "one learner folder or none"),
+        ([""], "one learner folder or none, got an empty name"),
     ],
 )
 def test_the_command_refuses_in_one_line(
@@ -330,3 +331,21 @@ def test_prototypes_are_seen_at_their_start_after_their_lesson_and_today(taught:
         assert of.moved is not None
         assert of.moved < 0.1, "a later lesson hardly moves it"
         assert of.then.tobytes() != of.start.tobytes(), "its own lesson did"
+
+
+def test_gradio_remembers_few_visitors(taught: Service, tmp_path: Path) -> None:
+    """Every visitor, and every call of a program, has a state of its own of 150 kB."""
+    shutil.copytree(taught.folder, tmp_path / "animals")
+    code = (
+        "import gc, httpx; from pathlib import Path; from pah.app import server; from pah.app.rooms import Rooms\n"
+        f"server.SESSIONS = 3; rooms = Rooms(Path({str(tmp_path / 'animals')!r}), Path('learners'))\n"
+        "with server.serving(rooms, server.Door(port=0)) as address:\n"
+        "    for _ in range(6):\n"
+        "        call = f'{address}gradio_api/call/tasks'\n"
+        "        number = httpx.post(call, json={'data': []}).raise_for_status().json()['event_id']\n"
+        "        assert 'event: complete' in httpx.get(f'{call}/{number}').text\n"
+        "    from gradio.state_holder import StateHolder\n"
+        "    print(max(len(of.session_data) for of in gc.get_objects() if isinstance(of, StateHolder)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout) == 3

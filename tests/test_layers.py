@@ -1,9 +1,12 @@
 """Imports point down only, siblings do not import each other, and no extra is needed to import `pah`."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 import pah
 
@@ -108,14 +111,35 @@ def test_imports_point_down() -> None:
     assert not wrong
 
 
-def test_importing_pah_imports_no_extra() -> None:
-    code = (
-        "import sys, pah, pah.cli; extras = {'timm', 'torchvision', 'matplotlib', 'jinja2', 'ray', 'gradio'} | "
-        "{'tensorboard', 'wandb', 'mlflow', 'trackio'}; "
-        "print(extras & set(sys.modules))"
-    )
+EXTRAS = {"timm", "torchvision", "matplotlib", "jinja2", "ray", "gradio", "tensorboard", "wandb", "mlflow", "trackio"}
+SLOW = {"datasets", "pandas", "pyarrow.dataset", "scipy.optimize", "sklearn", "torch._dynamo"}  # a second and more
+
+
+def test_importing_pah_imports_no_extra_and_nothing_that_not_every_start_needs() -> None:
+    code = f"import sys, pah, pah.cli; print({EXTRAS | SLOW} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_second_start_reads_its_data_without_what_decoded_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 40 * i).save(tmp_path / "photos" / name / f"{i}.png")
+    code = f"import sys; from pah.data.sources import load_source; load_source({str(tmp_path / 'photos')!r}); "
+    code += f"print({SLOW} & set(sys.modules))"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert "datasets" in said[0], "which decoded them"
+    assert said[1] == "set()"
 
 
 def test_only_the_command_line_prints() -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import re
 import resource
 import shutil
 import threading
@@ -609,3 +610,18 @@ def test_a_set_in_the_cache_needs_no_hub(tmp_path: Path, cache: Path, monkeypatc
     assert same(source, load_source(str(local)))
     assert not datasets.config.HF_HUB_OFFLINE
     assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
+def test_a_decoded_set_is_mapped_for_random_reading(tmp_path: Path, cache: Path) -> None:
+    """Reading ahead, of as much as the disk is set to, would push out of a small memory what it holds."""
+    class_folders(tmp_path)
+    source = load_source(str(tmp_path))
+    mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    flags = {
+        Path(of.splitlines()[0].split(maxsplit=5)[5]).name: of.split("VmFlags:")[1].split()
+        for of in mappings
+        if str(cache) in of.splitlines()[0]
+    }
+    assert "rr" in flags["train_pixels.npy"], "VM_RAND_READ"
+    assert len(source.train)

@@ -124,9 +124,10 @@ class Taught:
     @cached_property
     def _answering(self) -> Method:
         """A copy of the method for answering alone: with a faster backbone, unless features depend on the task."""
-        found = copy.deepcopy(self.method).eval()
-        if not isinstance(found.network, TaskNetwork):
-            found.network.backbone = folded(found.network.backbone)
+        with torch.inference_mode(False):  # tensors that whoever asks may use with or without a graph
+            found = copy.deepcopy(self.method).eval().requires_grad_(False)
+            if not isinstance(found.network, TaskNetwork):
+                found.network.backbone = folded(found.network.backbone)
         return found
 
     def copied(self) -> "Taught":

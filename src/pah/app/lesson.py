@@ -233,3 +233,5 @@ def keep_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor |
 
 if __name__ == "__main__":
     main()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; a thread that waits for stdin, as one does, may not be there when Python ends

@@ -1,8 +1,8 @@
 """`pah app`: a page to ask and to teach a learner."""
 
 import os
+import queue
 import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,24 +20,23 @@ PASSWORD = "PAH_PASSWORD"  # environment variable: a command line can be read by
 
 
 def app(console: Console, words: list[str]) -> int:
-    """`pah app`: serve the page until Ctrl-C or SIGTERM."""
+    """`pah app`: serve the page until Ctrl-C or SIGTERM; a lesson that goes on is interrupted."""
     bare, named = bare_and_named(words)
     options = _options(named)
-    if len(bare) > 1:
-        raise InputError(f"app: expected one learner folder or none, got {' '.join(bare)}")
+    if len(bare) > 1 or not all(word.strip() for word in bare):
+        raise InputError(f"app: expected one learner folder or none, got {' '.join(bare) or 'an empty name'}")
     roots = [Path(root) for root in options.roots.split(",") if root]
     for root in roots:
         if not root.is_dir():
             raise InputError(f"roots: expected folders, got {root}")
     door = Door(options.host, options.port, options.user, _password(options.password_file))
     torch.set_num_threads(1)  # an answer needs no more, and a lesson takes the other cores
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
     with serving(Rooms(Path(bare[0]) if bare else None, Path(options.learners), roots), door) as address:
-        console.print(f"{address} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
-        ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        ended.wait()
-    return 0
+            signal.signal(number, lambda number, _: received.put(number))
+        console.print(f"{address} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        return 128 + received.get()  # what a shell expects of a process that a signal ended
 
 
 def _password(file: str | None) -> str | None:

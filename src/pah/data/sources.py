@@ -298,6 +298,11 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _from_listing(listing: Listing) -> _Found:
+    files = [file for split in listing.rows.values() for file, _ in split]
+    return _Found(partial(_as_tables, listing), [*listing.others, *listing.classes, *files], divided=listing.divided)
+
+
+def _as_tables(listing: Listing) -> Tables:
     """The image files of each split as an Arrow table."""
     import datasets
     import pyarrow.dataset
@@ -311,8 +316,7 @@ def _from_listing(listing: Listing) -> _Found:
         labels = [index[name] for _, name in examples]
         table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
         tables[split] = pyarrow.dataset.dataset(table)
-    files = [file for split in listing.rows.values() for file, _ in split]
-    return _Found(lambda: tables, [*listing.others, *listing.classes, *files], divided=listing.divided)
+    return tables
 
 
 def _find_on_hub(data: str) -> _Found:
@@ -330,7 +334,7 @@ def _find_on_hub(data: str) -> _Found:
         ) from error
     splits = _splits({str(split): part for split, part in loaded.items()}, data)
     return _Found(
-        lambda: _tables(splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
+        partial(_tables, splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
     )
 
 
@@ -351,7 +355,7 @@ def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column:
         }
         parts = {"train": data.select(sorted(set(range(len(data))) - held)), "test": data.select(sorted(held))}
     flat = {split: part.flatten_indices() for split, part in parts.items()}
-    return _Found(lambda: _tables(flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
+    return _Found(partial(_tables, flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
 
 
 def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:
