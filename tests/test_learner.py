@@ -16,6 +16,7 @@ from pah.inference import AMONG_ALL
 from pah.learner import DEFAULT
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
+from pah.models.modes import evaluating
 from pah.runconfig import RunConfig
 from pah.runs import start
 from pah.trainer import StepDone, TrainingOptions
@@ -249,3 +250,15 @@ def test_a_learner_needs_a_method_that_is_its_network() -> None:
     refused(lambda: ContinualLearner(config=QUICK).predict(lesson(0, 1)[0]), "taught a task")
     refused(lambda: ContinualLearner("resnet19"), "resnet18")
     refused(lambda: ContinualLearner(config=RunConfig()), "image_size")
+
+
+def test_answers_are_those_of_the_network_that_was_taught(learner: ContinualLearner) -> None:
+    """It answers with a faster copy, made when it is first asked; in inference mode, as here, or not, as below."""
+    images, _, _ = lesson(0, 1, 2, part="test")
+    learner.predict(images, task="low")
+    taught, x = learner.taught, torch.from_numpy(images)[:, None]
+    found = taught.logits(x, [0])[0] * learner.tasks[0].temperature
+    with torch.no_grad(), evaluating(taught.method):
+        expected = taught.method(taught.record.normalization(x), 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert all(part.training for part in taught.method.modules()), "the network itself stays as it is"
