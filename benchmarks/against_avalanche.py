@@ -30,7 +30,8 @@ from pah.methods.base import Method, OptimizerOptions
 from pah.methods.regularization import LwFOptions
 from pah.models.backbones import SlimResNet18Options
 from pah.runconfig import RunConfig, build_method, load_stream
-from pah.trainer import TrainingOptions, TrainState, learn_task
+from pah.trainer import learn_task
+from pah.training import TrainingOptions, TrainState
 
 LR = 1e-3
 TEMPERATURE = 2.0

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pah import runs
 from pah.cli.options import run_request
-from pah.trainer import EpochDone
+from pah.training import EpochDone
 
 EVERY = 5.0  # seconds
 ALLOWED = 4.0  # MB by which the median of a task's samples may exceed that of the first task's later half

@@ -23,7 +23,7 @@ from pah.data.sources import load_source
 from pah.learner import DEFAULT
 from pah.models.backbones import SlimResNet18Options
 from pah.models.modes import evaluating
-from pah.trainer import TrainingOptions
+from pah.training import TrainingOptions
 
 ANIMALS = {
     "n01855672": "goose",

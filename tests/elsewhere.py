@@ -5,7 +5,7 @@ numbers drawn there, numpy on its tensors. torch calls the device "meta". `HostR
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -165,6 +165,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
     with monkeypatch.context() as patched, _Dispatch(), _Construction():  # type: ignore[no-untyped-call]
         patched.setattr(torch, "autocast", as_on_the_processor)
-        patched.setattr(torch, "inference_mode", torch.no_grad)  # views made there cannot be wrapped
+        # views made in inference mode cannot be wrapped
+        patched.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
         patched.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), DEVICE.type])
         yield DEVICE

@@ -14,6 +14,7 @@ from helpers import changed, digits, learned, snapshot, some_batch
 from pah import AugmentOptions, TrainingOptions, TrainState, checkpoint, train
 from pah.config import InputError
 from pah.data.stream import NO_EXAMPLES, Batch, Stream, number_of_batches
+from pah.evaluation import evaluate
 from pah.methods.architecture import PNN, Independent, IndependentOptions, PNNOptions
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.hat import HAT, HATOptions, annealed, capacity_taken, compensation
@@ -27,7 +28,8 @@ from pah.models.backbones import (
 )
 from pah.models.columns import ColumnNetwork, Columns, Lateral, ProgressiveNetwork
 from pah.models.masked import MaskedNetwork
-from pah.trainer import StepDone, TaskDone, begin, evaluate, replay
+from pah.trainer import begin, replay
+from pah.training import StepDone, TaskDone
 
 KINDS: dict[str, tuple[type[Method], type[MethodOptions]]] = {
     "independent": (Independent, IndependentOptions),

@@ -32,7 +32,7 @@ from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions, Terms, descend
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import Precision
-from pah.trainer import StepDone
+from pah.training import StepDone
 
 
 def made(name: str) -> Method:

@@ -18,7 +18,7 @@ from pah.data.stream import StreamOptions
 from pah.models.backbones import ConvNetOptions
 from pah.runconfig import RunConfig
 from pah.runs import start
-from pah.trainer import TrainingOptions
+from pah.training import TrainingOptions
 
 SERVE = Path(__file__).resolve().parent.parent / "examples" / "serve_onnx.py"
 PIXELS = DIGITS.test.pixels[:64, 0].numpy()

@@ -16,11 +16,12 @@ from pah import AugmentOptions, TrainingOptions, TrainState, train
 from pah.checkpoint import load_optimizers, optimizer_tensors
 from pah.config import InputError
 from pah.data.stream import NO_EXAMPLES, Stream
+from pah.evaluation import evaluate
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.bounds import Finetune
 from pah.methods.hypernet import HN2, HN2Options, HNet, HNetOptions
 from pah.models.backbones import Backbone, ConvNetOptions, ResNet32Options, SlimResNet18Options
-from pah.trainer import begin, evaluate, replay, set_learning_rates
+from pah.trainer import begin, replay, set_learning_rates
 
 SMALL: dict[str, Any] = {"embedding": 8, "hidden": (16,)}
 CONVNET = partial(ConvNetOptions(width=4).build, 1)

@@ -19,7 +19,7 @@ from pah.models.backbones import ConvNetOptions
 from pah.models.modes import evaluating
 from pah.runconfig import RunConfig
 from pah.runs import start
-from pah.trainer import StepDone, TrainingOptions
+from pah.training import StepDone, TrainingOptions
 
 Lesson = tuple[np.ndarray, list[int], list[str]]
 

@@ -10,12 +10,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import TINY, tiny
-from pah import checkpoint, runs, trainer
+from pah import checkpoint, evaluation, runs
 from pah.cli import main
 from pah.data.augment import AugmentOptions
+from pah.evaluation import answers, evaluate
 from pah.methods import METHODS
 from pah.runconfig import build_method, load_stream
-from pah.trainer import TrainState, answers, evaluate, train
+from pah.trainer import train
+from pah.training import TrainState
 
 
 def test_a_gradient_whose_square_is_infinite_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +66,7 @@ def test_the_batch_of_an_evaluation_changes_no_answer(method: str, monkeypatch: 
         evaluate(learner, stream.tasks, config.training),
     )
     for size in (1, 64):
-        monkeypatch.setattr(trainer, "EVALUATION_BATCH", size)
+        monkeypatch.setattr(evaluation, "EVALUATION_BATCH", size)
         for one, other in zip(answers(learner, stream.tasks, config.training), expected, strict=True):
             assert torch.equal(one.given, other.given)
             assert torch.equal(one.not_given, other.not_given)

@@ -15,7 +15,7 @@ from pah.config import NonFiniteLossError
 from pah.methods.base import descend, gradients_of, stepping
 from pah.models.backbones import SlimResNet18Options
 from pah.runconfig import build_method
-from pah.trainer import StepDone
+from pah.training import StepDone
 from test_devices import made
 
 FP16 = TrainingOptions(epochs=1, batch_size=64, precision="fp16")

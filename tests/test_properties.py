@@ -20,7 +20,8 @@ from pah.data.stream import Stream, StreamOptions, evaluation_batches, make_stre
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
 from pah.runconfig import GROUPS, RunConfig, build_method
-from pah.trainer import TaskDone, TrainingOptions, TrainState, train
+from pah.trainer import train
+from pah.training import TaskDone, TrainingOptions, TrainState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 steady = settings(

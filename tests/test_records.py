@@ -12,10 +12,10 @@ from conftest import TINY
 from pah import RunConfig, TrainingOptions, build_method, load_stream
 from pah.cli import options
 from pah.data.stream import Normalization
+from pah.evaluation import evaluate
 from pah.models.prototypes import shrink
 from pah.records import read_prototypes
 from pah.runs import start
-from pah.trainer import evaluate
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from conftest import tiny
 from pah.data.stream import Batch
+from pah.evaluation import Answers
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.records import save_predictions
 from pah.runconfig import RunConfig
 from pah.study.comparison import summary_of
-from pah.trainer import Answers
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,13 +10,15 @@ from torch.nn.modules.module import register_module_forward_hook
 from helpers import digits
 from pah import AugmentOptions, TrainingOptions, TrainState, train
 from pah.data.stream import Stream, number_of_batches
+from pah.evaluation import answers, evaluate
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import computing
 from pah.models.network import apply_rows
-from pah.trainer import EpochDone, StepDone, TaskDone, answers, evaluate, lr_factor, replay
+from pah.trainer import lr_factor, replay
+from pah.training import EpochDone, StepDone, TaskDone
 
 PLAIN = AugmentOptions()
 # accuracy in % after each of two tasks of two digits, three epochs; to change one, say why in the commit message

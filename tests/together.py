@@ -16,7 +16,7 @@ from pah import AugmentOptions, TrainingOptions, TrainState, ranks, train
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.models.backbones import Backbone, ConvNetOptions
-from pah.trainer import StepDone
+from pah.training import StepDone
 
 OPTIMIZER = OptimizerOptions(name="sgd", lr=0.02)
 STEPS = 50

@@ -28,7 +28,7 @@ from pah.learner import ContinualLearner
 from pah.models.modes import evaluating
 from pah.runconfig import RunConfig, load_stream
 from pah.taught import BATCH, Taught
-from pah.trainer import Part
+from pah.training import Part
 
 OF_HEADS: tuple[Rule, ...] = ("softmax", "energy", "contrast")  # what scores are made of a head's answer alone
 ALARM = 0.05  # share of known images that may be taken for unknown ones

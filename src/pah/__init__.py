@@ -10,7 +10,8 @@ from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions, SlimResNet18Options
 from pah.runconfig import RunConfig, build_method, load_stream
 from pah.taught import Evaluation, Prediction
-from pah.trainer import EpochDone, StepDone, TaskBegun, TaskDone, TrainingOptions, TrainState, train
+from pah.trainer import train
+from pah.training import EpochDone, StepDone, TaskBegun, TaskDone, TrainingOptions, TrainState
 
 __all__ = [
     "PAH",

@@ -24,7 +24,7 @@ from pah.runfolder import locked
 from pah.sharing import download, refuse_to_replace, upload, write_whole
 from pah.taught import Evaluation, Prediction, Taught
 from pah.teaching import now, teach
-from pah.trainer import Event
+from pah.training import Event
 
 FALSE_ALARM = 0.05  # share of images of known classes that `unknown=True` takes for none of them
 DEFAULT = RunConfig(

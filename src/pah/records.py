@@ -19,12 +19,13 @@ from pah import checkpoint, learnerfolder, metrics, ranks
 from pah.config import InputError
 from pah.data.stream import Normalization, Stream
 from pah.devices import name_of
+from pah.evaluation import Answers
 from pah.learnerfolder import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.runconfig import RunConfig
 from pah.taught import Taught
-from pah.trainer import Answers, TrainState
+from pah.training import TrainState
 
 Moment = Literal["start", "learned"]
 

@@ -23,7 +23,7 @@ from pah.methods.pah import PAHOptions
 from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
-from pah.trainer import TrainingOptions
+from pah.training import TrainingOptions
 
 MAX_PIXELS = 2**20  # of an image that a network takes: 1024x1024
 LARGE = 2**14  # pixels of an image that is tried out in shapes alone: 128x128

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pah import checkpoint
 from pah.config import InputError
-from pah.trainer import EpochDone, TrainState
+from pah.training import EpochDone, TrainState
 
 CONFIG = "config.yaml"
 LOG = "log.jsonl"

@@ -16,6 +16,7 @@ from pah import checkpoint, ranks
 from pah.config import InputError
 from pah.data.stream import Stream
 from pah.devices import CPU
+from pah.evaluation import answers, evaluate
 from pah.methods import METHODS
 from pah.methods.base import Method
 from pah.records import (
@@ -44,20 +45,8 @@ from pah.runfolder import (
     refuse_other_run,
     run_files,
 )
-from pah.trainer import (
-    EpochDone,
-    Event,
-    StepDone,
-    TaskBegun,
-    TaskDone,
-    TrainState,
-    answers,
-    evaluate,
-    read_terms,
-    replay,
-    require_finite,
-    train,
-)
+from pah.trainer import read_terms, replay, require_finite, train
+from pah.training import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
 
 Saved: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]  # a checkpoint's tensors and facts
 

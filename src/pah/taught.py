@@ -16,6 +16,7 @@ from torch import Tensor
 from pah.config import InputError, unknown
 from pah.data.sources import Source
 from pah.data.stream import Examples, Task
+from pah.evaluation import task_logits
 from pah.inference import (
     AMONG_ALL,
     KNOWN,
@@ -35,7 +36,6 @@ from pah.methods.base import Method
 from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
-from pah.trainer import task_logits
 
 BATCH = 50  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
 PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images

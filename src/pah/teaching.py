@@ -10,22 +10,14 @@ from pah.config import InputError, derived_seed
 from pah.data.sources import Source
 from pah.data.stream import StreamOptions, make_stream
 from pah.devices import CPU
+from pah.evaluation import evaluate
 from pah.learnerfolder import Record, TaughtTask
 from pah.methods.base import Method
 from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig, build_method
 from pah.taught import Taught, without_images
-from pah.trainer import (
-    EpochDone,
-    Event,
-    PrototypesStarted,
-    TaskBegun,
-    TrainState,
-    Validated,
-    evaluate,
-    learn_task,
-    require_finite,
-)
+from pah.trainer import learn_task, require_finite
+from pah.training import EpochDone, Event, PrototypesStarted, TaskBegun, TrainState, Validated
 
 
 def teach(

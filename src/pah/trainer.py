@@ -1,4 +1,4 @@
-"""The loop over tasks, epochs and batches, and the evaluation of every task seen.
+"""The loop over tasks, epochs and batches.
 
 `train` is a generator: it computes and yields what happened; whoever iterates saves, logs and shows. At each yield
 the `TrainState` says exactly how far training has come, so that is where it may be saved, or left for good.
@@ -6,144 +6,19 @@ the `TrainState` says exactly how far training has come, so that is where it may
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from pah import ranks
 from pah.checkpoint import optimizer_tensors
-from pah.config import InputError, NonFiniteLossError, derived_seed, require
+from pah.config import InputError, NonFiniteLossError, derived_seed
 from pah.data.augment import AugmentOptions
-from pah.data.stream import Examples, Stream, Task, evaluation_batches, number_of_batches, training_batches
-from pah.methods.base import Method, Terms, stepping
-from pah.models.modes import BatchNormStatistics, Precision, computing, evaluating
-
-Part = Literal["test", "validation"]
-
-EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How long and in what steps every method learns, and on what it is measured.
-
-    Args:
-        epochs: Passes over the training images of each task.
-        first_epochs: Passes over those of the first task, on whose features all others build; `epochs` unless given.
-        batch_size: Images in a step, at most.
-        schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
-            is constant.
-        evaluate_on: The test images, or the held-out validation part: what choices are made on.
-        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it, fp16 on
-            a GPU that lacks bf16; weights, heads and evaluation stay in fp32.
-        sync_batch_norm: Of several processes (torchrun), batch norm learns from the statistics of the whole batch, as
-            one process does, and not from those of each one's slice.
-        flip_test: The answer to an image is the mean of the logits of the image and of its mirror image.
-        test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
-            holds images of a single task (what the published code of PAH does; it is no honest evaluation).
-    """
-
-    epochs: int = 15
-    first_epochs: int | None = None
-    batch_size: int = 64
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"
-    evaluate_on: Part = "test"
-    precision: Precision = "fp32"
-    sync_batch_norm: bool = False
-    flip_test: bool = False
-    test_batch_norm: BatchNormStatistics = "running"
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
-        require(self.epochs_of(0) >= 1, "training.first_epochs", "at least 1", self.first_epochs)
-        # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
-        require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
-
-    def epochs_of(self, task: int) -> int:
-        """Passes over the images of a task."""
-        return self.epochs if task > 0 or self.first_epochs is None else self.first_epochs
-
-
-@dataclass
-class TrainState:
-    """How far training has come: everything a resume needs beside the method's own tensors."""
-
-    task: int = 0
-    began: bool = False  # the method's begin_task was called for `task`
-    epoch: int = 0
-    step: int = 0  # batches done in this epoch
-    term_sums: dict[str, float] = field(default_factory=dict)  # of the batches done in this epoch
-    epoch_seconds: float = 0.0
-    train_seconds: float = 0.0  # spent in steps
-    seconds: float = 0.0  # spent in all, evaluation included
-    images: int = 0
-    matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
-    class_incremental: list[float] = field(default_factory=list)  # percent, after each task
-    scaler: dict[str, float] = field(default_factory=dict)  # of losses in fp16
-
-    def __post_init__(self) -> None:
-        self.unread: list[tuple[str, Terms]] = []  # which step, and its terms, which `term_sums` does not have yet
-
-
-@dataclass(frozen=True)
-class TaskBegun:
-    """The method is ready for a task and has made no step on it; not told again of a task that is gone on with."""
-
-    task: int
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """A batch was learned from. `terms` are empty on a GPU but for an epoch's last step: reading them waits for it."""
-
-    terms: dict[str, float]
-    images: int
-    seconds: float
-    steps_done: int  # in this task
-    steps_left: int
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """An epoch is over: mean terms, learning rate at its end, and its speed."""
-
-    task: int
-    epoch: int
-    terms: dict[str, float]
-    lr: float
-    seconds: float
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class Validated:
-    """The accuracy on the current task's validation images after an epoch, in percent, for whoever asked for it."""
-
-    task: int
-    epoch: int
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class PrototypesStarted:
-    """Where a lesson's prototypes start, (C, channels, s, s), before any step; told where they are learned from."""
-
-    task: int
-    prototypes: Tensor
-
-
-@dataclass(frozen=True)
-class TaskDone:
-    """A task was learned; `accuracies` are those of every task seen so far, in percent."""
-
-    task: int
-    accuracies: list[float]
-
-
-Event = TaskBegun | PrototypesStarted | StepDone | EpochDone | Validated | TaskDone
+from pah.data.stream import Stream, Task, number_of_batches, training_batches
+from pah.evaluation import evaluate
+from pah.methods.base import Method, stepping
+from pah.models.modes import computing
+from pah.training import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainingOptions, TrainState
 
 
 def train(
@@ -337,65 +212,6 @@ def require_finite(method: Method, state: TrainState) -> None:
                 f"{name} became NaN or infinite {inside if state.began else f'by the end of task {state.task}'}: "
                 "expected finite numbers; a lower --optimizer.lr may help"
             )
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a method answers to the images of one task, in order; each (N,), int64, on the processor."""
-
-    labels: Tensor  # the truth, within the task
-    given: Tensor  # the answer within the task, task given
-    not_given: Tensor  # the answer among the classes of all tasks seen, task after task
-
-
-def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> list[Answers]:
-    """The method's answers to the images of each task seen; task not given, that of the largest logit of all heads.
-
-    One backbone pass an image (two with `flip_test`), unless the features depend on the task.
-    """
-    indices = [task.index for task in seen]
-    # the statistics of a test batch depend on its size: then it is the size of training, as published
-    size = EVALUATION_BATCH if options.test_batch_norm == "running" else options.batch_size
-    found = []
-    with torch.inference_mode(), evaluating(method, statistics=options.test_batch_norm):
-        for position, task in enumerate(seen):
-            part = task.test if options.evaluate_on == "test" else task.validation
-            own = _own_examples(part, options)
-            given, not_given = [own.labels[:0]], [own.labels[:0]]
-            for x, _ in evaluation_batches(task, own, size, method.device):
-                logits = task_logits(method, x, indices, options.flip_test)
-                given.append(logits[position].argmax(dim=1).cpu())
-                not_given.append(torch.cat(logits, dim=1).argmax(dim=1).cpu())
-            both = (torch.cat(given), torch.cat(not_given))
-            found.append(Answers(part.labels, *(each if own is part else ranks.together(each) for each in both)))
-    return found
-
-
-def _own_examples(part: Examples, options: TrainingOptions) -> Examples:
-    """The slice of a test part that this process answers; all of it where a batch's own statistics count."""
-    if ranks.count() == 1 or options.test_batch_norm == "batch":
-        return part
-    own = ranks.own_part(len(part))
-    return Examples(part.pixels, part.rows[own], part.labels[own])
-
-
-def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> list[Tensor]:
-    """Logits of several tasks' heads, with `flip` the mean over an image and its mirror image: a (B, C_k) for each."""
-    logits = method.answers(x, tasks)
-    if flip:
-        logits = [(a + b) / 2 for a, b in zip(logits, method.answers(x.flip(3), tasks), strict=True)]
-    return logits
-
-
-def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[float], float]:
-    """Accuracy in percent on each task seen, task given; and over all their images together, task not given."""
-    accuracies, correct, count, offset = [], 0, 0, 0
-    for task, found in zip(seen, answers(method, seen, options), strict=True):
-        accuracies.append(100 * int((found.given == found.labels).sum()) / len(found.labels))
-        correct += int((found.not_given == found.labels + offset).sum())
-        count += len(found.labels)
-        offset += len(task.class_names)
-    return accuracies, 100 * correct / count
 
 
 def lr_factor(step: int, total: int, schedule: str) -> float:

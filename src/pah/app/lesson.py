@@ -29,7 +29,7 @@ from pah.models.backbones import backbone_options
 from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig
 from pah.runfolder import LEARNER
-from pah.trainer import EpochDone, Event, PrototypesStarted, StepDone, Validated
+from pah.training import EpochDone, Event, PrototypesStarted, StepDone, Validated
 
 OFTEN = 0.3  # seconds between lines of progress
 MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # what a lesson leaves in its folder

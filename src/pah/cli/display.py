@@ -15,7 +15,7 @@ from pah.runconfig import RunConfig
 from pah.runs import Progress as Happened
 from pah.study.ablation import panel_rows
 from pah.study.table import table_rows
-from pah.trainer import EpochDone, StepDone, TaskDone
+from pah.training import EpochDone, StepDone, TaskDone
 
 SHOWN = 6  # columns of a study's table
 SMOOTHING = 0.9  # of the shown speed, per step

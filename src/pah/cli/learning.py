@@ -26,7 +26,7 @@ from pah.runfolder import LEARNER, locked
 from pah.sharing import refuse_to_replace
 from pah.study.ablation import flat
 from pah.taught import Prediction
-from pah.trainer import EpochDone, Event, StepDone
+from pah.training import EpochDone, Event, StepDone
 
 
 def learn(console: Console, words: list[str]) -> int:

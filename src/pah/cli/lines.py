@@ -14,7 +14,7 @@ from pah.config import unknown
 from pah.learner import ContinualLearner, DriftError
 from pah.runs import Progress as Happened
 from pah.study.grid import Outcome, Running
-from pah.trainer import EpochDone, Event, StepDone, TaskBegun
+from pah.training import EpochDone, Event, StepDone, TaskBegun
 
 PROGRESS = ("text", "json")  # for people, for programs
 

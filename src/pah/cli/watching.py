@@ -21,7 +21,7 @@ from pah.runs import Progress as Happened
 from pah.study.grid import Cell, Event, Outcome, Running, Watch
 from pah.tracking.sending import Tracking, tracked
 from pah.tracking.tools import require_tools
-from pah.trainer import EpochDone, TaskDone
+from pah.training import EpochDone, TaskDone
 
 
 def remembered(asked: Watchers, folder: Path) -> Watchers:

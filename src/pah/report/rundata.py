@@ -14,9 +14,10 @@ from torch import Tensor
 from pah import checkpoint, metrics
 from pah.config import InputError
 from pah.data.benchmarks import BENCHMARKS
+from pah.evaluation import Answers
 from pah.records import TaskPrototypes, read_predictions, read_prototypes
 from pah.runfolder import CHECKPOINT, CONFIG, DIAGNOSIS, LEARNER, LOG, METRICS, MODEL, PREDICTIONS, PROTOTYPES, WEIGHTS
-from pah.trainer import Answers, TrainState
+from pah.training import TrainState
 
 NEEDED = {"benchmark", "method", "seed", "evaluated_on", "accuracy_matrix", "class_incremental_accuracy", "seconds"}
 DIAGNOSED = ("then", "now", "refitted_then", "refitted_now", "lost", "feature_drift", "head_drift")

@@ -1,0 +1,132 @@
+"""What training is told and what it tells: its options, how far it has come, and the events on the way."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from pah.config import require
+from pah.methods.base import Terms
+from pah.models.modes import BatchNormStatistics, Precision
+
+Part = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long and in what steps every method learns, and on what it is measured.
+
+    Args:
+        epochs: Passes over the training images of each task.
+        first_epochs: Passes over those of the first task, on whose features all others build; `epochs` unless given.
+        batch_size: Images in a step, at most.
+        schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
+            is constant.
+        evaluate_on: The test images, or the held-out validation part: what choices are made on.
+        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it, fp16 on
+            a GPU that lacks bf16; weights, heads and evaluation stay in fp32.
+        sync_batch_norm: Of several processes (torchrun), batch norm learns from the statistics of the whole batch, as
+            one process does, and not from those of each one's slice.
+        flip_test: The answer to an image is the mean of the logits of the image and of its mirror image.
+        test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
+            holds images of a single task (what the published code of PAH does; it is no honest evaluation).
+    """
+
+    epochs: int = 15
+    first_epochs: int | None = None
+    batch_size: int = 64
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    evaluate_on: Part = "test"
+    precision: Precision = "fp32"
+    sync_batch_norm: bool = False
+    flip_test: bool = False
+    test_batch_norm: BatchNormStatistics = "running"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
+        require(self.epochs_of(0) >= 1, "training.first_epochs", "at least 1", self.first_epochs)
+        # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
+        require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
+
+    def epochs_of(self, task: int) -> int:
+        """Passes over the images of a task."""
+        return self.epochs if task > 0 or self.first_epochs is None else self.first_epochs
+
+
+@dataclass
+class TrainState:
+    """How far training has come: everything a resume needs beside the method's own tensors."""
+
+    task: int = 0
+    began: bool = False  # the method's begin_task was called for `task`
+    epoch: int = 0
+    step: int = 0  # batches done in this epoch
+    term_sums: dict[str, float] = field(default_factory=dict)  # of the batches done in this epoch
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0  # spent in steps
+    seconds: float = 0.0  # spent in all, evaluation included
+    images: int = 0
+    matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
+    class_incremental: list[float] = field(default_factory=list)  # percent, after each task
+    scaler: dict[str, float] = field(default_factory=dict)  # of losses in fp16
+
+    def __post_init__(self) -> None:
+        self.unread: list[tuple[str, Terms]] = []  # which step, and its terms, which `term_sums` does not have yet
+
+
+@dataclass(frozen=True)
+class TaskBegun:
+    """The method is ready for a task and has made no step on it; not told again of a task that is gone on with."""
+
+    task: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A batch was learned from. `terms` are empty on a GPU but for an epoch's last step: reading them waits for it."""
+
+    terms: dict[str, float]
+    images: int
+    seconds: float
+    steps_done: int  # in this task
+    steps_left: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is over: mean terms, learning rate at its end, and its speed."""
+
+    task: int
+    epoch: int
+    terms: dict[str, float]
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The accuracy on the current task's validation images after an epoch, in percent, for whoever asked for it."""
+
+    task: int
+    epoch: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class PrototypesStarted:
+    """Where a lesson's prototypes start, (C, channels, s, s), before any step; told where they are learned from."""
+
+    task: int
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """A task was learned; `accuracies` are those of every task seen so far, in percent."""
+
+    task: int
+    accuracies: list[float]
+
+
+Event = TaskBegun | PrototypesStarted | StepDone | EpochDone | Validated | TaskDone
