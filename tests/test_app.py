@@ -23,9 +23,9 @@ from PIL import Image
 from pah import ContinualLearner
 from pah.app import gallery
 from pah.app import service as service_module
-from pah.app.desk import without_paths
 from pah.app.rooms import Rooms
 from pah.app.service import Service, home_of
+from pah.app.words import without_paths
 from pah.cli import serving as command
 from pah.cli.main import main
 from pah.config import InputError

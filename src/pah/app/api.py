@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from pah import checkpoint
-from pah.app.desk import without_paths
 from pah.app.rooms import Rooms
+from pah.app.words import without_paths
 from pah.config import InputError
 from pah.learner import DEFAULT
 

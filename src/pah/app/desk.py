@@ -5,17 +5,14 @@ learner in `model/`. Whatever happens to the server, the accepted learner is ano
 """
 
 import dataclasses
-import json
 import os
-import re
 import secrets
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from pah import checkpoint, learnerfolder
 from pah.app.lesson import CHECK, MODEL, PROTOTYPES, Request
+from pah.app.process import LessonProcess
+from pah.app.words import without_paths
 from pah.config import InputError
 from pah.learner import ContinualLearner
 from pah.runfolder import locked
@@ -76,7 +75,7 @@ class Desk:
     def __init__(self, folder: Path, home: Path, waiting: int = WAITING) -> None:
         self.folder, self.home, self.most = folder, home, waiting
         self._lock = threading.RLock()
-        self._child: subprocess.Popen[str] | None = None
+        self._child: LessonProcess | None = None
         self._open = ExitStack()
         self._open.enter_context(locked(home))
         self._lessons = sorted(self._found(), key=lambda lesson: lesson.id)
@@ -172,11 +171,9 @@ class Desk:
     def _tell(self, number: str, state: State, word: str) -> None:
         with self._lock:
             lesson = self._of(number)
-            if lesson.state != state or self._child is None or self._child.stdin is None:
+            if lesson.state != state or self._child is None:
                 raise InputError(f"lesson: expected one that is {state}, got one that is {lesson.state}")
-            with suppress(BrokenPipeError, ValueError):  # it ended a moment ago
-                self._child.stdin.write(f"{word}\n")
-                self._child.stdin.flush()
+            self._child.tell(word)
 
     def stop(self, number: str) -> None:
         """End a lesson that is not done, whatever its state, and delete its images."""
@@ -219,7 +216,6 @@ class Desk:
         with self._lock:
             if self._child is not None:
                 self._child.kill()
-                self._child.wait()
             self._open.close()
 
     def _done(self, number: str) -> Lesson:
@@ -246,7 +242,6 @@ class Desk:
         self._lessons.remove(lesson)
         if self._child is not None and lesson.state in ("running", "paused"):
             self._child.kill()
-            self._child.wait()
             self._child = None
         (self._lesson_folder(lesson) / LESSON).unlink(missing_ok=True)  # from here on it is gone
         shutil.rmtree(self._lesson_folder(lesson), ignore_errors=True)
@@ -261,49 +256,34 @@ class Desk:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         lesson.base, lesson.progress, lesson.reason = learnerfolder.state_of(self.folder), {}, ""
         self._set(lesson, "running")
-        threads = str(max(1, (os.cpu_count() or 1) - 1))
-        # decoded images are cached where they are deleted with the lesson
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_DATASETS_CACHE": str(folder / "cache")}
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pah.app.lesson"],  # nothing is imported from where images are
-            cwd=folder,  # so that images are named without where they lay
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C at the server is not for the lesson
-        )
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(lesson.request) + "\n")
-        self._child.stdin.flush()
-        threading.Thread(target=self._listen, args=(self._child, lesson), daemon=True).start()
+        self._child = LessonProcess(folder, lesson.request, partial(self._take, lesson), partial(self._ended, lesson))
 
-    def _listen(self, child: "subprocess.Popen[str]", lesson: Lesson) -> None:
-        """Take down what a lesson's process says, until it ends."""
-        with child:
-            for line in child.stdout or ():
-                with self._lock:
-                    if self._child is child:
-                        self._take(lesson, json.loads(line))
+    def _ended(self, lesson: Lesson, child: LessonProcess) -> None:
+        """Nobody says any more how the lesson goes."""
         with self._lock:
-            if self._child is child:
-                self._child = None
-                if lesson.state in ("running", "paused"):
-                    lesson.reason = "the lesson's process ended unexpectedly"
-                    self._set(lesson, "failed")
+            if self._child is not child:
+                return
+            self._child = None
+            if lesson.state in ("running", "paused"):
+                lesson.reason = "the lesson's process ended unexpectedly"
+                self._set(lesson, "failed")
 
-    def _take(self, lesson: Lesson, said: dict[str, Any]) -> None:
-        event = said.pop("event")
-        if event == "progress":
-            lesson.progress = said
-        elif event in ("paused", "running"):
-            self._set(lesson, event)
-        elif event == "done":
-            lesson.result = said
-            self._set(lesson, "done")
-        elif event == "failed":
-            lesson.reason = without_paths(said["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
-            self._set(lesson, "failed")
+    def _take(self, lesson: Lesson, child: LessonProcess, said: dict[str, Any]) -> None:
+        """Take down what a lesson's process says."""
+        with self._lock:
+            if self._child is not child:
+                return
+            event = said.pop("event")
+            if event == "progress":
+                lesson.progress = said
+            elif event in ("paused", "running"):
+                self._set(lesson, event)
+            elif event == "done":
+                lesson.result = said
+                self._set(lesson, "done")
+            elif event == "failed":
+                lesson.reason = without_paths(said["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
+                self._set(lesson, "failed")
 
 
 def _task_of(file: Path) -> str | None:
@@ -320,10 +300,3 @@ def _beside(images: Path | None, folder: Path) -> str | None:
     if images is None:
         return None
     return str(images.relative_to(folder) if images.is_relative_to(folder) else images)
-
-
-def without_paths(text: str, *folders: Path) -> str:
-    """A message as users may read it: without those folders, and of any other path the last part alone."""
-    for folder in folders:
-        text = text.replace(f"{folder}/", "").replace(str(folder), "the images")
-    return re.sub(r"(?<![\w.])/(?:[^\s:/'\"]+/)*([^\s:/'\"]*)", r"\1", text)

@@ -17,9 +17,10 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from PIL import Image
 
+from pah.app.words import said
 from pah.config import InputError
 from pah.data.image import MAX_PIXELS, size_of
-from pah.data.sources import SUFFIXES, TEST_SPLITS
+from pah.data.listing import SUFFIXES, TEST_SPLITS
 
 PARTS = {"train", *TEST_SPLITS}
 CHUNK = 2**16  # bytes unpacked at a time
@@ -197,11 +198,6 @@ def _pixels(file: Path, info: ZipInfo) -> int:
         most = MAX_PIXELS // 10**6
         raise InputError(f"{said(info.filename)}: expected an image of at most {most} megapixels, got a larger one")
     return width * height
-
-
-def said(name: str) -> str:
-    """A visitor's own words, in one line that is not too long."""
-    return repr(name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}")
 
 
 def _mebibytes(count: int) -> str:

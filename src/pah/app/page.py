@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 
 from pah.app import api, teachtab, views
-from pah.app.desk import without_paths
 from pah.app.rooms import TOUR_NAME, Rooms
 from pah.app.service import thumbnail
 from pah.config import InputError
@@ -97,7 +96,7 @@ def _choose(rooms: Rooms) -> gr.State:
         try:
             rooms.choose(name or "")
         except InputError as error:
-            return "", views.note(without_paths(str(error)), "error")
+            return "", views.refusal(error)
         return str(name), ""
 
     for button, given in ((make, name), (opened, known)):
@@ -121,7 +120,7 @@ def _ask(rooms: Rooms) -> gr.Dropdown:
             found = service.ask(files or [], given, unknown)
             return views.answers(found, [thumbnail(f) for f in files or []], given is not None, service.pictured)
         except InputError as error:
-            return views.note(without_paths(str(error)), "error")
+            return views.refusal(error)
 
     button.click(shown_answer, [files, task, unknown], answer, api_visibility="private", concurrency_id="ask")
     return task
@@ -153,4 +152,4 @@ def _looked(rooms: Rooms) -> str:
     try:
         return rooms.service.look() if rooms.service else ""
     except InputError as error:
-        return views.note(without_paths(str(error)), "error")
+        return views.refusal(error)

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import gradio as gr
 
 from pah.app import views
-from pah.app.desk import without_paths
 from pah.app.packed import LIMITS
 from pah.app.rooms import Rooms
 from pah.app.service import EPOCHS, SIZES
@@ -141,7 +140,7 @@ def _act(rooms: Rooms, verb: str, number: str, count: int) -> list[Any]:
     try:
         getattr(rooms.open.desk, verb)(number)
     except InputError as error:
-        return [_error(error), count, *lessons_now(rooms)]
+        return [views.refusal(error), count, *lessons_now(rooms)]
     return [views.note(SAID[verb], "good"), count + 1, *lessons_now(rooms)]
 
 
@@ -150,7 +149,7 @@ def _teach(rooms: Rooms, name: str, archive: str | None, folder: str, *options: 
     try:
         taught = rooms.open.teach(name, archive, folder or "", *options)
     except InputError as error:
-        return [gr.skip(), gr.skip(), _error(error), *lessons_now(rooms)]
+        return [gr.skip(), gr.skip(), views.refusal(error), *lessons_now(rooms)]
     return ["", None, _taken(taught), *lessons_now(rooms)]
 
 
@@ -158,7 +157,7 @@ def _teach_digits(rooms: Rooms) -> list[Any]:
     try:
         return [_taken(rooms.open.teach_digits()), *lessons_now(rooms)]
     except InputError as error:
-        return [_error(error), *lessons_now(rooms)]
+        return [views.refusal(error), *lessons_now(rooms)]
 
 
 def _taken(lesson: Mapping[str, Any]) -> str:
@@ -171,11 +170,7 @@ def _understand(rooms: Rooms, archive: str | None, folder: str) -> str:
     try:
         return rooms.open.understood(archive, folder or "")
     except InputError as error:
-        return _error(error)
-
-
-def _error(error: InputError) -> str:
-    return views.note(without_paths(str(error)), "error")
+        return views.refusal(error)
 
 
 def lessons_now(rooms: Rooms) -> list[Any]:

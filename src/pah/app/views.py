@@ -12,6 +12,8 @@ from PIL import Image
 from pah.app.asking import Answer
 from pah.app.gallery import Portrait
 from pah.app.uploads import Understood
+from pah.app.words import without_paths
+from pah.config import InputError
 from pah.learner import ContinualLearner
 
 INSIDE = {  # a learner, of its training images, by what its prototypes start as
@@ -51,6 +53,11 @@ def note(text: str, kind: str = "note") -> str:
     """A sentence; `kind` is note, error or good, and an error says so in words."""
     said = f"<strong>Not done.</strong> {escape(text)}" if kind == "error" else escape(text)
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{said}</p>'
+
+
+def refusal(error: InputError) -> str:
+    """Why something was not done, without paths of the machine."""
+    return note(without_paths(str(error)), "error")
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

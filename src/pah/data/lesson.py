@@ -18,7 +18,8 @@ from torch import Tensor
 from pah.config import InputError, unknown
 from pah.data.image import Images as Given
 from pah.data.image import size_of, to_pixels
-from pah.data.sources import SUFFIXES, Images, Source, fifth, load_source, resized
+from pah.data.listing import SUFFIXES, fifth
+from pah.data.sources import Images, Source, load_source, resized
 
 if TYPE_CHECKING:
     import datasets

@@ -12,28 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pah.config import InputError, generator, require
+from pah.config import InputError, require
 from pah.data.columns import Tables, first_size, label_column_of, understand
 from pah.data.decode import cache_key, decode_once, reading
-from pah.data.image import decode_image, first_line, without_warnings
+from pah.data.image import first_line
+from pah.data.listing import ImageFiles, Listing, fifth, list_folder, named_splits, parquet_files
 from pah.hub import hub_answers
 
 if TYPE_CHECKING:
     import datasets  # imported where it is used, as pyarrow.dataset is: they take a second that a second start saves
 
-TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
 
 Data: TypeAlias = "str | datasets.Dataset | datasets.DatasetDict"
-Rows: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,29 +78,6 @@ class _Found:
     divided: bool = False  # as in `Source`
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The image files of a folder.
-
-    Args:
-        rows: Of each split, the training split first.
-        classes: The folders of all classes: one may lack images, which is an error to come.
-        divided: As in `Source`.
-        others: Files that say what is what.
-    """
-
-    rows: Mapping[str, Rows]
-    classes: list[Path]
-    divided: bool = False
-    others: tuple[Path, ...] = ()
-
-    @property
-    def class_names(self) -> list[str]:
-        """In the order of their labels."""
-        named = {name for split in self.rows.values() for _, name in split}
-        return sorted(named | {folder.name for folder in self.classes})
-
-
 def load_digits() -> Source:
     """Scikit-learn's 1,797 handwritten digits, pixels (N, 1, 8, 8), the same fifth of each class for testing."""
     from sklearn.datasets import load_digits as load  # takes a second to import, and only digits need it
@@ -140,7 +115,7 @@ def load_source(
         InputError: the data are missing, unreadable or not a complete data set.
     """
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
-    choose = _Files(skip_unreadable)
+    choose = ImageFiles(skip_unreadable)
     where = data if isinstance(data, str) else "data set"
     with reading(where):
         found = _find(data, choose) if isinstance(data, str) else _find_in_memory(data, label_column)
@@ -170,34 +145,7 @@ def resized(came: tuple[int, int], image_size: int) -> tuple[str, ...]:
     return (f"images of {came[0]}x{came[1]} (the first one) become {image_size}x{image_size}",)
 
 
-def fifth(count: int, name: str) -> set[int]:
-    """Which of the `count` images of class `name` are for testing: the same ones in every run, of any seed."""
-    order = torch.randperm(count, generator=generator(0, "test part", name))
-    return set(order[: max(1, round(count / 5))].tolist())
-
-
-class _Files:
-    """Lists the image files of a folder; with `skip_unreadable` only those that can be read, the others are noted."""
-
-    def __init__(self, skip_unreadable: bool) -> None:
-        self.skip_unreadable = skip_unreadable
-        self.unreadable: list[Path] = []
-
-    def __call__(self, folder: Path) -> list[Path]:
-        files = [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES]
-        return [file for file in files if self._readable(file)] if self.skip_unreadable else files
-
-    def _readable(self, file: Path) -> bool:
-        try:
-            with without_warnings():
-                decode_image({"path": str(file), "bytes": None}, str(file), "RGB", None)
-        except InputError:
-            self.unreadable.append(file)
-            return False
-        return True
-
-
-def _find(data: str, images_of: _Files) -> _Found:
+def _find(data: str, images_of: ImageFiles) -> _Found:
     path = Path(os.path.expanduser(data))  # Path's own method raises where a user is unknown
     if data and path.is_dir():
         return _find_local(path.resolve(), data, images_of)
@@ -207,94 +155,21 @@ def _find(data: str, images_of: _Files) -> _Found:
     return _find_on_hub(data)
 
 
-def _find_local(folder: Path, data: str, images_of: _Files) -> _Found:
-    return _find_parquet(folder, data) or _from_listing(_list_images(folder, data, images_of))
-
-
-def list_images(folder: Path, data: str) -> Listing:
-    """The image files that `load_source` would take of a folder, none of them opened; `data` names it in messages.
-
-    Raises:
-        InputError: it has Parquet files, or no image files, or lacks a part.
-    """
-    if _find_parquet(folder, data) is not None:
-        raise InputError(f"{data}: expected folders of image files, got Parquet files")
-    return _list_images(folder, data, _Files(skip_unreadable=False))
-
-
-def _list_images(folder: Path, data: str, images_of: _Files) -> Listing:
-    for listed in (_list_tiny_imagenet, _list_class_folders):
-        if (listing := listed(folder, data, images_of)) is not None and any(listing.rows.values()):
-            return listing
-    raise InputError(
-        f"{data}: expected train-*.parquet, train/<class>/ folders or <class>/ folders with images, found no images"
-    )
-
-
-def _splits(found: Mapping[str, T], data: str) -> dict[str, T]:
-    """The training split and the test split, in this order, of those `found` under their usual names."""
-    test = next((name for name in TEST_SPLITS if name in found), None)
-    if "train" not in found or test is None:
-        raise InputError(
-            f"{data}: expected a split train and one of {', '.join(TEST_SPLITS)}, got {', '.join(found) or 'none'}"
-        )
-    return {"train": found["train"], test: found[test]}
+def _find_local(folder: Path, data: str, images_of: ImageFiles) -> _Found:
+    return _find_parquet(folder, data) or _from_listing(list_folder(folder, data, images_of))
 
 
 def _find_parquet(folder: Path, data: str) -> _Found | None:
-    for base in (folder, folder / "data"):
-        shards = {split: sorted(base.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
-        if any(shards.values()):
-            splits = _splits({split: files for split, files in shards.items() if files}, data)
-            return _Found(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
-    return None
+    if not (found := parquet_files(folder)):
+        return None
+    splits = named_splits(found, data)
+    return _Found(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
 
 
 def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
     import pyarrow.dataset
 
     return {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
-
-
-def _list_tiny_imagenet(folder: Path, data: str, images_of: _Files) -> Listing | None:
-    annotations = folder / "val" / "val_annotations.txt"
-    if not annotations.is_file():
-        return None
-    classes = _folders(folder / "train")
-    train = [(file, wnid.name) for wnid in classes for file in images_of(wnid / "images")]
-    val = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
-        file, _, rest = line.partition("\t")
-        if not rest or Path(file).name != file:  # a path could lead out of the folder, or to a device
-            raise InputError(
-                f"{data}: val_annotations.txt line {number}: expected file, wnid and box between tabs, got {line!r:.80}"
-            )
-        val.append((folder / "val" / "images" / file, rest.split("\t")[0]))
-    return Listing({"train": train, "val": val}, classes, others=(annotations,))
-
-
-def _list_class_folders(folder: Path, data: str, images_of: _Files) -> Listing:
-    children = {child.name: child for child in _folders(folder)}
-    parts = {name: _folders(children[name]) for name in ("train", *TEST_SPLITS) if name in children}
-    if any(parts.values()) or len(parts) > 1:  # otherwise "train" is the name of a class, as it is in CIFAR-100
-        splits = _splits(parts, data)
-        rows = {split: [(file, c.name) for c in classes for file in images_of(c)] for split, classes in splits.items()}
-        return Listing(rows, [c for classes in splits.values() for c in classes])
-    rows = {"train": [], "test": []}
-    for name, child in children.items():
-        files = images_of(child)
-        test = fifth(len(files), name)
-        for i, file in enumerate(files):
-            rows["test" if i in test else "train"].append((file, name))
-    return Listing(rows, list(children.values()), divided=True)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [child for child in _visible(folder) if child.is_dir()]
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
 def _from_listing(listing: Listing) -> _Found:
@@ -332,7 +207,7 @@ def _find_on_hub(data: str) -> _Found:
             f"{data!r}: expected a folder or a data set of the Hugging Face hub, got {came}; "
             "--data PATH with a folder of Parquet files or of class folders would do"
         ) from error
-    splits = _splits({str(split): part for split, part in loaded.items()}, data)
+    splits = named_splits({str(split): part for split, part in loaded.items()}, data)
     return _Found(
         partial(_tables, splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
     )
@@ -343,7 +218,7 @@ def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column:
     import datasets
 
     if whole := isinstance(data, datasets.DatasetDict):
-        parts = _splits({str(split): part for split, part in data.items()}, "data set")
+        parts = named_splits({str(split): part for split, part in data.items()}, "data set")
     else:
         column = label_column_of(data.features, label_column, "data set")
         labels = np.asarray(data[column])
