@@ -9,10 +9,11 @@ that at 20 tasks, and the rest flat or linear.
 
 import argparse
 import json
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +23,13 @@ from step_cost import CHANNELS, SEED, Setting, ascending, build, first_batch, me
 
 from pah import learnerfolder
 from pah.data.stream import Normalization
-from pah.learnerfolder import Record, TaughtTask
+from pah.inference import AMONG_ALL, SCORES, SHARES
+from pah.learnerfolder import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import BACKBONES
 from pah.runconfig import RunConfig
-from pah.runfolder import WEIGHTS
+from pah.runfolder import LEARNER, WEIGHTS
 from pah.taught import Taught
 from pah.trainer import begin
 
@@ -44,7 +46,10 @@ CURVES = (  # what is drawn, its name, its colour (Okabe and Ito: apart with any
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds after `tasks` tasks: medians of steps, the rest once or the best of a few; bytes of all weights."""
+    """Milliseconds after `tasks` tasks: medians of steps, the rest once or the best of a few.
+
+    What is saved, in bytes: weights, prototypes among them; the record without history; the history.
+    """
 
     tasks: int
     finetune_ms: float
@@ -54,6 +59,8 @@ class Row:
     save_ms: float
     load_ms: float
     weights_bytes: int
+    record_bytes: int
+    history_bytes: int
 
 
 def measure(setting: Setting, tasks: int) -> Row:
@@ -63,14 +70,18 @@ def measure(setting: Setting, tasks: int) -> Row:
     steps = median_ms(methods, first_batch(synthetic_task(tasks, setting), setting), setting)
     pah = methods["pah_ms"]
     pah.release()
-    taught = Taught(_record(setting, tasks + 1), pah)
+    record = _record(setting, tasks + 1)
+    taught = Taught(record, pah)
     images = torch.zeros(ASKED, CHANNELS, setting.image, setting.image, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         save_ms = _best(lambda: learnerfolder.save(Path(folder), taught.record, pah.network))
         load_ms = _best(lambda: Taught.restored(*learnerfolder.load(Path(folder))))
-        size = (Path(folder) / WEIGHTS).stat().st_size
+        weights, whole = ((Path(folder) / name).stat().st_size for name in (WEIGHTS, LEARNER))
+        learnerfolder.save(Path(folder), replace(record, history=()), pah.network)
+        short = (Path(folder) / LEARNER).stat().st_size
     predict_ms = _best(lambda: list(taught.answer(images, [0], "contrast")))
-    return Row(tasks, steps["finetune_ms"], steps["pah_ms"], begin_ms, predict_ms, save_ms, load_ms, size)
+    sizes = weights, short, whole - short
+    return Row(tasks, steps["finetune_ms"], steps["pah_ms"], begin_ms, predict_ms, save_ms, load_ms, *sizes)
 
 
 def _begin(method: Method, tasks: int, setting: Setting) -> float:
@@ -96,7 +107,7 @@ def _best(what: Callable[[], object], times: int = 3) -> float:
 
 
 def _record(setting: Setting, tasks: int) -> Record:
-    """A learner's record of so many tasks."""
+    """A learner's record of so many tasks, each found and calibrated, and measured again after every later lesson."""
     config = RunConfig(
         benchmark="split",
         image_size=setting.image,
@@ -104,23 +115,50 @@ def _record(setting: Setting, tasks: int) -> Record:
         backbone=setting.backbone,
         backbone_options=BACKBONES[setting.backbone](),
     )
-    names = [f"class {label}" for label in range(setting.classes)]
-    known = tuple(TaughtTask(f"task {k}", tuple(names), tuple(range(setting.classes))) for k in range(tasks))
+    draw = random.Random(SEED)
+    classes = tuple(f"class {label}" for label in range(setting.classes))
+    labels, names = tuple(range(setting.classes)), [f"task {k}" for k in range(tasks)]
+    today = "2026-01-01T00:00:00+00:00"
+    quantiles = {kind: tuple(round(draw.random(), 4) for _ in SHARES) for kind in (*SCORES, AMONG_ALL)}
+    known = [TaughtTask(name, classes, labels, today, "photos", 500, draw.random(), quantiles) for name in names]
+    history = [
+        Lesson(
+            name,
+            today,
+            accuracies={measured: round(100 * draw.random(), 2) for measured in names[: k + 1]},
+            drift={old: draw.random() for old in names[:k]},
+            seconds=60.0,
+        )
+        for k, name in enumerate(names)
+    ]
     statistics = Normalization((0.5,) * CHANNELS, (0.25,) * CHANNELS)
-    return Record(config, (CHANNELS, setting.image, setting.image), statistics, known)
+    return Record(config, (CHANNELS, setting.image, setting.image), statistics, tuple(known), tuple(history))
 
 
 def as_table(rows: Sequence[Row]) -> Table:
     """The rows, with the ratio that matters and what a further task takes."""
     table = Table(caption=f"milliseconds; predict: {ASKED} images, task given")
-    titles = ("after tasks", "finetune", "PAH", "PAH / finetune", "begin", "predict", "save", "load", "bytes a task")
+    titles = (
+        "after tasks",
+        "finetune",
+        "PAH",
+        "PAH / finetune",
+        "begin",
+        "predict",
+        "save",
+        "load",
+        "bytes a task",
+        "history",
+    )
     for column in titles:
         table.add_column(column, justify="right")
     for before, row in zip([None, *rows[:-1]], rows, strict=True):
-        added = (row.weights_bytes - before.weights_bytes) / (row.tasks - before.tasks) if before else None
+        kept = [part.weights_bytes + part.record_bytes for part in (before, row) if part]
+        added = (kept[1] - kept[0]) / (row.tasks - before.tasks) if before else None
         milliseconds = (f"{ms:.0f}" for ms in (row.begin_ms, row.predict_ms, row.save_ms, row.load_ms))
         steps = (f"{row.finetune_ms:.0f}", f"{row.pah_ms:.0f}", f"{row.pah_ms / row.finetune_ms:.2f}")
-        table.add_row(str(row.tasks), *steps, *milliseconds, "" if added is None else f"{added:,.0f}")
+        sizes = "" if added is None else f"{added:,.0f}", f"{row.history_bytes / 1e6:.2f}"
+        table.add_row(str(row.tasks), *steps, *milliseconds, *sizes)
     return table
 
 

@@ -55,6 +55,8 @@ def require_types(instance: Any) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the annotated type; an integer is a float, a truth value is no integer."""
+    if type(value) is hint and hint is not int:  # most of a long history's values, without asking further
+        return True
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(_fits(value, option) for option in inner)

@@ -108,8 +108,8 @@ def save(folder: Path, record: Record, network: nn.Module) -> None:
         "image_shape": record.image_shape,
         "normalization": asdict(record.normalization),
         "class_order": record.class_order,
-        "tasks": [asdict(task) for task in record.tasks],
-        "history": [asdict(lesson) for lesson in record.history],
+        "tasks": [vars(task) for task in record.tasks],
+        "history": [vars(lesson) for lesson in record.history],
     }
     _finish(folder)
     try:
