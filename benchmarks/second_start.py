@@ -16,19 +16,23 @@ import time
 from pathlib import Path
 
 START = """
-import sys, time
+import gc, sys, time
 began = float(sys.argv[1])
+gc.disable()  # as pah.__main__ does
 import torch
 imported = time.time() - began
-import torch._dynamo  # which every optimizer of torch imports when it is made
-compiler = time.time() - began
 import pah.cli
 from pah import runs
 from pah.cli.options import run_request
 from pah.training import StepDone
+gc.freeze()
+gc.enable()
+started = time.time()
+import torch._dynamo  # which every optimizer of torch imports when it is made
+compiler = time.time() - started
 def watch(happened):
     if isinstance(happened.event, StepDone):
-        print(imported, compiler - imported, time.time() - began)
+        print(imported, compiler, time.time() - began)
         raise SystemExit
 request = run_request(sys.argv[2:])
 runs.start(request.config, request.out, watch=watch)

@@ -118,9 +118,17 @@ SLOW = {"datasets", "pandas", "pyarrow.dataset", "scipy.optimize", "sklearn", "t
 
 
 def test_importing_pah_imports_no_extra_and_nothing_that_not_every_start_needs() -> None:
-    code = f"import sys, pah, pah.cli; print({EXTRAS | SLOW} & set(sys.modules))"
+    code = "import sys, pah; print('torch' in sys.modules); [getattr(pah, name) for name in pah.__all__]; "
+    code += f"import pah.cli; print({EXTRAS | SLOW} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.split() == ["False", "set()"]
+
+
+def test_the_command_looks_for_garbage_but_not_in_what_it_imported() -> None:
+    code = "import gc, sys; from pah.__main__ import main; sys.argv = ['pah', '--help']; status = main(); "
+    code += "print(status, gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 True True"
 
 
 def test_a_second_start_reads_its_data_without_what_decoded_them(tmp_path: Path) -> None:

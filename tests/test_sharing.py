@@ -48,7 +48,7 @@ def test_it_comes_back_from_the_hub_as_it_went(
         return str(tmp_path / repo_id)
 
     monkeypatch.setattr(sharing, "hub_answers", lambda: True)
-    monkeypatch.setattr(sharing, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert learner.push_to_hub("me/digits") == "hub/me/digits"
     assert {file.name for file in (tmp_path / "me/digits").iterdir()} == {

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import huggingface_hub
+import huggingface_hub.constants  # its other parts are imported when they are asked for
 
 
 def hub_answers(seconds: float = 5.0) -> bool:

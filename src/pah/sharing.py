@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub import HfApi, ModelCardData
+import huggingface_hub  # whose parts are imported when they are asked for
 
 from pah import learnerfolder
 from pah.checkpoint import write_file
@@ -20,7 +19,7 @@ CARD = "README.md"
 
 def model_card(record: Record) -> str:
     """What a learner is, knows and was taught from, as a model card of the hub."""
-    data = ModelCardData(
+    data = huggingface_hub.ModelCardData(
         library_name="pah",
         pipeline_tag="image-classification",
         tags=["continual-learning", record.config.method],
@@ -73,7 +72,7 @@ def upload(taught: Taught, repo_id: str, private: bool) -> str:
     if not hub_answers():
         raise InputError(f"{repo_id}: expected a hub that answers, got none; save() writes a folder instead")
     try:
-        api = HfApi()
+        api = huggingface_hub.HfApi()
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             write_whole(Path(folder), taught)

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pyarrow
 from filelock import FileLock
