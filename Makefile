@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# tests in a process a core, but few: each takes more than a GB
+SHARED := -n auto --maxprocesses 4
 
 .PHONY: install run test test-slow test-browser test-oldest test-newest check docs clean
 
@@ -9,7 +11,7 @@ run: install  ## learn five tasks of handwritten digits, with and without protec
 install: .venv/installed  ## the environment that `run` needs
 
 test: .venv/developed  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 test-slow: .venv/developed  ## those that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -36,7 +38,7 @@ define fast-tests-with
 	$(PYTHON) -m venv --clear .venv-$(1)
 	.venv-$(1)/bin/python -m pip install -q uv
 	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,ray,onnx,track,docs,app,dev]'
-	.venv-$(1)/bin/python -m pytest -o filterwarnings=default
+	.venv-$(1)/bin/python -m pytest $(SHARED) -o filterwarnings=default
 endef
 
 docs: .venv/developed  ## the documentation, as a site in site/

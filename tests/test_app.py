@@ -31,7 +31,7 @@ from pah.cli.main import main
 from pah.config import InputError
 from test_docs import SERVED, blocks
 
-WAIT = 180.0  # seconds for a lesson, on a busy machine
+WAIT = 300.0  # seconds for a lesson, which is nice to whatever else the machine does
 
 
 def class_zip(path: Path, classes: str, images: int = 12) -> str:
@@ -84,7 +84,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose learner was taught birds, and an image beside it."""
     folder = tmp_path_factory.mktemp("app")
     service = Service(folder / "animals")
@@ -93,6 +93,14 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (folder / "one.png").write_bytes(zipfile.ZipFile(folder / "birds.zip").read("photos/b/3.png"))
     yield service
     service.close()
+
+
+@pytest.fixture
+def taught(birds: Service) -> Iterator[Service]:
+    """That service, without the lessons that a test leaves."""
+    yield birds
+    for lesson in birds.lessons():
+        birds.desk.stop(lesson["id"])
 
 
 def ask(service: Service) -> Any:
@@ -118,8 +126,8 @@ def test_a_lesson_that_is_kept_is_known_and_one_rolled_back_is_not(taught: Servi
 def test_answers_meanwhile_are_quick_and_of_the_last_accepted_state(taught: Service) -> None:
     before = ask(taught)
     number = teach(taught, "long", class_zip(taught.folder.parent / "long.zip", "ij", images=300), epochs=500)["id"]
-    until(lambda: first(taught)["progress"].get("epoch", 0) >= 1, "an epoch")
-    assert first(taught)["progress"]["accuracy"] is not None
+    until(lambda: first(taught)["progress"].get("accuracy") is not None, "an accuracy")  # after that of the epoch
+    assert first(taught)["progress"]["epoch"] >= 1
     times = []
     for _ in range(20):
         started = time.monotonic()
@@ -226,10 +234,10 @@ def test_a_killed_server_leaves_no_orphan_and_its_lesson_is_found_again(tmp_path
 
 
 @pytest.fixture(scope="module")
-def address(taught: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(birds: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a server for a copy of the learner, started by the command with a user and a password."""
     folder = tmp_path_factory.mktemp("served") / "animals"
-    shutil.copytree(taught.folder, folder)
+    shutil.copytree(birds.folder, folder)
     words = [sys.executable, "-m", "pah", "app", str(folder), "--port", "0", "--user", "me"]
     environment = os.environ | {command.PASSWORD: "secret"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as server:
