@@ -114,7 +114,7 @@ def test_imports_point_down() -> None:
 
 
 EXTRAS = {"timm", "torchvision", "matplotlib", "jinja2", "ray", "gradio", "tensorboard", "wandb", "mlflow", "trackio"}
-SLOW = {"datasets", "pandas", "pyarrow.dataset", "scipy.optimize", "sklearn", "torch._dynamo"}  # a second and more
+SLOW = {"datasets", "pandas", "huggingface_hub.hf_api", "pyarrow.dataset", "scipy.optimize", "sklearn", "torch._dynamo"}
 
 
 def test_importing_pah_imports_no_extra_and_nothing_that_not_every_start_needs() -> None:
