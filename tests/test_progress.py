@@ -101,7 +101,8 @@ def test_a_lesson_says_its_epochs_and_what_it_did(said: Any, tmp_path: Path) -> 
     assert [line["epoch"] for line in lines[:2]] == [0, 1]
     assert all((line["learner"], line["task"]) == ("learner", "low") for line in lines)
     assert 0 <= lines[-1]["accuracies"]["low"] <= 100
-    rolled_back = said("learn", "learner", "--name", "high", "--data", "high", "--max_drift", "0", status=1)[-1]
+    harmful = ("--optimizer.lr", "0.1", "--epochs", "8", "--max_drift", "0.05")
+    rolled_back = said("learn", "learner", "--name", "high", "--data", "high", *harmful, status=1)[-1]
     assert rolled_back["event"] == "rolled back"
     assert "drift" in rolled_back["reason"]
     assert list(said("learn", "learner", "--name", "high", "--data", "high")[-1]["drift"]) == ["low"]

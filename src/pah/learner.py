@@ -10,6 +10,7 @@ import torch
 from pah import learnerfolder
 from pah.config import InputError, require
 from pah.data.augment import AugmentOptions
+from pah.data.benchmarks import LESSONS
 from pah.data.image import Images, to_pixels
 from pah.data.lesson import Data, load_lesson, whole
 from pah.data.sources import Source
@@ -17,7 +18,6 @@ from pah.data.stream import StreamOptions
 from pah.devices import CPU, DeviceName, find_device
 from pah.inference import RULE, Rule
 from pah.learnerfolder import Lesson, TaughtTask
-from pah.methods.pah import PAHOptions
 from pah.models.backbones import backbone_options
 from pah.runconfig import RunConfig
 from pah.runfolder import locked
@@ -27,18 +27,28 @@ from pah.teaching import now, teach
 from pah.training import Event
 
 FALSE_ALARM = 0.05  # share of images of known classes that `unknown=True` takes for none of them
-DEFAULT = RunConfig(
-    benchmark="split",
-    image_size=64,
-    backbone="resnet18-slim",
-    backbone_options=backbone_options("resnet18-slim", {}),
-    stream=StreamOptions(validation=0.1),
-    # noise as prototypes: better than a thumbnail of an image, which would show that image, and smaller than a head
-    method_options=PAHOptions(
-        stability=1.0, over_tasks="sum", prototype_start="random", prototype_size=5, hypernetwork_lr=6e-4
-    ),
-    augment=AugmentOptions(crop=8, flip=True),
-)
+IMAGE_SIZE = 64  # pixels a side of a learner's images
+SMALL = 32  # pixels a side, below which the small backbone learns: the other one would halve them away
+
+
+def defaults(image_size: int = IMAGE_SIZE) -> RunConfig:
+    """The options of a new learner for images of that many pixels a side: of the command, Python and the page."""
+    backbone = "convnet" if image_size < SMALL else "resnet18-slim"
+    usual = RunConfig(
+        benchmark="split",
+        image_size=image_size,
+        backbone=backbone,
+        backbone_options=backbone_options(backbone, {}),
+        stream=StreamOptions(validation=0.1),
+        augment=AugmentOptions(crop=image_size // 8, flip=True),
+    ).as_dict()
+    for name, value in LESSONS.items():
+        group, _, option = name.partition(".")
+        usual[group][option] = value
+    return RunConfig.from_dict(usual)
+
+
+DEFAULT = defaults()
 
 
 class DriftError(Exception):
@@ -59,12 +69,18 @@ class ContinualLearner:
         backbone: Name of the backbone, with its default options; that of `config` unless given.
         config: Method, backbone, training and the rest of the options; `image_size` is that of the learner's images,
             whatever size arrives, and `stream.validation` the share of a lesson that probabilities are calibrated on.
+            `defaults(image_size)` unless given.
+        image_size: Pixels a side of its images; 64 unless given, and not to be given beside a `config`.
 
     Raises:
         InputError: there is no such backbone, or the method keeps more than a network, which is all a learner keeps.
     """
 
-    def __init__(self, backbone: str | None = None, config: RunConfig = DEFAULT) -> None:
+    def __init__(
+        self, backbone: str | None = None, config: RunConfig | None = None, image_size: int | None = None
+    ) -> None:
+        require(image_size is None or config is None, "image_size", "none beside a config, which has one", image_size)
+        config = config or defaults(image_size or IMAGE_SIZE)
         if backbone is not None:
             config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
         require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
@@ -172,9 +188,8 @@ class ContinualLearner:
             old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
         }
         before = {old: self.taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        taught, accuracy = teach(self._taught, self.config, name, source, watch, self._device, validate)
+        taught, accuracy, drift = teach(self._taught, self.config, name, source, watch, self._device, validate)
         after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        drift = taught.drift_from(self._taught) if self._taught else {}
         worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}
         if max_drift is not None and any(moved > max_drift for moved in worst.values()):
             raise DriftError(worst, max_drift)
@@ -239,7 +254,8 @@ class ContinualLearner:
         taught.method.network.remove(index)
         taught.method.task -= 1
         tasks = tuple(task for task in self.tasks if task.name != name)
-        self._taught = Taught(dataclasses.replace(taught.record, tasks=tasks), taught.method)
+        statistics = taught.statistics.without(index) if taught.statistics else None
+        self._taught = Taught(dataclasses.replace(taught.record, tasks=tasks), taught.method, statistics)
 
     def save(self, folder: str | Path) -> None:
         """Write the learner into a folder, whole or not at all.

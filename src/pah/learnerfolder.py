@@ -25,6 +25,7 @@ from pah.runfolder import LEARNER, WEIGHTS
 
 FORMAT = 2  # of learner.json; 1 had no options of training, no history and no checksum of its own
 NEXT = f".{WEIGHTS}.next"  # weights that are written whole, before learner.json says that they are the learner's
+STATISTICS = "statistics."  # what the names of tensors that are no weights of the network begin with
 OPTIONS = ("method", "backbone", "seed", *GROUPS)  # of a configuration, as far as a learner has them
 
 
@@ -93,13 +94,15 @@ class Record:
         return [label for task in self.tasks for label in task.labels]
 
 
-def save(folder: Path, record: Record, network: nn.Module) -> None:
+def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[str, Tensor] | None = None) -> None:
     """Replace the learner in `folder`: at any moment, even a power cut, it holds all of the old or all of the new.
+
+    `statistics` are the tensors of what is known of each class's features, if anything is.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written; the old learner is untouched.
     """
-    weights = weights_of(network)
+    weights = weights_of(network, {STATISTICS + name: tensor for name, tensor in (statistics or {}).items()})
     config = record.config.as_dict()
     content = {
         "format": FORMAT,
@@ -130,9 +133,10 @@ def _finish(folder: Path) -> None:
         return
 
 
-def weights_of(network: nn.Module) -> bytes:
-    """A network's weights and buffers as safetensors."""
-    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
+def weights_of(network: nn.Module, more: Mapping[str, Tensor] | None = None) -> bytes:
+    """A network's weights and buffers, and more tensors, as safetensors."""
+    tensors = {**network.state_dict(), **(more or {})}
+    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def state_of(folder: Path) -> str | None:

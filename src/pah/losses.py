@@ -75,5 +75,11 @@ def alignment(
     return _over_tasks(per_task.index_add(0, tasks, divergence), reduction)
 
 
+def relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """How far vectors have moved, relative to their own size: (N, D) twice -> scalar, Σ ‖s - t‖² / Σ ‖t‖²."""
+    teacher, student = teacher.float(), student.float()
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
+
+
 def _over_tasks(per_task: Tensor, reduction: Reduction) -> Tensor:
     return per_task.mean() if reduction == "mean" else per_task.sum()

@@ -50,7 +50,8 @@ def model_card(record: Record) -> str:
 
 def write_whole(folder: Path, taught: Taught) -> None:
     """The learner's files and its model card."""
-    learnerfolder.save(folder, taught.record, taught.method.network)
+    statistics = taught.statistics.tensors() if taught.statistics else None
+    learnerfolder.save(folder, taught.record, taught.method.network, statistics)
     write_file(folder / CARD, model_card(taught.record).encode())
 
 

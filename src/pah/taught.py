@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pah.config import InputError, unknown
+from pah.config import InputError, generator, unknown
+from pah.data.augment import AugmentOptions, augment
 from pah.data.sources import Source
 from pah.data.stream import Examples, Task
 from pah.evaluation import task_logits
@@ -31,12 +32,14 @@ from pah.inference import (
     task_scores,
     threshold,
 )
-from pah.learnerfolder import Record, TaughtTask
+from pah.learnerfolder import STATISTICS, Record, TaughtTask
 from pah.methods.base import Method
+from pah.models.class_statistics import Carry, ClassStatistics, estimated_losses
 from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
 
+VIEWS = 4  # of each image of a lesson, by which is measured what it did to features
 BATCH = 50  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
 PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images
 
@@ -92,6 +95,7 @@ class Taught:
 
     record: Record
     method: Method
+    statistics: ClassStatistics | None = None  # of features; None where these depend on the task
 
     @classmethod
     def restored(cls, record: Record, weights: Mapping[str, Tensor]) -> "Taught":
@@ -102,6 +106,10 @@ class Taught:
         except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"learner: expected a network that can be built, got: {reason}") from None
+        statistics = {
+            name.removeprefix(STATISTICS): tensor for name, tensor in weights.items() if name.startswith(STATISTICS)
+        }
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(STATISTICS)}
         for name in sorted({*wanted, *weights}):
             expected, came = (list(of[name].shape) if name in of else "none" for of in (wanted, weights))
             if expected != came:
@@ -113,7 +121,9 @@ class Taught:
             raise InputError(f"learner: expected {len(SHARES)} quantiles of each score, got another number")
         method = _untaught(record)
         method.network.load_state_dict(weights, strict=True)
-        return cls(record, method)
+        sizes, features = method.network.sizes(range(len(record.tasks))), method.network.backbone.features
+        known = ClassStatistics.from_tensors(statistics, sizes, features) if statistics else None
+        return cls(record, method, known)
 
     @property
     def _batch(self) -> int:
@@ -132,7 +142,7 @@ class Taught:
 
     def copied(self) -> "Taught":
         """The same, with a network of its own."""
-        return Taught(self.record, copy.deepcopy(self.method))
+        return Taught(self.record, copy.deepcopy(self.method), self.statistics)
 
     def index(self, name: str) -> int:
         """The position of a task; InputError, naming those known, if there is none of that name."""
@@ -221,8 +231,7 @@ class Taught:
     @property
     def _has_prototypes(self) -> bool:
         """Whether images can be compared with prototypes: in features that do not depend on the task."""
-        network = self.method.network
-        return isinstance(network.heads, GeneratedHeads) and not isinstance(network, TaskNetwork)
+        return isinstance(self.method.network.heads, GeneratedHeads) and self.shares_features
 
     def _features_of_prototypes(self, tasks: Sequence[int]) -> Tensor:
         """(P, D) of the tasks' prototypes."""
@@ -284,21 +293,51 @@ class Taught:
             task_accuracy=None if rule is None else 100 * (tasks == task).double().mean().item(),
         )
 
-    def answers_to(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
-        """Each task's answers to images in the network's own units, (C, channels, s, s) -> probabilities (C, C)."""
-        with torch.inference_mode():
-            channels = self.record.image_shape[0]
-            return [self._answering(p.expand(-1, channels, -1, -1), k).softmax(dim=1) for k, p in enumerate(prototypes)]
+    @property
+    def shares_features(self) -> bool:
+        """Whether an image's features are the same for every task."""
+        return not isinstance(self.method.network, TaskNetwork)
 
-    def drift_from(self, before: "Taught") -> dict[str, float]:
-        """How far answers to the prototypes of old tasks, as these were before, have moved since, of each task by name:
-        the mean total variation distance, 0 to 1. Empty for a network without prototypes."""
-        heads = before.method.network.heads
-        if not isinstance(heads, GeneratedHeads):
-            return {}
-        images = [prototypes.detach() for prototypes in heads.prototypes.tasks]
-        pairs = zip(before.record.tasks, before.answers_to(images), self.answers_to(images), strict=True)
-        return {task.name: (now - then).abs().sum(dim=1).mean().item() / 2 for task, then, now in pairs}
+    def features(self, pixels: Tensor) -> Tensor:
+        """The features of images (N, channels, H, W) uint8: (N, D), on the processor."""
+        with torch.inference_mode():
+            parts = pixels.split(self._batch)
+            return torch.cat([self._answering.network.backbone(self._prepared(part)).cpu() for part in parts])
+
+    def heads(self, tasks: Sequence[int]) -> list[Tensor]:
+        """The heads of tasks, (C, D + 1) each, on the processor."""
+        network = self._answering.network
+        with torch.inference_mode():
+            return list(network.heads.rows(tasks).cpu().split(network.sizes(tasks)))
+
+    def with_statistics(self, before: "Taught | None", carry: Carry | None, lesson: Examples) -> "Taught":
+        """With the statistics of its last task's classes, from the lesson's images, and those of the tasks known before
+        the lesson, carried along."""
+        classes = self.method.network.sizes([len(self.record.tasks) - 1])[0]
+        features = self.features(lesson.pixels[lesson.rows])
+        statistics = ClassStatistics.measured(features, lesson.labels.cpu(), classes)
+        if before is not None and carry is not None:
+            statistics = before._known_statistics().carried(carry).joined(statistics)
+        return dataclasses.replace(self, statistics=statistics)
+
+    def carry_from(self, before: "Taught", lesson: Examples, options: AugmentOptions) -> Carry:
+        """What the lesson did to features, by some views of each of its images."""
+        pixels = lesson.pixels[lesson.rows].cpu()
+        views = [pixels, *(augment(pixels, options, generator(0, "view", view)) for view in range(1, VIEWS))]
+        old, new = (torch.cat([taught.features(view) for view in views]) for taught in (before, self))
+        return Carry.fitted(old, new)
+
+    def losses_since(self, before: "Taught", carry: Carry) -> dict[str, float]:
+        """The share of its accuracy that each task known before is estimated to have lost since, by name, 0 to 1; tasks
+        of which no statistics are kept are left out."""
+        old = range(len(before.record.tasks))
+        lost = estimated_losses(before._known_statistics(), carry, before.heads(old), self.heads(old))
+        names = (task.name for task in before.record.tasks)
+        return {name: max(0.0, percent / 100) for name, percent in zip(names, lost, strict=True) if percent is not None}
+
+    def _known_statistics(self) -> ClassStatistics:
+        """Its statistics; of an older learner, which kept none, those of unknown tasks."""
+        return self.statistics or ClassStatistics.unknown(len(self.record.tasks), self.method.network.backbone.features)
 
 
 def _untaught(record: Record) -> Method:

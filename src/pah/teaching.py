@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,20 @@ from pah.trainer import learn_task, require_finite
 from pah.training import EpochDone, Event, PrototypesStarted, TaskBegun, TrainState, Validated
 
 
+class LessonDone(NamedTuple):
+    """What a lesson came to.
+
+    Attributes:
+        taught: What is known now.
+        accuracy: On the test part of the new task, in percent.
+        drift: The share of its accuracy that each old task is estimated to have lost, by name, 0 to 1.
+    """
+
+    taught: Taught
+    accuracy: float
+    drift: dict[str, float]
+
+
 def teach(
     known: Taught | None,
     config: RunConfig,
@@ -28,8 +43,8 @@ def teach(
     watch: Callable[[Event], None],
     device: torch.device = CPU,
     validate: bool = False,
-) -> tuple[Taught, float]:
-    """What is known and one task more, in a network of its own; and the accuracy on its test part, in percent.
+) -> LessonDone:
+    """What is known and one task more, in a network of its own.
 
     Everything that is drawn is named by the seed and the number of lessons so far: a learner that was saved and
     loaded before learns the same, bit for bit, watched or not. With `validate` an epoch is followed by the accuracy on
@@ -47,6 +62,7 @@ def teach(
         record = Record(config, stream.image_shape, stream.normalization)
         begun = Taught(record, build_method(config, stream.image_shape).to(device))
     record, method = begun.record, begun.method
+    method.optimizer_options = config.optimizer  # a lesson may have others than the one before
     _require_network_is_all(config.method, method)
     index = len(record.tasks)
     task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
@@ -65,7 +81,12 @@ def teach(
     entry = TaughtTask(name, task.class_names, task.labels, now(), source.where, len(task.train))
     taught = Taught(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
     taught = taught.calibrated(index, task.validation).calibrated_among_all(index, task.validation)
-    return taught, taught.evaluate(source, index, None).accuracy
+    drift: dict[str, float] = {}
+    if taught.shares_features:
+        carry = None if known is None else taught.carry_from(known, task.train, config.augment)
+        drift = {} if known is None or carry is None else taught.losses_since(known, carry)
+        taught = taught.with_statistics(known, carry, task.train)
+    return LessonDone(taught, taught.evaluate(source, index, None).accuracy, drift)
 
 
 def now() -> str:

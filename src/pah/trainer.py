@@ -94,12 +94,13 @@ def _epoch(
     """The rest of the current task's epoch `state.epoch`, from batch `state.step` on."""
     source = _source(method, seen)
     images = sum(len(task.train) for task in source)
-    per_epoch = number_of_batches(images, options.batch_size)
+    batch_size = options.batch_size_of(state.task, images)
+    per_epoch = number_of_batches(images, batch_size)
     total = options.epochs_of(state.task) * per_epoch
     device, scaler = method.device, _scaler(options, method.device, state)
     method.train()
     started = time.perf_counter()
-    for batch in training_batches(source, options.batch_size, augment, seed, state.epoch, state.step, device):
+    for batch in training_batches(source, batch_size, augment, seed, state.epoch, state.step, device):
         done = state.epoch * per_epoch + state.step
         share = len(batch.y) / batch.images
         set_learning_rates(method, lr_factor(done, total, options.schedule))
@@ -163,10 +164,11 @@ def _source(method: Method, seen: tuple[Task, ...]) -> tuple[Task, ...]:
 def _require_slices(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> None:
     """Raise InputError for a batch too small to be shared out: batch norm needs 2 images in every process."""
     images, processes = sum(len(task.train) for task in _source(method, seen)), ranks.count()
-    smallest = images // number_of_batches(images, options.batch_size)
+    batch_size = options.batch_size_of(seen[-1].index, images)
+    smallest = images // number_of_batches(images, batch_size)
     if processes > 1 and smallest < 2 * processes:
         raise InputError(
-            f"training.batch_size {options.batch_size}: expected at least 2 images for each of {processes} processes "
+            f"training.batch_size {batch_size}: expected at least 2 images for each of {processes} processes "
             f"in every batch, got a batch of {smallest} in task {seen[-1].index + 1}"
         )
 

@@ -11,6 +11,8 @@ from pah.models.modes import BatchNormStatistics, Precision
 
 Part = Literal["test", "validation"]
 
+SMALLEST_BATCH = 8  # images, to which `min_steps` may make batches smaller
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -20,6 +22,8 @@ class TrainingOptions:
         epochs: Passes over the training images of each task.
         first_epochs: Passes over those of the first task, on whose features all others build; `epochs` unless given.
         batch_size: Images in a step, at most.
+        min_steps: Steps in which a task is to be learned, at least: where its images are too few, batches become
+            smaller, down to 8 images; 0 leaves them as they are.
         schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
             is constant.
         evaluate_on: The test images, or the held-out validation part: what choices are made on.
@@ -35,6 +39,7 @@ class TrainingOptions:
     epochs: int = 15
     first_epochs: int | None = None
     batch_size: int = 64
+    min_steps: int = 0
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     evaluate_on: Part = "test"
     precision: Precision = "fp32"
@@ -47,10 +52,17 @@ class TrainingOptions:
         require(self.epochs_of(0) >= 1, "training.first_epochs", "at least 1", self.first_epochs)
         # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
         require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
+        require(self.min_steps >= 0, "training.min_steps", "at least 0", self.min_steps)
 
     def epochs_of(self, task: int) -> int:
         """Passes over the images of a task."""
         return self.epochs if task > 0 or self.first_epochs is None else self.first_epochs
+
+    def batch_size_of(self, task: int, images: int) -> int:
+        """Images in a step, at most, of a task of so many training images."""
+        if not self.min_steps:
+            return self.batch_size
+        return min(self.batch_size, max(SMALLEST_BATCH, self.epochs_of(task) * images // self.min_steps))
 
 
 @dataclass

@@ -24,8 +24,7 @@ from pah.config import InputError
 from pah.data.image import first_line
 from pah.data.lesson import Data, load_lesson
 from pah.data.sources import Source, load_digits
-from pah.learner import DEFAULT, ContinualLearner
-from pah.models.backbones import backbone_options
+from pah.learner import ContinualLearner, defaults
 from pah.models.network import GeneratedHeads
 from pah.runconfig import RunConfig
 from pah.runfolder import LEARNER
@@ -33,7 +32,6 @@ from pah.training import EpochDone, Event, PrototypesStarted, StepDone, Validate
 
 OFTEN = 0.3  # seconds between lines of progress
 MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # what a lesson leaves in its folder
-SMALL = 32  # pixels a side, below which the small backbone learns: the other one would halve them away
 
 
 class StoppedError(Exception):
@@ -177,12 +175,10 @@ def teach(request: Request, out: TextIO, wishes: Wishes) -> dict[str, Any]:
 
 def first_config(request: Request) -> RunConfig:
     """The options of a new learner, for the size of its images."""
-    size = 8 if request.images is None else request.image_size
-    backbone = "convnet" if size < SMALL else DEFAULT.backbone
-    augment = dataclasses.replace(DEFAULT.augment, crop=size // 8, flip=request.images is not None)
-    return dataclasses.replace(
-        DEFAULT, image_size=size, augment=augment, backbone=backbone, backbone_options=backbone_options(backbone, {})
-    )
+    if request.images is not None:
+        return defaults(request.image_size)
+    of_digits = defaults(8)
+    return dataclasses.replace(of_digits, augment=dataclasses.replace(of_digits.augment, flip=False))
 
 
 def data_of(request: Request) -> Data:

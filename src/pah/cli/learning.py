@@ -15,8 +15,8 @@ from rich.table import Column, Table
 
 from pah.cli import lines
 from pah.cli.display import time_left
-from pah.cli.parser import OF_A_STREAM, add_device, config_of, parse, readable
-from pah.cli.words import as_words, bare_and_named, joined, typed
+from pah.cli.parser import add_device, config_of, parse, readable
+from pah.cli.words import bare_and_named, joined
 from pah.config import InputError, require
 from pah.export import export as write_onnx
 from pah.inference import RULE, Rule
@@ -38,9 +38,10 @@ def learn(console: Console, words: list[str]) -> int:
     refuse_to_replace(folder)
     with locked(folder):  # nobody else teaches it meanwhile
         known = ContinualLearner.load(folder) if (folder / LEARNER).is_file() else None
-        options = parse([*(_as_typed(known, named) if known else ()), *joined(named, "--held_out")], "learn")
-        learner = (known or ContinualLearner(config=config_of(options))).to(options.device)
-        learner.config = dataclasses.replace(config_of(options), benchmark=learner.config.benchmark)
+        options = parse(joined(named, "--held_out"), "learn", _usual_of(known, named) if known else None)
+        config = dataclasses.replace(config_of(options), benchmark="split")
+        learner = (known or ContinualLearner(config=config)).to(options.device)
+        learner.config = config
         lines.require_progress(options.progress)
         for name in ("name", "data"):
             if not options[name]:
@@ -262,12 +263,10 @@ def _pair(text: str) -> tuple[str, str]:
     return task, data
 
 
-def _as_typed(learner: ContinualLearner, named: Sequence[str]) -> list[str]:
-    """The learner's options as if they were typed before the others; InputError if these name another network."""
+def _usual_of(known: ContinualLearner, named: Sequence[str]) -> dict[str, Any]:
+    """The options that a learner has, by dotted name; InputError if the words name another network."""
     said = dict(word.removeprefix("--").partition("=")[::2] for word in named)
-    for kind, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
-        require(
-            said.get(f"{kind}.name", name) == name, kind, f"that of the first lesson, {name}", said.get(f"{kind}.name")
-        )
-    not_asked = {"benchmark", "data", "label_column", "snapshots", *OF_A_STREAM}
-    return as_words(typed({name: value for name, value in flat(learner.config).items() if name not in not_asked}))
+    for kind, name in (("method", known.config.method), ("backbone", known.config.backbone)):
+        asked = said.get(f"{kind}.name", name)
+        require(asked == name, kind, f"that of the first lesson, {name}", asked)
+    return flat(known.config)

@@ -5,17 +5,17 @@ import re
 from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pah.checkpoint import read_yaml
-from pah.cli.words import CHOICES, SHORT, as_words, by_dotted_name, typed, without_others
+from pah.cli.words import SHORT, as_words, by_dotted_name, typed, without_others
 from pah.config import InputError, require, unknown
 from pah.data.benchmarks import BENCHMARKS, benchmark
 from pah.devices import DeviceName
-from pah.learner import DEFAULT as LEARNER
+from pah.learner import IMAGE_SIZE, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.runconfig import GROUPS, RunConfig
@@ -61,14 +61,17 @@ CONFIG_HELP = (
 VALUES = "; with ; between values where these contain commas themselves, as lists do: 'method.hidden=[64,64];[256]'"
 
 
-def parse(words: list[str], command: Command) -> Namespace:
-    """The parsed options, for the benchmark, method and backbone that the words (or their YAML) name."""
+def parse(words: list[str], command: Command, usual: Mapping[str, object] | None = None) -> Namespace:
+    """The parsed options, for the benchmark, method and backbone that the words (or their YAML) name.
+
+    `usual` are the defaults by dotted name; those of the benchmark, or of a new learner, unless given.
+    """
     words = without_others(words)
-    bench, method, backbone = _chosen(words, "split" if command == "learn" else "split-digits")
-    if not hasattr(METHODS[method].options, "buffer") and any(word.startswith("--method.buffer") for word in words):
+    choice = _chosen(words, command, usual)
+    if not hasattr(METHODS[choice.method].options, "buffer") and any(w.startswith("--method.buffer") for w in words):
         having = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.options, "buffer"))
-        raise InputError(f"method.buffer: expected a method with a buffer ({having}), got {method}")
-    parser = _parser(bench, method, backbone, command)
+        raise InputError(f"method.buffer: expected a method with a buffer ({having}), got {choice.method}")
+    parser = _parser(choice, command)
     try:
         options = parser.parse_args(words)
     except ArgumentError as error:
@@ -87,12 +90,20 @@ def changed(config: RunConfig, changes: Mapping[str, str], command: Command) -> 
         InputError: a value that an option does not take, or an option that there is not.
     """
     said = typed(flat(config)) | {**changes}
-    known = {action.dest for action in _parser(*_chosen(as_words(said)), command)._actions}
+    known = {action.dest for action in _parser(_chosen(as_words(said), command), command)._actions}
     return config_of(parse(as_words({n: v for n, v in said.items() if n in known or n in changes}), command))
 
 
-def _chosen(words: list[str], usual: str = "split-digits") -> tuple[str, str, str]:
-    """Benchmark, method and backbone: they decide which other options there are, and their defaults."""
+class _Choice(NamedTuple):
+    """What decides which other options there are, and their defaults."""
+
+    method: str
+    backbone: str
+    usual: Mapping[str, object]  # the defaults by dotted name
+
+
+def _chosen(words: list[str], command: Command, usual: Mapping[str, object] | None = None) -> _Choice:
+    """What the words, or their YAML, choose."""
     said: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -103,15 +114,22 @@ def _chosen(words: list[str], usual: str = "split-digits") -> tuple[str, str, st
         value = said.get(name)
         return value if isinstance(value, str) else default  # what is no name is refused when it is parsed
 
-    bench = choice("benchmark", usual)
-    method = choice("method.name", "pah")
+    if usual is None:
+        bench = choice("benchmark", "split-digits")
+        usual = flat(defaults(_image_size(said))) if command == "learn" else benchmark(bench).defaults
+    method = choice("method.name", str(usual.get("method.name", "pah")))
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    defaults = benchmark(bench).defaults
-    return bench, method, choice("backbone.name", str(defaults["backbone.name"]))
+    return _Choice(method, choice("backbone.name", str(usual["backbone.name"])), usual)
 
 
-def _parser(bench: str, method: str, backbone: str, command: Command) -> ArgumentParser:
+def _image_size(said: Mapping[str, Any]) -> int:
+    """The size of a learner's images that is asked for; what is no size is refused when it is parsed."""
+    size = str(said.get("image_size", IMAGE_SIZE))
+    return int(size) if size.isdecimal() and 1 <= int(size) <= 1024 else IMAGE_SIZE
+
+
+def _parser(choice: _Choice, command: Command) -> ArgumentParser:
     short = {s: full for s, full in SHORT.items() if command != "compare" or not full.startswith("--method.")}
     parser = ArgumentParser(
         prog=f"pah {command}",
@@ -129,7 +147,6 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
     add("--label_column", type=str | None, default=None, help="column of the class, where it is not plain")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
     if command == "learn":
-        add("--benchmark", type=str, default="split", help="whose usual options a new learner starts from")
         add("--name", type=str, default="", help="of the task, by which it is asked")
         add("--only", type=str, default="", help="CLASS,…: only these classes of the data")
         add("--held_out", type=list[str], default=[], metavar="TASK=DATA", help="images of an old task, to check it by")
@@ -160,21 +177,16 @@ def _parser(bench: str, method: str, backbone: str, command: Command) -> Argumen
     if command != "data":
         _add_running(parser, command)
     _add_cluster(parser, command)
-    _add_options(parser, "method", method, METHODS[method].options, shown=command != "compare")
-    _add_options(parser, "backbone", backbone, type(backbone_options(backbone, {})))
+    _add_options(parser, "method", choice.method, METHODS[choice.method].options, shown=command != "compare")
+    _add_options(parser, "backbone", choice.backbone, type(backbone_options(choice.backbone, {})))
     for group, options in GROUPS.items():
         _add_options(parser, group, None, options, without=OF_A_STREAM if command == "learn" else ())
     known = {action.dest for action in parser._actions}
-    parser.set_defaults({key: value for key, value in _usual(bench, command).items() if key in known})
+    chosen = {"method": choice.method, "backbone": choice.backbone}
+    others = [group for group, name in chosen.items() if choice.usual.get(f"{group}.name", name) != name]
+    usual = {key: value for key, value in choice.usual.items() if key.partition(".")[0] not in others}
+    parser.set_defaults({key: value for key, value in usual.items() if key in known})
     return parser
-
-
-def _usual(bench: str, command: Command) -> dict[str, object]:
-    """The defaults that suit a benchmark, or a learner, by dotted name."""
-    usual = dict(benchmark(bench).defaults)
-    if command == "learn" and bench == LEARNER.benchmark:
-        usual |= {key: value for key, value in flat(LEARNER).items() if key.partition(".")[0] not in CHOICES}
-    return usual
 
 
 def _add_running(parser: ArgumentParser, command: Command) -> None:

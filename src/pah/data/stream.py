@@ -31,6 +31,8 @@ class StreamOptions:
         classes: Use only the first so many classes of the class order; all unless given.
         class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
         validation: Share of each class's training images that is held out, never trained on.
+        sizes: Classes of each task, for tasks of unequal size; `tasks` counts them unless given.
+        images: Training images of each class, at most, drawn by the seed from those that are not held out.
     """
 
     tasks: int | None = None
@@ -38,12 +40,17 @@ class StreamOptions:
     classes: int | None = None
     class_order: ClassOrder = "seed"
     validation: float = 0.0
+    sizes: tuple[int, ...] | None = None
+    images: int | None = None
 
     def __post_init__(self) -> None:
         require(self.tasks is None or self.tasks >= 1, "stream.tasks", "at least 1", self.tasks)
         require(self.first is None or self.first >= 1, "stream.first", "at least 1", self.first)
         require(self.classes is None or self.classes >= 2, "stream.classes", "at least 2", self.classes)
         require(0 <= self.validation < 1, "stream.validation", "at least 0 and below 1", self.validation)
+        sizes = self.sizes
+        require(sizes is None or min(sizes, default=0) >= 2, "stream.sizes", "at least 2 classes a task", sizes)
+        require(self.images is None or self.images >= 1, "stream.images", "at least 1", self.images)
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,10 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         InputError: more classes asked than there are, a task with a single class, or a class whose training
             images do not suffice for the validation part.
     """
+    if options.sizes:
+        wanted = options.tasks in (None, len(options.sizes))
+        require(wanted, "stream.tasks", f"{len(options.sizes)}, as there are so many sizes, or none", options.tasks)
+        tasks = len(options.sizes)
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
     groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
     rows_of = [_rows_by_class(images.labels, len(source.class_names)) for images in (source.train, source.test)]
@@ -224,6 +235,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         short = [source.class_names[y] for y, rows in zip(labels, kept, strict=True) if len(rows) == 0]
         if short:
             raise InputError(f"stream.validation {options.validation}: class {short[0]!r} keeps no training image")
+        kept = tuple(_some(rows, options.images, seed, y) for y, rows in zip(labels, kept, strict=True))
         tested = [rows_of[1][y] for y in labels]
         train = _examples(source.train, kept)
         parts.append((labels, train, _examples(source.train, held), _examples(source.test, tested)))
@@ -282,9 +294,10 @@ def evaluation_batches(
 
 def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
     """The labels of each task."""
-    total = len(class_names)
-    used = options.classes if options.classes is not None else total
+    total, sizes = len(class_names), options.sizes
+    used = options.classes if options.classes is not None else sum(sizes) if sizes else total
     require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
+    require(sizes is None or sum(sizes) == used, "stream.sizes", f"sizes that add up to {used} classes", sizes)
     if 2 * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
@@ -293,7 +306,8 @@ def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int
     order = torch.arange(total)
     if options.class_order == "seed":
         order = torch.randperm(total, generator=generator(seed, "class order"))
-    return [tuple(part.tolist()) for part in order[:used].tensor_split(tasks)]
+    parts = order[:used].split(list(sizes)) if sizes else order[:used].tensor_split(tasks)
+    return [tuple(part.tolist()) for part in parts]
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
@@ -309,6 +323,13 @@ def _hold_out(rows: Tensor, share: float, seed: int, label: int) -> tuple[Tensor
     held = max(1, round(share * len(rows)))
     shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "validation", label))]
     return shuffled[held:].sort().values, shuffled[:held].sort().values
+
+
+def _some(rows: Tensor, most: int | None, seed: int, label: int) -> Tensor:
+    """At most so many of a class's rows, ascending."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator(seed, "images", label))[:most]].sort().values
 
 
 def _examples(images: Images, rows_by_class: Sequence[Tensor]) -> Examples:

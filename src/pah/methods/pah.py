@@ -4,6 +4,7 @@ B: images, J: old tasks, C: classes of the largest old task, P: old prototypes, 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pah.config import InputError, require
-from pah.data.stream import Batch, Examples, Task
-from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, stack_heads
+from pah.data.stream import Batch, Examples, Task, number_of_batches
+from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, relative_distance, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.methods.teacher import ALIGNED_TASKS, OLD_TASKS, Teacher, asked_tasks, of_tasks, weight_of_asked
 from pah.models.hypernetwork import Conditioning, unequal_message
-from pah.models.modes import BatchNormStatistics, evaluating, frozen
+from pah.models.modes import BatchNormStatistics, evaluating, frozen, frozen_batch_norm, reestimate
 from pah.models.network import GeneratedHeads, Network, apply_rows
 from pah.models.prototypes import Prototypes, PrototypeStart, owners, shrink
+
+ESTIMATION_BATCH = 64  # images by which batch norm's statistics are estimated at a time
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class PAHOptions(MethodOptions):
         prototype_optimizer: Old prototypes have an optimizer of their own, stepped on L_sp, or share the main one.
         prototype_lr: Learning rate of old prototypes with an optimizer of their own, at its peak.
         teacher_batch_norm: The teacher normalises by its running statistics, or by the batch's (published).
+        later_batch_norm: From the second task on, the backbone that learns normalises by the statistics of the batch,
+            or by those of the first task's images, which are estimated when that task ends and then frozen: student,
+            teacher and finished network then compute the same function.
+        feature_stability: Weight of L_features: the features of new images stay those of the teacher. Of an image, a
+            head of two classes says a single number; the features say D.
+        head_stability: Weight of L_heads: the generated heads of old tasks stay those of the teacher (von Oswald et
+            al., ICLR 2020, equation 2), which needs no image.
         old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample, so that the cost
             of a step stays flat (published: all).
         aligned_tasks_per_step: The same for L_sp, whose prototypes cost a backbone pass (published: all).
@@ -63,12 +73,15 @@ class PAHOptions(MethodOptions):
     prototype_optimizer: Literal["separate", "shared"] = "separate"
     prototype_lr: float = 1e-3
     teacher_batch_norm: BatchNormStatistics = "running"
+    later_batch_norm: Literal["batch", "frozen"] = "batch"
+    feature_stability: float = 0.0
+    head_stability: float = 0.0
     old_tasks_per_step: int = OLD_TASKS
     aligned_tasks_per_step: int = ALIGNED_TASKS
 
     def __post_init__(self) -> None:
-        require(self.stability >= 0, "method.stability", "at least 0", self.stability)
-        require(self.alignment >= 0, "method.alignment", "at least 0", self.alignment)
+        for name in ("stability", "alignment", "feature_stability", "head_stability"):
+            require(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
         require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
         require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
         lr = self.hypernetwork_lr
@@ -130,6 +143,7 @@ class PAH(Method):
         options = self.options
         old = asked_tasks(self.old_tasks, options.old_tasks_per_step, batch.step)
         weights = {"L_sm": options.stability * weight_of_asked(self.old_tasks, old, options.over_tasks)}
+        weights |= {"L_features": options.feature_stability, "L_heads": options.head_stability}
         terms = self._image_terms(batch, old)
         if not self._aligns:
             return descend(self.optimizers[0], terms, weights)
@@ -141,6 +155,12 @@ class PAH(Method):
         done = descend(self.optimizers[0], terms, weights)
         return done | descend(self.optimizers[1], {"L_sp": self.alignment_loss(old)}, weights)
 
+    def end_task(self, task: Task) -> None:
+        """After the first task, batch norm gets the statistics of its images under the weights as they are now."""
+        if task.index == 0 and self.options.later_batch_norm == "frozen":
+            parts = torch.arange(len(task.train)).tensor_split(number_of_batches(len(task.train), ESTIMATION_BATCH))
+            reestimate(self.network.backbone, (self.images_of(task, task.train, which) for which in parts))
+
     def release(self) -> None:
         """The teacher goes: a finished model carries none."""
         super().release()
@@ -149,17 +169,32 @@ class PAH(Method):
         self.first_images = None
 
     def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
-        """L_hm and L_sm, of these old tasks, from one backbone pass and one call of the hypernetwork."""
-        if self.teacher is None or self.options.stability == 0:
+        """L_hm and what holds these old tasks, from one backbone pass and one call of the hypernetwork."""
+        o = self.options
+        if self.teacher is None or not (o.stability or o.feature_stability or o.head_stability):
             old = range(0)
-        logits = self.network(batch.x, [*old, self.task], detach=old)  # (B, P + C_task)
+        features = self._features(batch.x)  # (B, D)
+        rows = self.heads.rows([*old, self.task], detach=old)
+        logits = apply_rows(features, rows)  # (B, P + C_task)
         of_old, of_task = logits.split([sum(self.network.sizes(old)), self.heads.sizes[self.task]], dim=1)
         terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
         if old and self.teacher is not None:
-            o = self.options
             student = stack_heads(of_old, self.network.sizes(old))  # (B, J, C)
-            terms["L_sm"] = distillation(self.teacher(batch.x, old), student, o.temperature, o.direction, o.over_tasks)
+            taught = self.teacher.features(batch.x)  # (B, D)
+            answers = self.teacher.answers(taught, old)
+            terms["L_sm"] = distillation(answers, student, o.temperature, o.direction, o.over_tasks)
+            if o.feature_stability:
+                terms["L_features"] = relative_distance(taught, features)
+            if o.head_stability:
+                terms["L_heads"] = relative_distance(self.teacher.rows_of(old), rows[: of_old.shape[1]])
         return terms
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The features by which the backbone learns: (B, channels, H, W) -> (B, D)."""
+        frozen_norms = self.task > 0 and self.options.later_batch_norm == "frozen"
+        with frozen_batch_norm(self.network.backbone) if frozen_norms else nullcontext():
+            features: Tensor = self.network.backbone(x)
+        return features
 
     def alignment_loss(self, old: Sequence[int]) -> Tensor:
         """L_sp of these old tasks: a function of their prototypes alone; no gradient reaches a weight, no buffer

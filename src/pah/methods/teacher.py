@@ -50,13 +50,26 @@ class Teacher(nn.Module):
         with torch.no_grad():
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)
 
-    @torch.no_grad()
     def forward(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """The answers of old tasks' heads to images: (B, channels, H, W) -> (B, J, C)."""
+        return self.answers(self.features(x), tasks)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """What the old backbone sees in images: (B, channels, H, W) -> (B, D)."""
         with evaluating(self.backbone, statistics=self.statistics):
-            features = self.backbone(x)
-        rows = of_tasks(self.rows, self.sizes, tasks)
-        return stack_heads(apply_rows(features, rows), tuple(self.sizes[k] for k in tasks))
+            features: Tensor = self.backbone(x)
+        return features
+
+    @torch.no_grad()
+    def answers(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
+        """The answers of old tasks' heads to features: (B, D) -> (B, J, C)."""
+        rows = apply_rows(features, self.rows_of(tasks))
+        return stack_heads(rows, tuple(self.sizes[k] for k in tasks))
+
+    def rows_of(self, tasks: Sequence[int]) -> Tensor:
+        """The heads of some old tasks, (Σ C_k, D + 1)."""
+        return of_tasks(self.rows, self.sizes, tasks)
 
 
 def of_tasks(rows: Tensor, sizes: Sequence[int], tasks: Sequence[int]) -> Tensor:

@@ -3,12 +3,12 @@
 `nn.Module.train(mode)` is recursive and would also switch what must stay frozen; these restore each module's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormStatistics = Literal["running", "batch"]
@@ -65,3 +65,35 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses its running statistics and leaves them as they are; all else keeps its mode."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    modes = [norm.training for norm in norms]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm, mode in zip(norms, modes, strict=True):
+            norm.training = mode
+
+
+@torch.no_grad()
+def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of batch norm to the mean of those of the batches (B, channels, H, W), B at least 2.
+
+    While a network learns, they lag behind its weights, the more the fewer steps there were.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(module):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: the plain mean of all batches
+        for x in batches:
+            module(x.contiguous(memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
