@@ -387,3 +387,68 @@ def test_losses_used_are_the_pure_functions(stream: Stream) -> None:
     owners = torch.tensor([0, 0, 1, 1])
     expected = alignment(method.answers_to_prototypes, method._prototype_answers([0, 1]), owners, 2)
     torch.testing.assert_close(method.alignment_loss(method.old_tasks), expected)
+
+
+KEEPS: dict[str, Any] = {"later_batch_norm": "frozen", "feature_stability": 3.0, "head_stability": 10.0}
+
+
+def test_features_and_heads_are_held_where_the_teacher_has_them(stream: Stream) -> None:
+    method = in_task(stream, 3, **KEEPS)
+    assert method.teacher is not None
+    batch = some_batch(stream.tasks[2])
+    terms = method._image_terms(batch, method.old_tasks)
+    with torch.no_grad(), evaluating(method):
+        now, then = method.network.backbone(batch.x), method.teacher.features(batch.x)
+        rows, old_rows = method.network.heads.rows([0, 1]), method.teacher.rows
+    assert terms["L_features"].item() == pytest.approx(
+        ((now - then).square().sum() / then.square().sum()).item(), rel=1e-4
+    )
+    assert terms["L_heads"].item() == pytest.approx(
+        ((rows - old_rows).square().sum() / old_rows.square().sum()).item(), rel=1e-4
+    )
+
+
+def test_with_frozen_batch_norm_the_student_starts_as_the_teacher(stream: Stream) -> None:
+    method = small_pah(**KEEPS)
+    learned(method, stream, 1, steps=20)
+    method.end_task(stream.tasks[0])
+    method.release()
+    begin(method, stream.tasks[1], seed=0)
+    method.train()
+    terms = method._image_terms(some_batch(stream.tasks[1]), method.old_tasks)
+    assert max(terms[name].item() for name in ("L_sm", "L_features", "L_heads")) == pytest.approx(0.0, abs=1e-6)
+    moving = small_pah()
+    learned(moving, stream, 1, steps=20)
+    moving.end_task(stream.tasks[0])
+    moving.release()
+    begin(moving, stream.tasks[1], seed=0)
+    moving.train()
+    assert moving._image_terms(some_batch(stream.tasks[1]), moving.old_tasks)["L_sm"].item() > 1e-4
+
+
+def test_frozen_batch_norm_keeps_the_first_tasks_statistics_and_learns_its_weights(stream: Stream) -> None:
+    method = small_pah(**KEEPS)
+    learned(method, stream, 1)
+    method.end_task(stream.tasks[0])
+    before = snapshot(method.network.backbone)
+    for task in stream.tasks[1:3]:
+        method.release()
+        begin(method, task, seed=0)
+        method.train()
+        method.observe(some_batch(task))
+    moved = changed(method.network.backbone, before)
+    assert not {name for name in moved if "running" in name or "batches" in name}
+    assert any(name.endswith("weight") for name in moved)
+    assert all(part.training for part in method.network.backbone.modules())
+
+
+def test_the_first_tasks_statistics_are_those_of_its_images(stream: Stream) -> None:
+    method = small_pah(**KEEPS)
+    learned(method, stream, 1)
+    method.end_task(stream.tasks[0])
+    task, (convolution, norm) = stream.tasks[0], list(method.network.backbone.body.children())[:2]
+    with torch.no_grad():
+        maps = convolution(task.normalization(task.train.pixels[task.train.rows]))
+    assert isinstance(norm, nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, maps.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-2)
+    torch.testing.assert_close(norm.running_var, maps.var(dim=(0, 2, 3)), atol=1e-3, rtol=3e-2)

@@ -46,6 +46,21 @@ def test_fewer_classes_are_the_first_of_the_order() -> None:
     assert digits(tasks=2, classes=5, seed=3).class_order == digits(seed=3).class_order[:5]
 
 
+def test_tasks_may_have_sizes_of_their_own() -> None:
+    stream = digits(class_order="natural", sizes=(2, 4, 3))
+    assert [task.labels for task in stream.tasks] == [(0, 1), (2, 3, 4, 5), (6, 7, 8)]
+
+
+def test_fewer_images_are_drawn_by_the_seed_from_those_that_are_not_held_out() -> None:
+    asked = ((0, None), (0, 20), (1, 20))
+    whole, few, other = (digits(seed=seed, images=n, class_order="natural", validation=0.2) for seed, n in asked)
+    for all_of, some, rest in zip(whole.tasks, few.tasks, other.tasks, strict=True):
+        assert some.train.labels.bincount().tolist() == [20, 20]
+        assert set(some.train.rows.tolist()) < set(all_of.train.rows.tolist())
+        assert torch.equal(some.validation.rows, all_of.validation.rows)
+        assert set(some.train.rows.tolist()) != set(rest.train.rows.tolist())
+
+
 def test_validation_is_the_same_share_of_every_class_and_never_trained_on() -> None:
     plain, stream = digits(seed=4), digits(seed=4, validation=0.25)
     for whole, task in zip(plain.tasks, stream.tasks, strict=True):
@@ -161,6 +176,9 @@ def test_without_augmentation_images_are_unchanged() -> None:
         (StreamOptions(), 11, "11 tasks of 10 classes"),
         (StreamOptions(classes=11), 2, "at most the 10 classes"),
         (StreamOptions(validation=0.999), 2, "keeps no training image"),
+        (StreamOptions(sizes=(2, 9)), 2, "at most the 10 classes"),
+        (StreamOptions(sizes=(2, 3), classes=6), 2, "sizes that add up to 6 classes"),
+        (StreamOptions(sizes=(2, 3), tasks=3), 3, "2, as there are so many sizes"),
     ],
 )
 def test_impossible_splits_are_refused(options: StreamOptions, tasks: int, message: str) -> None:

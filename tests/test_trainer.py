@@ -159,6 +159,20 @@ def test_the_first_task_may_have_epochs_of_its_own(stream: Stream) -> None:
     assert [event.lr < 1e-3 for event in events if isinstance(event, EpochDone)] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize(("images", "expected"), [(10_000, 32), (400, 24), (80, 8), (10, 8)])
+def test_a_task_of_few_images_takes_smaller_batches_for_its_steps(images: int, expected: int) -> None:
+    assert TrainingOptions(epochs=6, batch_size=32, min_steps=100).batch_size_of(1, images) == expected
+    assert TrainingOptions(epochs=6, batch_size=32).batch_size_of(1, images) == 32
+
+
+def test_smaller_batches_are_what_is_learned_from(stream: Stream) -> None:
+    _, _, events = finished("finetune", stream, epochs=2, min_steps=40)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.steps_left for event in steps].count(0) == len(stream.tasks)
+    assert len(steps) >= 40 * len(stream.tasks)
+    assert max(event.images for event in steps) <= max(2 * len(task.train) // 40 for task in stream.tasks)
+
+
 def test_a_flipped_test_averages_the_logits_of_both_images(stream: Stream) -> None:
     method, _, _ = finished("pah", stream, epochs=1)
     task = stream.tasks[1]

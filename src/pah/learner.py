@@ -52,12 +52,13 @@ DEFAULT = defaults()
 
 
 class DriftError(Exception):
-    """A lesson changed old answers more than its owner allows, and was rolled back. `drift`: of each task, 0 to 1."""
+    """A lesson cost an old task more than its owner allows, and was rolled back. `drift`: of each task, 0 to 1."""
 
     def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
         worst = max(drift, key=lambda name: drift[name])
         super().__init__(
-            f"lesson rolled back: expected no task to drift by more than {allowed}, got {drift[worst]:.3f} of {worst!r}"
+            f"lesson rolled back: expected no drift above {allowed} (the accuracy that a task is estimated to lose, 0 "
+            f"to 1), got {drift[worst]:.3f} of {worst!r}"
         )
         self.drift = drift
 
@@ -167,8 +168,9 @@ class ContinualLearner:
             label_column: Of the labels, where it is not plain.
             skip_unreadable: Leave out image files that cannot be read.
             held_out: For old tasks by name, images kept for checking: accuracy on them is measured before and after.
-            max_drift: The most, 0 to 1, by which the answers to an old task's prototypes may move, or the accuracy on
-                what was held out for it may fall.
+            max_drift: The largest share of an old task's images, 0 to 1, that may be answered worse than before, by
+                the estimate (`Lesson.drift`) or on what was held out for it: 0.1 undoes a lesson that costs an old task
+                more than 10 points of accuracy.
             watch: Called with every event of training; what it raises ends the lesson.
             validate: Whether to measure accuracy on the validation images after each epoch, for `watch`.
 
@@ -193,6 +195,8 @@ class ContinualLearner:
         worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}
         if max_drift is not None and any(moved > max_drift for moved in worst.values()):
             raise DriftError(worst, max_drift)
+        if silent := [task.name for task in self.tasks if task.name not in drift]:
+            notes += (f"no estimate of what was lost of {', '.join(silent)}: no statistics of its classes were kept",)
         lesson = Lesson(
             name=name,
             taught=now(),

@@ -64,8 +64,8 @@ class Lesson:
         taught: When, ISO 8601 in UTC; None where it is not known.
         accuracies: Of each task measured after the lesson, in percent: the new one on its test part, others on what
             the owner held out.
-        drift: Of each task known before: how far the answers to its prototypes moved, the mean total variation
-            distance, 0 to 1.
+        drift: Of each task known before: the share of its images, 0 to 1, that are estimated to be answered worse than
+            before (`pah.models.class_statistics.estimated_losses`); tasks of which no statistics are kept are left out.
         seconds: That it took.
         notes: What had to be changed of the images.
     """

@@ -129,7 +129,7 @@ def _options() -> list[Any]:
     check = gr.Checkbox(
         True,
         label="Keep a fifth of these images on the server, to measure this task after later lessons",
-        info="Never taught from, never in the learner. Without them only drift tells how the task fares later.",
+        info="Never taught from, never in the learner. Without them only an estimate tells how the task fares later.",
         elem_id="teach-keep-check",
     )
     return [epochs, size, check]

@@ -156,15 +156,17 @@ def _result(of: Mapping[str, Any]) -> str:
             escape(name) + (" (new)" if name == of["name"] else ""),
             "not known before" if name == of["name"] else percent(result["before"].get(name)),
             percent(result["after"].get(name)),
-            "–" if name not in result["drift"] else f"{result['drift'][name]:.3f}",
+            "–" if name not in result["drift"] else f"{100 * result['drift'][name]:.1f} %",
         ]
         for name in names
     ]
     said = "".join(note(text) for text in result["notes"])
     missing = [name for name in names if name not in result["after"]]
     if missing:
-        said += note(f"No images of {', '.join(missing)} were kept for checking: only drift tells how they fared.")
-    titles = ["task", "accuracy before", "accuracy after", "drift (0 to 1)"]
+        said += note(
+            f"No images of {', '.join(missing)} were kept for checking: only the estimate tells how they fared."
+        )
+    titles = ["task", "accuracy before", "accuracy after", "lost (estimate)"]
     return table(titles, rows, "Every task before and after the lesson") + said
 
 
@@ -198,11 +200,11 @@ def _history(learner: ContinualLearner) -> str:
         [
             escape(lesson.name),
             *(percent(lesson.accuracies.get(name)) for name in names),
-            f"{max(lesson.drift.values()):.3f}" if lesson.drift else "–",
+            f"{100 * max(lesson.drift.values()):.1f} %" if lesson.drift else "–",
         ]
         for lesson in learner.history
     ]
-    return table(["after lesson", *names, "largest drift"], rows, "Accuracy of each task after each lesson")
+    return table(["after lesson", *names, "largest loss (estimate)"], rows, "Accuracy of each task after each lesson")
 
 
 def _prototypes(shown: Sequence[Portrait]) -> str:

@@ -207,13 +207,13 @@ class LessonView:
 
 
 def _lesson_table(learner: ContinualLearner) -> Table:
-    """The last lesson: accuracies measured after it, and how far old answers moved."""
+    """The last lesson: accuracies measured after it, and what old tasks are estimated to have lost."""
     lesson = learner.history[-1]
-    table = Table("task", Column("accuracy, %", justify="right"), Column("drift", justify="right"))
+    table = Table("task", Column("accuracy, %", justify="right"), Column("lost, % (estimate)", justify="right"))
     for task in learner.tasks:
         accuracy, drift = lesson.accuracies.get(task.name), lesson.drift.get(task.name)
         table.add_row(
-            task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{drift:.3f}"
+            task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{100 * drift:.1f}"
         )
     return table
 

@@ -84,7 +84,7 @@ class LessonLines(AbstractContextManager["LessonLines"]):
         say("rolled back", **self.lesson, reason=str(error))
 
     def done(self, learner: ContinualLearner, folder: Path) -> None:
-        """`done`: the accuracies measured after the lesson, percent, and how far the answers of old tasks moved."""
+        """`done`: accuracies measured after the lesson, percent; drift, what old tasks are estimated to have lost."""
         lesson = learner.history[-1]
         of = {"accuracies": lesson.accuracies, "drift": lesson.drift, "notes": lesson.notes}
         say("done", **self.lesson, **of)

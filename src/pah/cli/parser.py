@@ -150,7 +150,12 @@ def _parser(choice: _Choice, command: Command) -> ArgumentParser:
         add("--name", type=str, default="", help="of the task, by which it is asked")
         add("--only", type=str, default="", help="CLASS,…: only these classes of the data")
         add("--held_out", type=list[str], default=[], metavar="TASK=DATA", help="images of an old task, to check it by")
-        add("--max_drift", type=float | None, default=None, help="roll back if an old task loses more, 0 to 1")
+        add(
+            "--max_drift",
+            type=float | None,
+            default=None,
+            help="roll back if an old task is estimated to lose more of its accuracy, 0 to 1: 0.1 is 10 points",
+        )
         add("--skip_unreadable", action="store_true", help="leave out image files that cannot be read")
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:

@@ -57,7 +57,8 @@ class Benchmark:
                 require(value is None, option, "none for images that are embedded or made", value)
             return small_source(small, None)
         if data is None:
-            raise InputError(f"benchmark: expected --data with the folder of {small.data}, got none")
+            name = next(name for name, of in SMALL_STREAMS.items() if of is small)
+            raise InputError(f"benchmark {name}: expected --data with the folder of {small.data}, got none")
         inside = Path(data) / small.data
         where = str(inside) if inside.is_dir() else data
         return small_source(small, load_source(where, label_column=label_column, image_size=SIZE))

@@ -115,7 +115,7 @@ class ClassStatistics:
 def estimated_losses(
     statistics: ClassStatistics, carry: Carry, before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> list[float | None]:
-    """The accuracy on each old task that a lesson is estimated to have cost, in percent; negative for a gain.
+    """The accuracy that a lesson is estimated to have cost on each old task, in percent; negative for a gain.
 
     Features drawn from what was known of a task are answered by its head as it was, and, moved by the lesson's map and
     by noise of the size of the map's error, by its head as it is now. None for a task of which nothing is known.
