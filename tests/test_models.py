@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import changed, snapshot
 from pah.config import InputError
-from pah.models.backbones import BACKBONES, Backbone, SlimResNet18Options, TimmOptions
+from pah.models.backbones import BACKBONES, Backbone, SlimResNet18Options, StridedPointwise, TimmOptions
 from pah.models.folding import folded
 from pah.models.modes import evaluating, frozen
 
@@ -142,3 +142,39 @@ def test_frozen_weights_let_gradients_through_and_get_none() -> None:
     assert layer.weight.grad is None
     assert layer.weight.requires_grad
     assert not layer.bias.requires_grad  # it was not, so it is not
+
+
+@pytest.mark.parametrize(("inputs", "groups", "size"), [(2, 1, 8), (3, 1, 56), (8, 1, 64), (15, 1, 7), (24, 2, 16)])
+def test_a_strided_pointwise_convolution_of_few_channels_has_the_right_gradients(
+    inputs: int, groups: int, size: int
+) -> None:
+    """torch's own kernel for these corrupts memory (torch 2.14.1, channels last)."""
+    torch.manual_seed(0)
+    exact = nn.Conv2d(inputs, 2 * inputs, 1, 2, bias=False, groups=groups).double()
+    body = nn.Sequential(nn.Conv2d(inputs, 2 * inputs, 1, 2, bias=False, groups=groups)).to(
+        memory_format=torch.channels_last
+    )
+    body[0].load_state_dict(exact.state_dict())
+    layer = Backbone(body, 2 * inputs).body
+    assert isinstance(layer, nn.Sequential)
+    assert type(layer[0]) is StridedPointwise
+    x = torch.randn(4, inputs, size, size)
+    for _ in range(3):
+        here = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        there = x.double().requires_grad_()
+        wanted, found = exact(there), layer(here)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
+        wanted.square().sum().backward()
+        found.square().sum().backward()
+        assert here.grad is not None
+        torch.testing.assert_close(here.grad.double(), there.grad, atol=1e-4, rtol=1e-4)
+    gradient = next(layer.parameters()).grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient.double(), exact.weight.grad, atol=1e-3, rtol=1e-3)
+
+
+def test_wide_strided_convolutions_stay_torchs_own() -> None:
+    narrow, wide = (SlimResNet18Options(width=width).build(3) for width in (8, 16))
+    kinds = [[type(part) for part in of.modules() if isinstance(part, nn.Conv2d)] for of in (narrow, wide)]
+    assert kinds[0].count(StridedPointwise) == 1
+    assert set(kinds[1]) == {nn.Conv2d}

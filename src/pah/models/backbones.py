@@ -13,12 +13,34 @@ from torch import Tensor, nn
 from pah.config import InputError, require, unknown
 from pah.hub import cache_only_unless, hub_answers
 
+FEW_CHANNELS = 16  # below which torch's kernel of a strided 1x1 convolution is wrong (`StridedPointwise`)
+
+
+class StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution of stride s as one of stride 1 on every s-th pixel, which is the same.
+
+    In torch 2.14.1 the backward pass of the strided one writes outside of its memory on a processor, with channels last
+    and fewer than 16 input channels (oneDNN; maps of 56x56 and more, smaller ones without AVX-512): it ends in a
+    segmentation fault, or in wrong gradients.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
+
 
 class Backbone(nn.Module):
     """A network from images to features: `features` is D, `body` maps (B, channels, H, W) to (B, D)."""
 
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
+        for part in body.modules():
+            if (
+                type(part) is nn.Conv2d
+                and _is_strided_pointwise(part)
+                and part.in_channels < FEW_CHANNELS * part.groups
+            ):
+                part.__class__ = StridedPointwise  # its weights and its name stay as they are
         self.body = body
         self.features = features
 
@@ -188,6 +210,10 @@ def backbone_options(name: str, values: Mapping[str, Any]) -> BackboneOptions:
     if name not in BACKBONES:
         raise unknown("backbone", name, [*BACKBONES, "timm:<name>"])
     return BACKBONES[name](**values)
+
+
+def _is_strided_pointwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.padding == (0, 0)
 
 
 def _begins_a_stage(layer: nn.Module) -> bool:

@@ -14,7 +14,6 @@ from pah.models.network import apply_rows
 
 RIDGE = 1e-2  # of the mean square of a feature: how strongly a lesson's map is drawn to the identity
 SHRINKAGE = 1e-3  # of the covariance's mean variance, added to each: few images leave directions without any
-ERROR = 2.0  # standard deviations of the map's error: it is fitted on new images, and is larger on old ones
 DRAWS = 1000  # features drawn of each task to estimate an accuracy: a standard error of at most 1.6 points
 
 
@@ -134,7 +133,7 @@ def estimated_losses(
             continue
         labels = torch.arange(DRAWS) % len(means)
         features = means[labels] + spread
-        moved = features @ carry.matrix + ERROR * error
+        moved = features @ carry.matrix + error
         found.append(_accuracy(features, old, labels) - _accuracy(moved, new, labels))
     return found
 
