@@ -41,7 +41,7 @@ readme, picture, task_inference = (program(f"tools/{name}.py") for name in ("rea
 step_cost, many_tasks = (program(f"benchmarks/{name}.py") for name in ("step_cost", "many_tasks"))
 
 
-SECTIONS = ("results", "comparison", "steps", "inference", "lessons")
+SECTIONS = ("results", "comparison", "steps", "inference", "small", "lessons")
 MARKERS = "\nbetween\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in SECTIONS) + "\nThe end.\n"
 
 
@@ -100,6 +100,14 @@ def write_answers(results: Path) -> None:
     }
     lessons["images a second"] = {"predict": 980.0, "backbone": 1000.0}
     (results / "three-lessons.json").write_text(json.dumps(lessons))
+    minus = {"difference": -1.25, "low": -3.0, "high": 0.5}
+    of = {"n": 3, "average_accuracy": 80.0, "forgetting": 1.5, "minus_pah": minus}
+    methods = {name: of for name in ("pah", "lwf", "independent")}
+    streams = {"small-marks": {"half": "reported", "methods": methods}}
+    (results / "small-lessons").mkdir()
+    (results / "small-lessons" / "table.json").write_text(json.dumps({"streams": streams, "all": methods}))
+    judged = {"lessons": {"all": 40, "lost": 5}, "flagged": 0.8, "false_alarms": 0.1, "correlation": 0.6}
+    (results / "small-lessons" / "gauge.json").write_text(json.dumps({"all": judged}))
 
 
 @pytest.fixture
@@ -180,6 +188,13 @@ def test_the_table_compares_methods_whose_answers_are_committed(tmp_path: Path) 
     write_run(tmp_path, "others", "lwf", 0)  # no answers, and no PAH beside it
     alone = readme.table([readme.read_run(tmp_path / "results" / "others" / "lwf-seed0")])
     assert alone.splitlines()[-1].split(" | ")[-4] == "–"
+
+
+def test_small_lessons_are_a_line_a_stream_with_a_dash_for_what_is_missing(project: Path) -> None:
+    small = project / "results" / "small-lessons"
+    _, _, marks, _, _, legend = readme.small_table(small / "table.json", small / "gauge.json").splitlines()
+    assert marks == "| `small-marks` | reported | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 | -1.2 [-3.0, +0.5] |"
+    assert "of 5 that cost an old task more than 10 points, 80 % were flagged, and 10 % of the others" in legend
 
 
 def test_check_notices_a_stale_readme(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,7 @@ FIGURES = {  # column -> its name in metrics.json, in percent
     "task not given": "class_incremental_accuracy",
 }
 MINUS = f"AA minus {REFERENCE.upper()} [95 % interval]"  # of methods whose runs' predictions are committed
+SMALL_METHODS = ("pah", "lwf", "finetune", "independent")  # of the table of small lessons
 UNFLIPPED = "AA without flip"  # of runs that average an image's answer with that of its mirror image
 LEFT_OUT = {  # a method that belongs in the comparison -> why it is not there
     "cclis": "its classifier is fitted in a phase of its own after contrastive training, another loop than all share"
@@ -277,6 +278,36 @@ def lessons_table(path: Path) -> str:
     return markdown_table(lines) + f"\n\n{legend}"
 
 
+def small_table(table: Path, gauge: Path) -> str:
+    """What is kept of small lessons, a line for each stream, and how well a learner's estimate tells what is not."""
+    found, judged = read_json(table), read_json(gauge)["all"]
+    titles = ["stream", "settings", *(f"{name}, AA / FM" for name in SMALL_METHODS), "LwF minus PAH [95 % interval]"]
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    for name, stream in found["streams"].items():
+        methods = stream["methods"]
+        minus = methods["lwf"]["minus_pah"]
+        interval = f"{minus['difference']:+.1f} [{minus['low']:+.1f}, {minus['high']:+.1f}]"
+        lines.append([f"`{name}`", stream["half"], *_kept(methods), interval])
+    lines.append(["**mean of all**", "", *_kept(found["all"]), ""])
+    seeds = sorted({stream["methods"]["pah"]["n"] for stream in found["streams"].values()})
+    alone = sorted({stream["methods"]["independent"]["n"] for stream in found["streams"].values()})
+    legend = (
+        f"Percent, task given, test images; means over n = {', '.join(map(str, seeds))} seeds (independent: n = "
+        f"{', '.join(map(str, alone))}), by `python benchmarks/small_lessons.py` and `pah compare`. Settings were chosen "
+        "on validation images of the streams marked so. Estimated loss against true loss of old tasks, "
+        f"{judged['lessons']['all']} lessons of finetune, LwF and PAH: of {judged['lessons']['lost']} that cost an old "
+        f"task more than 10 points, {100 * judged['flagged']:.0f} % were flagged, and "
+        f"{100 * judged['false_alarms']:.0f} % of the others; correlation {judged['correlation']:.2f}."
+    )
+    return markdown_table(lines) + f"\n\n{legend}"
+
+
+def _kept(methods: Mapping[str, Any]) -> list[str]:
+    """AA / FM of the methods of `small_table`; a dash where one is missing."""
+    shown = (methods.get(name) for name in SMALL_METHODS)
+    return [f"{of['average_accuracy']:.1f} / {of['forgetting']:.1f}" if of else "–" for of in shown]
+
+
 def with_section(readme: str, name: str, content: str) -> str:
     """The README with `content` between the markers of that name.
 
@@ -305,6 +336,8 @@ def main(words: Sequence[str] | None = None) -> int:
         wanted = with_section(wanted, "comparison", comparisons(results))
         wanted = with_section(wanted, "steps", step_table(results / "step-cost.json"))
         wanted = with_section(wanted, "inference", inference_table(results / "task-inference" / "test.json"))
+        small = results / "small-lessons"
+        wanted = with_section(wanted, "small", small_table(small / "table.json", small / "gauge.json"))
         wanted = with_section(wanted, "lessons", lessons_table(results / "three-lessons.json"))
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
