@@ -85,7 +85,7 @@ def _means(streams: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def gauge(runs: Path, methods: Sequence[str]) -> dict[str, Any]:
+def gauge(runs: Path, methods: Sequence[str], seeds: Sequence[str]) -> dict[str, Any]:
     """Each lesson's estimated loss of each old task against the true one, on test images, from the runs' snapshots.
 
     Returns:
@@ -96,7 +96,8 @@ def gauge(runs: Path, methods: Sequence[str]) -> dict[str, Any]:
     pairs = []
     for name in SMALL_STREAMS:
         for folder in sorted((runs / name).glob("*-seed*")):
-            if folder.name.partition("-seed")[0] in methods and (folder / "metrics.json").is_file():
+            method, _, seed = folder.name.partition("-seed")
+            if method in methods and seed in seeds and (folder / "metrics.json").is_file():
                 pairs += [{"stream": name, "run": folder.name, **pair} for pair in _pairs(folder)]
     halves = {"chosen on": [p for p in pairs if p["stream"] in CHOSEN_ON]}
     halves["reported"] = [p for p in pairs if p["stream"] not in CHOSEN_ON]
@@ -162,11 +163,15 @@ def main() -> int:
         verb.add_argument("runs", type=Path)
         verb.add_argument("--json", type=Path, help="where to write what is found")
     verb.add_argument("--methods", default="finetune,lwf,pah")
+    verb.add_argument("--seeds", default="0,1")
     options = parser.parse_args()
     if options.verb == "run":
         return run(options.data, options.out, options.methods, options.seeds, options.streams.split(","))
     torch.set_num_threads(1)
-    found = table(options.runs) if options.verb == "table" else gauge(options.runs, options.methods.split(","))
+    if options.verb == "table":
+        found = table(options.runs)
+    else:
+        found = gauge(options.runs, options.methods.split(","), options.seeds.split(","))
     if options.json:
         checkpoint.write_json(options.json, found)
     print(json.dumps({key: of for key, of in found.items() if key != "pairs"}, indent=1))

@@ -289,12 +289,17 @@ def small_table(table: Path, gauge: Path) -> str:
         interval = f"{minus['difference']:+.1f} [{minus['low']:+.1f}, {minus['high']:+.1f}]"
         lines.append([f"`{name}`", stream["half"], *_kept(methods), interval])
     lines.append(["**mean of all**", "", *_kept(found["all"]), ""])
-    seeds = sorted({stream["methods"]["pah"]["n"] for stream in found["streams"].values()})
-    alone = sorted({stream["methods"]["independent"]["n"] for stream in found["streams"].values()})
+    seeds = {
+        method: min(
+            stream["methods"][method]["n"] for stream in found["streams"].values() if method in stream["methods"]
+        )
+        for method in SMALL_METHODS
+        if method in found["all"]
+    }
     legend = (
-        f"Percent, task given, test images; means over n = {', '.join(map(str, seeds))} seeds (independent: n = "
-        f"{', '.join(map(str, alone))}), by `python benchmarks/small_lessons.py` and `pah compare`. Settings were chosen "
-        "on validation images of the streams marked so. Estimated loss against true loss of old tasks, "
+        f"Percent, task given, test images; means over seeds (n = {', '.join(f'{n} {m}' for m, n in seeds.items())}), "
+        "by `python benchmarks/small_lessons.py` and `pah compare`. Settings were chosen on validation images of the "
+        "streams marked so. Estimated loss against true loss of old tasks, "
         f"{judged['lessons']['all']} lessons of finetune, LwF and PAH: of {judged['lessons']['lost']} that cost an old "
         f"task more than 10 points, {100 * judged['flagged']:.0f} % were flagged, and "
         f"{100 * judged['false_alarms']:.0f} % of the others; correlation {judged['correlation']:.2f}."
