@@ -85,7 +85,7 @@ def matrix(config: RunConfig) -> list[list[float]]:
 
 
 def test_a_learner_keeps_a_small_lesson_that_finetuning_forgets() -> None:
-    short = ["--backbone.width", "8", "--stream.first", "2", "--stream.images", "60"]
+    short = ["--backbone.width", "8", "--stream.first", "3", "--stream.images", "60"]
     config = run_request(["small-objects", *short]).config
     assert config.method_options == defaults(SIZE).method_options
     found = {"pah": matrix(config)}
