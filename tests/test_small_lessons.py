@@ -93,5 +93,5 @@ def test_a_learner_keeps_a_small_lesson_that_finetuning_forgets() -> None:
     assert dataclasses.replace(without, method="pah", method_options=config.method_options) == config
     found["finetune"] = matrix(without)
     assert forgetting(found["pah"]) < 8
-    assert forgetting(found["finetune"]) > 20
+    assert forgetting(found["finetune"]) > 12
     assert min(found["pah"][-1]) > 85
