@@ -93,7 +93,7 @@ def test_too_much_drift_ends_with_status_1_and_the_learner_as_it_was(
     learner: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (learner / "learner.json").read_bytes()
-    harmful = ("--optimizer.lr", "1", "--training.schedule", "constant", "--max_drift", "0.05")  # so high a rate forgets
+    harmful = ("--optimizer.lr", "1", "--training.schedule", "constant", "--max_drift", "0.05")
     words = ["learn", str(learner), "--name", "again", "--data", str(photos / "low"), *harmful]
     assert main([*words, "--held_out", f"low={photos / 'low'}", "--held_out", f"high={photos / 'high'}"]) == 1
     assert "rolled back" in capsys.readouterr().out
