@@ -89,9 +89,9 @@ def gauge(runs: Path, methods: Sequence[str], seeds: Sequence[str]) -> dict[str,
     """Each lesson's estimated loss of each old task against the true one, on test images, from the runs' snapshots.
 
     Returns:
-        For each half "lessons", how many there were and how many cost an old task more than `LOST` points; "flagged",
-        the share of these whose estimate was above `LOST`; "false_alarms", the share of the others whose was;
-        "correlation" of estimate and truth over all old tasks; and "pairs", all numbers.
+        For each half, each method and all together "lessons", how many there were and how many cost an old task more
+        than `LOST` points; "flagged", the share of these whose estimate was above `LOST`; "false_alarms", the share of
+        the others whose was; "correlation" of estimate and truth over all old tasks; and "pairs", all numbers.
     """
     pairs = []
     for name in SMALL_STREAMS:
@@ -99,9 +99,10 @@ def gauge(runs: Path, methods: Sequence[str], seeds: Sequence[str]) -> dict[str,
             method, _, seed = folder.name.partition("-seed")
             if method in methods and seed in seeds and (folder / "metrics.json").is_file():
                 pairs += [{"stream": name, "run": folder.name, **pair} for pair in _pairs(folder)]
-    halves = {"chosen on": [p for p in pairs if p["stream"] in CHOSEN_ON]}
-    halves["reported"] = [p for p in pairs if p["stream"] not in CHOSEN_ON]
-    return {half: _judged(of) for half, of in halves.items() if of} | {"all": _judged(pairs), "pairs": pairs}
+    groups = {"all": pairs, "chosen on": [p for p in pairs if p["stream"] in CHOSEN_ON]}
+    groups["reported"] = [p for p in pairs if p["stream"] not in CHOSEN_ON]
+    groups |= {method: [p for p in pairs if p["run"].startswith(f"{method}-seed")] for method in methods}
+    return {name: _judged(of) for name, of in groups.items() if of} | {"pairs": pairs}
 
 
 def _pairs(folder: Path) -> Iterator[dict[str, Any]]:

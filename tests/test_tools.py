@@ -107,7 +107,8 @@ def write_answers(results: Path) -> None:
     (results / "small-lessons").mkdir()
     (results / "small-lessons" / "table.json").write_text(json.dumps({"streams": streams, "all": methods}))
     judged = {"lessons": {"all": 40, "lost": 5}, "flagged": 0.8, "false_alarms": 0.1, "correlation": 0.6}
-    (results / "small-lessons" / "gauge.json").write_text(json.dumps({"all": judged}))
+    of_pah = {"lessons": {"all": 20, "lost": 0}, "flagged": None, "false_alarms": 0.05, "correlation": 0.1}
+    (results / "small-lessons" / "gauge.json").write_text(json.dumps({"all": judged, "pah": of_pah}))
 
 
 @pytest.fixture
@@ -167,6 +168,10 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
         "| --- | --- |" + " ---: |" * 5,
         "| `small-marks` | reported | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 | -1.2 [-3.0, +0.5] |",
         "| **mean of all** |  | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 |  |",
+        "| lessons of | lessons | cost an old task over 10 points | of these flagged | others flagged |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| pah | 20 | 0 | – | 5 % |",
+        "| all | 40 | 5 | 80 % | 10 % |",
         "| lesson | classes | after birds | after fish |",
         "| --- | ---: | ---: | ---: |",
         "| birds | 7 | 70.0 / 60.0 | 65.0 / 55.0 |",
@@ -197,9 +202,10 @@ def test_the_table_compares_methods_whose_answers_are_committed(tmp_path: Path) 
 
 def test_small_lessons_are_a_line_a_stream_with_a_dash_for_what_is_missing(project: Path) -> None:
     small = project / "results" / "small-lessons"
-    _, _, marks, *_, legend = readme.small_table(small / "table.json", small / "gauge.json").splitlines()
-    assert marks == "| `small-marks` | reported | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 | -1.2 [-3.0, +0.5] |"
-    assert "of 5 that cost an old task more than 10 points, 80 % were flagged, and 10 % of the others" in legend
+    lines = readme.small_table(small / "table.json", small / "gauge.json").splitlines()
+    assert lines[2] == "| `small-marks` | reported | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 | -1.2 [-3.0, +0.5] |"
+    assert lines[-4:-2] == ["| pah | 20 | 0 | – | 5 % |", "| all | 40 | 5 | 80 % | 10 % |"]
+    assert lines[-1].endswith("Correlation of estimate and truth: 0.60.")
 
 
 def test_check_notices_a_stale_readme(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
