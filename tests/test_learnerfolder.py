@@ -118,6 +118,20 @@ def test_the_first_format_is_still_read(folder: Path, taught: tuple[ContinualLea
     assert [task.name for task in ContinualLearner.load(folder).tasks] == ["low", "more"]
 
 
+def test_in_the_second_format_drift_was_no_loss_of_accuracy(folder: Path) -> None:
+    path = folder / "learner.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["history"][0]["drift"] = {"low": 0.25}
+    for version, expected in ((2, {}), (3, {"low": 0.25})):
+        older = content | {"format": version}
+        path.write_text(json.dumps(older | {"checksum": learnerfolder._checksum(older)}))
+        assert ContinualLearner.load(folder).history[0].drift == expected
+        path.write_text(json.dumps(older | {"seed": 7, "checksum": learnerfolder._checksum(older)}))
+        with pytest.raises(InputError, match="checksum"):
+            ContinualLearner.load(folder)
+
+
 class PowerCutError(BaseException):
     """Stands for the end of the process: nothing in pah catches it."""
 

@@ -23,7 +23,9 @@ from pah.data.stream import Normalization
 from pah.runconfig import GROUPS, RunConfig
 from pah.runfolder import LEARNER, WEIGHTS
 
-FORMAT = 2  # of learner.json; 1 had no options of training, no history and no checksum of its own
+FORMAT = 3  # of learner.json and the weights
+FIRST = 1  # had no options of training, no history and no checksum of its own
+ESTIMATES = 3  # the first with class statistics; drift was the movement of prototypes' answers before it
 NEXT = f".{WEIGHTS}.next"  # weights that are written whole, before learner.json says that they are the learner's
 STATISTICS = "statistics."  # what the names of tensors that are no weights of the network begin with
 OPTIONS = ("method", "backbone", "seed", *GROUPS)  # of a configuration, as far as a learner has them
@@ -160,7 +162,7 @@ def load(folder: Path) -> tuple[Record, dict[str, Tensor]]:
         raise InputError(f"{path}: expected a learner, got JSON of something else")
     if version > FORMAT:
         raise InputError(f"{path}: expected format {FORMAT} or older, got {version}: a newer pah wrote it; update pah")
-    if version == FORMAT and content.pop("checksum", None) != _checksum(content):
+    if version > FIRST and content.pop("checksum", None) != _checksum(content):
         raise InputError(f"{path}: expected a learner that fits its checksum, got one that was changed or damaged")
     try:
         json.dumps(content, ensure_ascii=False).encode()  # half a character can be read, and not be printed
@@ -202,10 +204,15 @@ def _record(content: Mapping[str, Any]) -> Record:
         image_shape=image_shape,
         normalization=Normalization(statistics["mean"], statistics["std"]),
         tasks=tuple(tasks),
-        history=tuple(Lesson(**_tuples(lesson)) for lesson in content.get("history", ())),
+        history=tuple(_lesson(_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
     )
     _require_sound(record)
     return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_shape[1]))
+
+
+def _lesson(written: dict[str, Any], version: int) -> Lesson:
+    """A lesson as it was written; without its drift where that was another quantity."""
+    return Lesson(**(written if version >= ESTIMATES else written | {"drift": {}}))
 
 
 def _require_sound(record: Record) -> None:

@@ -88,6 +88,8 @@ def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     While a network learns, they lag behind its weights, the more the fewer steps there were.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     with evaluating(module):
         for norm in norms:
