@@ -57,8 +57,8 @@ class DriftError(Exception):
     def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
         worst = max(drift, key=lambda name: drift[name])
         super().__init__(
-            f"lesson rolled back: expected no drift above {allowed} (the accuracy that a task is estimated to lose, 0 "
-            f"to 1), got {drift[worst]:.3f} of {worst!r}"
+            f"lesson rolled back: expected no old task to lose more than {100 * allowed:g} points of accuracy, by the "
+            f"estimate or on held-out images, got {100 * drift[worst]:.1f} for {worst!r}"
         )
         self.drift = drift
 
