@@ -65,7 +65,7 @@ def load_lesson(
                 raise InputError(f"{link}: expected an image or a folder inside {where}, got a link out of it")
         source = load_source(where, label_column=label_column, image_size=image_size, skip_unreadable=skip_unreadable)
     if classes is not None:
-        source = _only(source, classes)
+        source = only_classes(source, classes)
     if len(source.class_names) < 2:
         raise InputError(f"{source.where}: expected at least 2 classes, got {', '.join(source.class_names) or 'none'}")
     return source if channels is None else _with_channels(source, channels)
@@ -125,8 +125,8 @@ def outward_link(root: Path) -> Path | None:
     return None
 
 
-def _only(source: Source, classes: Sequence[str]) -> Source:
-    """The source with some of its classes, in the order given."""
+def only_classes(source: Source, classes: Sequence[str]) -> Source:
+    """The source with some of its classes, in the order given; InputError if it has no such class, or one is twice."""
     index = {name: y for y, name in enumerate(source.class_names)}
     for name in classes:
         if name not in index:

@@ -6,14 +6,14 @@ H and W: height and width, S: pixels a side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from pah.config import unknown
 from pah.data.image import to_pixels
+from pah.data.lesson import only_classes
 from pah.data.sources import Images, Source, load_digits
 
 SIZE = 32  # pixels a side of every image: a fourth of the time that a learner's 64 take
@@ -132,24 +132,14 @@ def small_source(stream: SmallStream, loaded: Source | None) -> Source:
     """
     if loaded is None:
         return _enlarged_digits() if stream.classes == DIGITS else _made(stream.classes)
-    parts = {split: _only(loaded, split, stream) for split in ("train", "test")}
-    return Source(loaded.where, stream.classes, parts["train"], parts["test"], loaded.skipped, loaded.divided)
+    source = only_classes(loaded, stream.classes)
+    return replace(source, train=_grey(source.train), test=_grey(source.test)) if stream.grey else source
 
 
-def _only(loaded: Source, split: str, stream: SmallStream) -> Images:
-    """The images of the stream's classes, labelled by their order in it; only these are copied."""
-    images: Images = getattr(loaded, split)
-    index = {name: y for y, name in enumerate(loaded.class_names)}
-    for name in stream.classes:
-        if name not in index:
-            raise unknown(f"class of {loaded.where}", name, index)
-    new = torch.full((len(index),), -1)
-    new[[index[name] for name in stream.classes]] = torch.arange(len(stream.classes))
-    labels = new[images.labels]
-    pixels = images.pixels[labels >= 0]
-    if stream.grey:
-        pixels = torch.from_numpy(np.rint(pixels.numpy().mean(axis=1, keepdims=True)).astype(np.uint8))
-    return Images(pixels, labels[labels >= 0])
+def _grey(images: Images) -> Images:
+    """The mean of the three channels, as one."""
+    mean = np.rint(images.pixels.numpy().mean(axis=1, keepdims=True))
+    return Images(torch.from_numpy(mean.astype(np.uint8)), images.labels)
 
 
 def _enlarged_digits() -> Source:
