@@ -21,12 +21,12 @@ def digits(tasks: int = 5, seed: int = 0, **options: object) -> Stream:
     return make_stream(DIGITS, StreamOptions(**options), tasks, seed)  # type: ignore[arg-type]
 
 
-def small_pah(seed: int = 0, **options: object) -> PAH:
-    """PAH on a convnet of a few channels, for 8x8 grey images."""
+def small_pah(seed: int = 0, channels: int = 1, **options: object) -> PAH:
+    """PAH on a convnet of a few channels, for 8x8 images, grey ones unless told otherwise."""
     torch.manual_seed(seed)
-    backbone = ConvNetOptions(width=4).build(1)
+    backbone = ConvNetOptions(width=4).build(channels)
     chosen = PAHOptions(**{"prototype_size": 6, "hidden": (16,), **options})  # type: ignore[arg-type]
-    network = Network(backbone, chosen.build_heads(backbone.features, 1), (1, 8, 8))
+    network = Network(backbone, chosen.build_heads(backbone.features, channels), (channels, 8, 8))
     return PAH(network, OptimizerOptions(), chosen).to(memory_format=torch.channels_last)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from helpers import changed, digits, learned, small_pah, snapshot, some_batch
 from pah.config import InputError
+from pah.data.augment import recoloured
 from pah.data.stream import Stream, Task
 from pah.losses import alignment, distillation, kl_divergence, stack_heads
-from pah.methods.pah import PAH
+from pah.methods.pah import PAH, PAHOptions
 from pah.methods.teacher import Teacher
 from pah.models.backbones import BACKBONES
 from pah.models.modes import evaluating
@@ -406,6 +408,47 @@ def test_features_and_heads_are_held_where_the_teacher_has_them(stream: Stream) 
     assert terms["L_heads"].item() == pytest.approx(
         ((rows - old_rows).square().sum() / old_rows.square().sum()).item(), rel=1e-4
     )
+
+
+def test_recoloured_copies_are_distilled_on_but_not_learned_from(stream: Stream) -> None:
+    method = in_task(stream, 3, recoloured=True, **KEEPS)
+    assert method.teacher is not None
+    batch = some_batch(stream.tasks[2])
+    terms = method._image_terms(batch, method.old_tasks)
+    copies = recoloured(batch.x, batch.step.generator("colours"))
+    with torch.no_grad(), evaluating(method):
+        both = torch.cat([batch.x, copies])
+        student = stack_heads(method.network(both, [0, 1]), (2, 2))
+        expected = distillation(method.teacher(both, method.old_tasks), student, method.options.temperature)
+        learned_from = F.cross_entropy(method.network(batch.x, [2]), batch.y)
+    torch.testing.assert_close(terms["L_sm"].detach(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["L_hm"].detach(), learned_from, rtol=1e-4, atol=1e-6)
+
+
+def test_recoloured_copies_show_a_change_that_no_new_image_shows(stream: Stream) -> None:
+    felt = {}
+    for copies in (False, True):
+        method = small_pah(channels=3, prototype_start="random", recoloured=copies, **KEEPS)
+        batches = [some_batch(stream.tasks[task]) for task in (0, 1)]
+        batches = [replace(batch, x=batch.x.repeat(1, 3, 1, 1)) for batch in batches]
+        batches[1].x[:, 0] = 0  # the new images are without red
+        begin(method, stream.tasks[0], seed=0)
+        method.train()
+        for _ in range(3):
+            method.observe(batches[0])
+        method.release()
+        begin(method, stream.tasks[1], seed=0)
+        first = next(part for part in method.network.backbone.modules() if isinstance(part, torch.nn.Conv2d))
+        with torch.no_grad():
+            first.weight[:, 0] += 1  # of all that the network sees, only red changes
+        felt[copies] = method._image_terms(batches[1], method.old_tasks)["L_features"].item()
+    assert felt[False] == pytest.approx(0, abs=1e-6)
+    assert felt[True] > 0.01
+
+
+def test_recoloured_copies_need_frozen_batch_norm() -> None:
+    with pytest.raises(InputError, match=r"method\.recoloured: expected false, or later_batch_norm frozen, got True"):
+        PAHOptions(recoloured=True)
 
 
 def test_with_frozen_batch_norm_the_student_starts_as_the_teacher(stream: Stream) -> None:

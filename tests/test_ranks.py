@@ -21,7 +21,7 @@ from helpers import digits
 from pah import AugmentOptions, InputError, TrainingOptions, TrainState, checkpoint, ranks, train
 from pah.cli import main
 from pah.config import generator
-from pah.data.augment import augment
+from pah.data.augment import augment, recoloured
 from pah.data.stream import training_batches
 from pah.methods import METHODS
 
@@ -97,10 +97,13 @@ def test_slices_of_a_batch_are_the_batch(processes: int, monkeypatch: pytest.Mon
         assert {part.images for part in slices} == {batch.images} == {len(batch.y)}
 
 
-def test_augmenting_a_slice_is_the_slice_of_what_is_augmented() -> None:
+def test_changing_a_slice_is_the_slice_of_what_is_changed() -> None:
     pixels = torch.randint(256, (9, 3, 6, 5), dtype=torch.uint8)
     whole = augment(pixels, SHIFTED, generator(0, "augment"))
     assert torch.equal(augment(pixels[4:7], SHIFTED, generator(0, "augment"), 4, 9), whole[4:7])
+    x = torch.randn(9, 3, 6, 5)
+    copies = recoloured(x, generator(0, "colours"))
+    assert torch.equal(recoloured(x[4:7], generator(0, "colours"), 4, 9), copies[4:7])
 
 
 def test_a_batch_too_small_to_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

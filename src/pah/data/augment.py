@@ -46,6 +46,24 @@ def augment(
     return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def recoloured(x: Tensor, generator: torch.Generator, first: int = 0, of: int | None = None) -> Tensor:
+    """A copy of each image in other colours: (B, C, H, W), normalised -> the same shape, channels last in memory.
+
+    The channels change places, each is inverted with probability one half, its contrast becomes 0.5 to 1.5 times what
+    it was, and its brightness moves by a normal draw of 0.7. `first`, `of` and the generator are as in `augment`.
+    """
+    b, channels = x.shape[:2]
+    whole = b if of is None else of
+    places = torch.rand(whole, channels, generator=generator)[first : first + b].argsort(dim=1)
+    contrast = 0.5 + torch.rand(whole, channels, generator=generator)[first : first + b]
+    inverted = torch.rand(whole, channels, generator=generator)[first : first + b] < 0.5
+    brightness = 0.7 * torch.randn(whole, channels, generator=generator)[first : first + b]
+    scale = torch.where(inverted, -contrast, contrast)
+    places, scale, brightness = (sent(t, x.device)[:, :, None, None] for t in (places, scale, brightness))
+    moved = x.gather(1, places.expand_as(x)).contiguous(memory_format=torch.channels_last)
+    return moved * scale + brightness
+
+
 def _mirrored(positions: Tensor, size: int) -> Tensor:
     """Positions outside [0, size) folded back at the border pixel: -1 -> 1, size -> size - 2."""
     period = max(2 * (size - 1), 1)

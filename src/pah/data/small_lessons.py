@@ -60,6 +60,7 @@ CIFAR, TINY = "cifar100", "tiny-imagenet-50"
 DIGITS = tuple("0123456789")
 OBJECTS = tuple(f"object {k}" for k in range(10))
 MARKS = tuple(f"mark {k}" for k in range(10))
+PATTERNS = tuple(f"pattern {k}" for k in range(10))
 
 SMALL_STREAMS: dict[str, SmallStream] = {
     "small-alike": SmallStream(
@@ -117,6 +118,9 @@ SMALL_STREAMS: dict[str, SmallStream] = {
     "small-marks": SmallStream(
         "made: one background, one object, which carries different marks", None, _pairs(MARKS), 150
     ),
+    "small-patterns": SmallStream(
+        "made: one background, one object, patterns of the same two colours", None, _pairs(PATTERNS), 150
+    ),
 }
 
 
@@ -154,7 +158,7 @@ def _enlarged_digits() -> Source:
 
 def _made(classes: tuple[str, ...]) -> Source:
     """Made images, the same whenever they are made."""
-    draw = {OBJECTS: _object, MARKS: _mark}[classes]
+    draw = {OBJECTS: _object, MARKS: _mark, PATTERNS: _patterned}[classes]
     parts = {}
     for split, count, first in (("train", MADE_TRAIN, 0), ("test", MADE_TEST, 1)):
         random = np.random.default_rng(first)
@@ -174,6 +178,9 @@ HUES = np.array(  # of ten objects or marks, far from each other within a lesson
     ],
     dtype=float,
 )
+
+
+PALE, DARK = np.array([205.0, 195, 160]), np.array([95.0, 70, 50])  # of a body and of the pattern on it
 
 
 def _background(random: np.random.Generator) -> Array:
@@ -231,8 +238,28 @@ def _mark(c: int, random: np.random.Generator) -> Array:
     image = _background(random)
     (x, y), radius, turn = random.uniform(13, 19, 2), random.uniform(9, 12), random.uniform(0, np.pi)
     light = random.uniform(0.8, 1.1)
-    _painted(image, _inside(0, *_distances(x, y, radius, turn)), light * np.array([205.0, 195, 160]), random)
+    _painted(image, _inside(0, *_distances(x, y, radius, turn)), light * PALE, random)
     angle, away = random.uniform(0, 2 * np.pi), 0.4 * radius
     u, v = _distances(x + away * np.cos(angle), y + away * np.sin(angle), 0.38 * radius, random.uniform(0, np.pi))
     _painted(image, _inside((c + c // 5) % 5, u, v), light * HUES[c], random)
+    return _byte(image)
+
+
+def _patterned(c: int, random: np.random.Generator) -> Array:
+    """A background with a pale body of any size and turn, all over it the dark pattern of class c, uint8 (S, S, 3)."""
+    image = _background(random)
+    (x, y), radius, turn = random.uniform(13, 19, 2), random.uniform(9, 12), random.uniform(0, 2 * np.pi)
+    light = random.uniform(0.8, 1.1)
+    u, v = _distances(x, y, radius, turn)
+    r, angle = np.hypot(u, v), np.arctan2(v, u)
+    patterns = (
+        *(np.sin(7 * u) > 0, np.sin(7 * r) > 0),  # stripes, rings
+        *(np.sin(7 * u) * np.sin(7 * v) > 0, np.sin(6 * angle) > 0),  # squares, rays
+        *(u > 0, r < 0.6),  # one half, the middle
+        *(np.sin(14 * u) > 0, np.sin(3 * angle + 7 * r) > 0),  # narrow stripes, spirals
+        *(np.minimum(abs(u), abs(v)) < 0.2, np.hypot(np.sin(4 * u), np.sin(4 * v)) < 0.6),  # a cross, dots
+    )
+    body = _inside(0, u, v)
+    _painted(image, body, light * PALE, random)
+    _painted(image, body & patterns[c], light * DARK, random)
     return _byte(image)

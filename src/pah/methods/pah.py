@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pah import ranks
 from pah.config import InputError, require
+from pah.data.augment import recoloured
 from pah.data.stream import Batch, Examples, Task, number_of_batches
 from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, relative_distance, stack_heads
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
@@ -52,6 +54,9 @@ class PAHOptions(MethodOptions):
             head of two classes says a single number; the features say D.
         head_stability: Weight of L_heads: the generated heads of old tasks stay those of the teacher (von Oswald et
             al., ICLR 2020, equation 2), which needs no image.
+        recoloured: L_sm and L_features also see a copy of each new image in other colours (`recoloured` in
+            data/augment.py): a change of the features that no new image shows, a copy may show. Needs frozen batch
+            norm, whose statistics the copies would change.
         old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample, so that the cost
             of a step stays flat (published: all).
         aligned_tasks_per_step: The same for L_sp, whose prototypes cost a backbone pass (published: all).
@@ -76,12 +81,15 @@ class PAHOptions(MethodOptions):
     later_batch_norm: Literal["batch", "frozen"] = "batch"
     feature_stability: float = 0.0
     head_stability: float = 0.0
+    recoloured: bool = False
     old_tasks_per_step: int = OLD_TASKS
     aligned_tasks_per_step: int = ALIGNED_TASKS
 
     def __post_init__(self) -> None:
         for name in ("stability", "alignment", "feature_stability", "head_stability"):
             require(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
+        expected = "false, or later_batch_norm frozen"
+        require(not self.recoloured or self.later_batch_norm == "frozen", "method.recoloured", expected, True)
         require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
         require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
         lr = self.hypernetwork_lr
@@ -169,18 +177,22 @@ class PAH(Method):
         self.first_images = None
 
     def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
-        """L_hm and what holds these old tasks, from one backbone pass and one call of the hypernetwork."""
+        """L_hm and what holds these old tasks, from one backbone pass and one call of the hypernetwork.
+
+        N: the B images, and as many copies where images are recoloured.
+        """
         o = self.options
         if self.teacher is None or not (o.stability or o.feature_stability or o.head_stability):
             old = range(0)
-        features = self._features(batch.x)  # (B, D)
+        x = torch.cat([batch.x, _recoloured(batch)]) if old and o.recoloured else batch.x
+        features = self._features(x)  # (N, D)
         rows = self.heads.rows([*old, self.task], detach=old)
-        logits = apply_rows(features, rows)  # (B, P + C_task)
+        logits = apply_rows(features, rows)  # (N, P + C_task)
         of_old, of_task = logits.split([sum(self.network.sizes(old)), self.heads.sizes[self.task]], dim=1)
-        terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
+        terms = {"L_hm": F.cross_entropy(of_task[: len(batch.y)], batch.y)}
         if old and self.teacher is not None:
-            student = stack_heads(of_old, self.network.sizes(old))  # (B, J, C)
-            taught = self.teacher.features(batch.x)  # (B, D)
+            student = stack_heads(of_old, self.network.sizes(old))  # (N, J, C)
+            taught = self.teacher.features(x)  # (N, D)
             answers = self.teacher.answers(taught, old)
             terms["L_sm"] = distillation(answers, student, o.temperature, o.direction, o.over_tasks)
             if o.feature_stability:
@@ -253,6 +265,12 @@ class PAH(Method):
             chosen = [which[torch.randint(len(which), (1,))] for which in chosen]
             self.first_images = task.train.pixels[task.train.rows[torch.cat(chosen)]]
         return torch.stack([_mean_image(task, task.train, which, shape[1:]) for which in chosen])
+
+
+def _recoloured(batch: Batch) -> Tensor:
+    """The images of a batch in other colours, (B, channels, H, W)."""
+    part = ranks.own_part(batch.images)
+    return recoloured(batch.x, batch.step.generator("colours"), part.start, batch.images)
 
 
 def _mean_image(task: Task, part: Examples, which: Tensor, shape: tuple[int, ...]) -> Tensor:
