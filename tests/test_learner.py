@@ -1,5 +1,6 @@
 """A learner can be taught, asked, saved and taught again, and loses nothing on the way."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from helpers import DIGITS
 from pah import ContinualLearner, DriftError, InputError, TaughtTask
 from pah.data.augment import AugmentOptions
-from pah.data.stream import StreamOptions
+from pah.data.stream import Examples, StreamOptions
 from pah.inference import AMONG_ALL
 from pah.learner import DEFAULT
+from pah.losses import relative_distance
 from pah.methods import METHODS
 from pah.methods.base import OptimizerOptions
 from pah.models.backbones import ConvNetOptions
@@ -305,3 +307,23 @@ def test_answers_are_those_of_the_network_that_was_taught(learner: ContinualLear
         expected = taught.method(taught.record.normalization(x), 0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert all(part.training for part in taught.method.modules()), "the network itself stays as it is"
+
+
+def test_what_a_lesson_did_to_features_is_measured_where_its_images_show_nothing() -> None:
+    learner = ContinualLearner(config=QUICK)
+    pixels, labels, names = lesson(0, 1)
+    rgb = np.stack([pixels, 255 - pixels, pixels // 2], axis=-1)
+    learner.learn("coloured", (rgb, labels, names))
+    before = learner.taught
+    now = dataclasses.replace(before, method=copy.deepcopy(before.method))
+    first = next(part for part in now.method.network.modules() if isinstance(part, torch.nn.Conv2d))
+    with torch.no_grad():
+        first.weight[:, 0] += 0.5  # what it makes of red
+    images = torch.from_numpy(rgb).permute(0, 3, 1, 2).clone()
+    images[:, 0] = round(255 * before.record.normalization.mean[0])  # the lesson is without red
+    unseen = Examples(images, torch.arange(len(images)), torch.tensor(labels))
+    assert relative_distance(before.features(images), now.features(images)) < 1e-3
+    carry = now.carry_from(before, unseen, AugmentOptions())
+    assert carry.residual.trace() > 0.05 * before.features(images).double().square().sum(dim=1).mean()
+    still = before.carry_from(before, unseen, AugmentOptions())
+    assert still.residual.trace() == pytest.approx(0, abs=1e-9)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pah.config import InputError, generator, unknown
-from pah.data.augment import AugmentOptions, augment
+from pah.data.augment import AugmentOptions, augment, recoloured
 from pah.data.sources import Source
 from pah.data.stream import Examples, Task
 from pah.evaluation import task_logits
@@ -39,7 +39,7 @@ from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
 
-VIEWS = 4  # of each image of a lesson, by which is measured what it did to features
+VIEWS = 3  # of each image of a lesson, by which is measured what it did to features
 BATCH = 50  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
 PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images
 
@@ -300,9 +300,13 @@ class Taught:
 
     def features(self, pixels: Tensor) -> Tensor:
         """The features of images (N, channels, H, W) uint8: (N, D), on the processor."""
+        return torch.cat([self._features(self._prepared(part)) for part in pixels.split(self._batch)])
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The features of prepared images (B, channels, H, W): (B, D), on the processor."""
         with torch.inference_mode():
-            parts = pixels.split(self._batch)
-            return torch.cat([self._answering.network.backbone(self._prepared(part)).cpu() for part in parts])
+            features: Tensor = self._answering.network.backbone(x.to(self._answering.device))
+            return features.cpu()
 
     def heads(self, tasks: Sequence[int]) -> list[Tensor]:
         """The heads of tasks, (C, D + 1) each, on the processor."""
@@ -321,11 +325,18 @@ class Taught:
         return dataclasses.replace(self, statistics=statistics)
 
     def carry_from(self, before: "Taught", lesson: Examples, options: AugmentOptions) -> Carry:
-        """What the lesson did to features, by some views of each of its images."""
-        pixels = lesson.pixels[lesson.rows].cpu()
-        views = [pixels, *(augment(pixels, options, generator(0, "view", view)) for view in range(1, VIEWS))]
-        old, new = (torch.cat([taught.features(view) for view in views]) for taught in (before, self))
-        return Carry.fitted(old, new)
+        """What the lesson did to features, by some views of each of its images and a recoloured copy of each view: on
+        the images alone nothing changes that a method holds on them, whatever it did to old images."""
+        old, new = [], []
+        for view in range(VIEWS):
+            shifts, colours = generator(0, "view", view), generator(0, "colours", view)
+            for rows in lesson.rows.split(self._batch):
+                pixels = lesson.pixels[rows].cpu()
+                x = self.record.normalization(augment(pixels, options if view else AugmentOptions(), shifts))
+                both = torch.cat([x, recoloured(x, colours)])
+                old.append(before._features(both))
+                new.append(self._features(both))
+        return Carry.fitted(torch.cat(old), torch.cat(new))
 
     def losses_since(self, before: "Taught", carry: Carry) -> dict[str, float]:
         """The share of its accuracy that each task known before is estimated to have lost since, by name, 0 to 1; tasks
