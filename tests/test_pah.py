@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from helpers import changed, digits, learned, small_pah, snapshot, some_batch
 from pah.config import InputError
-from pah.data.augment import recoloured
 from pah.data.stream import Stream, Task
 from pah.losses import alignment, distillation, kl_divergence, stack_heads
 from pah.methods.pah import PAH, PAHOptions
-from pah.methods.teacher import Teacher
+from pah.methods.teacher import STEPS, STRIDE, Teacher
 from pah.models.backbones import BACKBONES
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, Network
@@ -410,12 +409,12 @@ def test_features_and_heads_are_held_where_the_teacher_has_them(stream: Stream) 
     )
 
 
-def test_recoloured_copies_are_distilled_on_but_not_learned_from(stream: Stream) -> None:
-    method = in_task(stream, 3, recoloured=True, **KEEPS)
+def test_copies_are_distilled_on_but_not_learned_from(stream: Stream) -> None:
+    method = in_task(stream, 3, copies=True, **KEEPS)
     assert method.teacher is not None
     batch = some_batch(stream.tasks[2])
     terms = method._image_terms(batch, method.old_tasks)
-    copies = recoloured(batch.x, batch.step.generator("colours"))
+    copies = method.copies_of(batch, method.old_tasks)
     with torch.no_grad(), evaluating(method):
         both = torch.cat([batch.x, copies])
         student = stack_heads(method.network(both, [0, 1]), (2, 2))
@@ -425,10 +424,10 @@ def test_recoloured_copies_are_distilled_on_but_not_learned_from(stream: Stream)
     torch.testing.assert_close(terms["L_hm"].detach(), learned_from, rtol=1e-4, atol=1e-6)
 
 
-def test_recoloured_copies_show_a_change_that_no_new_image_shows(stream: Stream) -> None:
+def test_copies_show_a_change_that_no_new_image_shows(stream: Stream) -> None:
     felt = {}
     for copies in (False, True):
-        method = small_pah(channels=3, prototype_start="random", recoloured=copies, **KEEPS)
+        method = small_pah(channels=3, prototype_start="random", copies=copies, **KEEPS)
         batches = [some_batch(stream.tasks[task]) for task in (0, 1)]
         batches = [replace(batch, x=batch.x.repeat(1, 3, 1, 1)) for batch in batches]
         batches[1].x[:, 0] = 0  # the new images are without red
@@ -446,9 +445,20 @@ def test_recoloured_copies_show_a_change_that_no_new_image_shows(stream: Stream)
     assert felt[True] > 0.01
 
 
-def test_recoloured_copies_need_frozen_batch_norm() -> None:
-    with pytest.raises(InputError, match=r"method\.recoloured: expected false, or later_batch_norm frozen, got True"):
-        PAHOptions(recoloured=True)
+def test_an_image_is_moved_to_the_class_that_is_asked_for(stream: Stream) -> None:
+    method = in_task(stream, 3)
+    assert method.teacher is not None
+    x = some_batch(stream.tasks[2]).x
+    task, label = torch.arange(16) % 2, torch.arange(16) // 2 % 2
+    moved = method.teacher.moved_to(x, range(2), task, label)
+    before, after = ((method.teacher(of, range(2)).softmax(dim=2))[torch.arange(16), task, label] for of in (x, moved))
+    assert (after > before).all()
+    assert (moved - x).square().mean(dim=(1, 2, 3)).sqrt().max() <= STEPS * STRIDE + 1e-5
+
+
+def test_copies_need_frozen_batch_norm() -> None:
+    with pytest.raises(InputError, match=r"method\.copies: expected false, or later_batch_norm frozen, got True"):
+        PAHOptions(copies=True)
 
 
 def test_with_frozen_batch_norm_the_student_starts_as_the_teacher(stream: Stream) -> None:

@@ -102,8 +102,8 @@ def test_changing_a_slice_is_the_slice_of_what_is_changed() -> None:
     whole = augment(pixels, SHIFTED, generator(0, "augment"))
     assert torch.equal(augment(pixels[4:7], SHIFTED, generator(0, "augment"), 4, 9), whole[4:7])
     x = torch.randn(9, 3, 6, 5)
-    copies = recoloured(x, generator(0, "colours"))
-    assert torch.equal(recoloured(x[4:7], generator(0, "colours"), 4, 9), copies[4:7])
+    copies = recoloured(x, generator(0, "copies"))
+    assert torch.equal(recoloured(x[4:7], generator(0, "copies"), 4, 9), copies[4:7])
 
 
 def test_a_batch_too_small_to_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

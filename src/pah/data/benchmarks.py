@@ -77,7 +77,7 @@ LESSONS: dict[str, object] = {
     "method.later_batch_norm": "frozen",
     "method.feature_stability": 3.0,
     "method.head_stability": 10.0,
-    "method.recoloured": True,
+    "method.copies": True,
     "training.min_steps": 150,
 }
 _IMAGES_32 = {"augment.crop": 4, "augment.flip": True, "backbone.name": "resnet18-slim"}

@@ -54,9 +54,10 @@ class PAHOptions(MethodOptions):
             head of two classes says a single number; the features say D.
         head_stability: Weight of L_heads: the generated heads of old tasks stay those of the teacher (von Oswald et
             al., ICLR 2020, equation 2), which needs no image.
-        recoloured: L_sm and L_features also see a copy of each new image in other colours (`recoloured` in
-            data/augment.py): a change of the features that no new image shows, a copy may show. Needs frozen batch
-            norm, whose statistics the copies would change.
+        copies: L_sm and L_features also see a copy of each new image in other colours (`recoloured` in
+            data/augment.py), every second one moved to a drawn old class (`Teacher.moved_to`). Where all new images
+            look to an old head like one of its classes, nothing else tells what becomes of the others. Needs frozen
+            batch norm, whose statistics the copies would change.
         old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample, so that the cost
             of a step stays flat (published: all).
         aligned_tasks_per_step: The same for L_sp, whose prototypes cost a backbone pass (published: all).
@@ -81,7 +82,7 @@ class PAHOptions(MethodOptions):
     later_batch_norm: Literal["batch", "frozen"] = "batch"
     feature_stability: float = 0.0
     head_stability: float = 0.0
-    recoloured: bool = False
+    copies: bool = False
     old_tasks_per_step: int = OLD_TASKS
     aligned_tasks_per_step: int = ALIGNED_TASKS
 
@@ -89,7 +90,7 @@ class PAHOptions(MethodOptions):
         for name in ("stability", "alignment", "feature_stability", "head_stability"):
             require(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
         expected = "false, or later_batch_norm frozen"
-        require(not self.recoloured or self.later_batch_norm == "frozen", "method.recoloured", expected, True)
+        require(not self.copies or self.later_batch_norm == "frozen", "method.copies", expected, True)
         require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
         require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
         lr = self.hypernetwork_lr
@@ -179,12 +180,12 @@ class PAH(Method):
     def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
         """L_hm and what holds these old tasks, from one backbone pass and one call of the hypernetwork.
 
-        N: the B images, and as many copies where images are recoloured.
+        N: the B images, and as many copies where there are any.
         """
         o = self.options
         if self.teacher is None or not (o.stability or o.feature_stability or o.head_stability):
             old = range(0)
-        x = torch.cat([batch.x, _recoloured(batch)]) if old and o.recoloured else batch.x
+        x = torch.cat([batch.x, self.copies_of(batch, old)]) if old and o.copies else batch.x
         features = self._features(x)  # (N, D)
         rows = self.heads.rows([*old, self.task], detach=old)
         logits = apply_rows(features, rows)  # (N, P + C_task)
@@ -200,6 +201,18 @@ class PAH(Method):
             if o.head_stability:
                 terms["L_heads"] = relative_distance(self.teacher.rows_of(old), rows[: of_old.shape[1]])
         return terms
+
+    def copies_of(self, batch: Batch, old: Sequence[int]) -> Tensor:
+        """The images of a batch in other colours, every second one moved to a class of one of these old tasks."""
+        assert self.teacher is not None, "begin_task() comes first"
+        part, draw = ranks.own_part(batch.images), batch.step.generator("copies")
+        copies = recoloured(batch.x, draw, part.start, batch.images)
+        second = slice(part.start % 2, None, 2)
+        task = torch.randint(len(old), (batch.images,), generator=draw)[part][second]
+        sizes = torch.tensor(self.network.sizes(old))[task]
+        label = (torch.rand(batch.images, generator=draw)[part][second] * sizes).long()
+        copies[second] = self.teacher.moved_to(copies[second], old, task.to(copies.device), label.to(copies.device))
+        return copies
 
     def _features(self, x: Tensor) -> Tensor:
         """The features by which the backbone learns: (B, channels, H, W) -> (B, D)."""
@@ -265,12 +278,6 @@ class PAH(Method):
             chosen = [which[torch.randint(len(which), (1,))] for which in chosen]
             self.first_images = task.train.pixels[task.train.rows[torch.cat(chosen)]]
         return torch.stack([_mean_image(task, task.train, which, shape[1:]) for which in chosen])
-
-
-def _recoloured(batch: Batch) -> Tensor:
-    """The images of a batch in other colours, (B, channels, H, W)."""
-    part = ranks.own_part(batch.images)
-    return recoloured(batch.x, batch.step.generator("colours"), part.start, batch.images)
 
 
 def _mean_image(task: Task, part: Examples, which: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pah.data.stream import Step
-from pah.losses import Reduction, stack_heads
+from pah.losses import ABSENT, Reduction, stack_heads
 from pah.models.folding import folded
 from pah.models.modes import BatchNormStatistics, evaluating
 from pah.models.network import Network, apply_rows
 
 OLD_TASKS = 20  # that a step asks at most, unless told otherwise: those of the longest common benchmark are all asked
+STEPS, STRIDE = 3, 0.5  # by which an image is moved to an old class
 ALIGNED_TASKS = 2  # whose prototypes are aligned in a step at most, unless told otherwise
 
 
@@ -66,6 +67,31 @@ class Teacher(nn.Module):
         """The answers of old tasks' heads to features: (B, D) -> (B, J, C)."""
         rows = apply_rows(features, self.rows_of(tasks))
         return stack_heads(rows, tuple(self.sizes[k] for k in tasks))
+
+    def moved_to(self, x: Tensor, tasks: Sequence[int], task: Tensor, label: Tensor) -> Tensor:
+        """Images changed until the old network takes them more for a class: (B, channels, H, W) -> the same shape.
+
+        `STEPS` steps of gradient ascent on the class's logit less the mean logit of its task, each as long as `STRIDE`
+        standard deviations of a pixel.
+
+        Args:
+            x: Normalised images.
+            tasks: Old tasks.
+            task: For each image, which of `tasks`, (B,).
+            label: For each image, which class of that task, (B,).
+        """
+        images = torch.arange(len(x), device=x.device)
+        sizes = torch.tensor([self.sizes[k] for k in tasks], device=x.device)[task]
+        with evaluating(self.backbone, statistics=self.statistics), torch.enable_grad():
+            for _ in range(STEPS):
+                x = x.detach().requires_grad_(True)
+                rows = apply_rows(self.backbone(x), self.rows_of(tasks))
+                own = stack_heads(rows, tuple(self.sizes[k] for k in tasks))[images, task]  # (B, C)
+                mean = torch.where(own > ABSENT, own, 0).sum(dim=1) / sizes
+                (slope,) = torch.autograd.grad((own[images, label] - mean).sum(), x)
+                length = slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+                x = x + STRIDE * slope / length
+        return x.detach()
 
     def rows_of(self, tasks: Sequence[int]) -> Tensor:
         """The heads of some old tasks, (Σ C_k, D + 1)."""
