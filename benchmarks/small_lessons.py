@@ -26,7 +26,7 @@ from pah.learnerfolder import Record, TaughtTask
 from pah.runconfig import RunConfig, load_stream
 from pah.taught import Taught
 
-CHOSEN_ON = ("small-alike", "small-few", "small-grey", "small-objects", "small-marks")
+CHOSEN_ON = ("small-alike", "small-few", "small-grey", "small-objects", "small-marks", "small-patterns")
 WIDTH = "16"  # of the backbone: a quarter of the time of a learner's 32
 LOST = 10.0  # points of accuracy: a lesson that costs an old task more should be flagged
 
