@@ -39,7 +39,7 @@ from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runconfig import build_method
 
-VIEWS = 3  # of each image of a lesson, by which is measured what it did to features
+MEASURED, VIEWS = 500, 3  # images of a lesson at most, and views of each, by which is measured what it did to features
 BATCH = 50  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
 PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images
 
@@ -325,12 +325,13 @@ class Taught:
         return dataclasses.replace(self, statistics=statistics)
 
     def carry_from(self, before: "Taught", lesson: Examples, options: AugmentOptions) -> Carry:
-        """What the lesson did to features, by some views of each of its images and a recoloured copy of each view: on
+        """What the lesson did to features, by some views of its images and a recoloured copy of each view: on
         the images alone nothing changes that a method holds on them, whatever it did to old images."""
+        chosen = torch.randperm(len(lesson), generator=generator(0, "measured"))[:MEASURED]
         old, new = [], []
         for view in range(VIEWS):
             shifts, colours = generator(0, "view", view), generator(0, "colours", view)
-            for rows in lesson.rows.split(self._batch):
+            for rows in lesson.rows[chosen].split(self._batch):
                 pixels = lesson.pixels[rows].cpu()
                 x = self.record.normalization(augment(pixels, options if view else AugmentOptions(), shifts))
                 both = torch.cat([x, recoloured(x, colours)])
