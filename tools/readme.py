@@ -47,7 +47,7 @@ FIGURES = {  # column -> its name in metrics.json, in percent
     "task not given": "class_incremental_accuracy",
 }
 MINUS = f"AA minus {REFERENCE.upper()} [95 % interval]"  # of methods whose runs' predictions are committed
-SMALL_METHODS = ("pah", "lwf", "finetune", "independent")  # of the table of small lessons
+SMALL_METHODS = ("pah", "lwf", "finetune", "independent", "joint")  # of the table of small lessons
 UNFLIPPED = "AA without flip"  # of runs that average an image's answer with that of its mirror image
 LEFT_OUT = {  # a method that belongs in the comparison -> why it is not there
     "cclis": "its classifier is fitted in a phase of its own after contrastive training, another loop than all share"
