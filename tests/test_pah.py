@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import changed, digits, learned, small_pah, snapshot, some_batch
+from pah import ranks
 from pah.config import InputError
+from pah.data.augment import recoloured
 from pah.data.stream import Stream, Task
 from pah.losses import alignment, distillation, kl_divergence, stack_heads
 from pah.methods.pah import PAH, PAHOptions
@@ -454,6 +456,25 @@ def test_an_image_is_moved_to_the_class_that_is_asked_for(stream: Stream) -> Non
     before, after = ((method.teacher(of, range(2)).softmax(dim=2))[torch.arange(16), task, label] for of in (x, moved))
     assert (after > before).all()
     assert (moved - x).square().mean(dim=(1, 2, 3)).sqrt().max() <= STEPS * STRIDE + 1e-5
+
+
+@pytest.mark.parametrize("images", [2, 9])
+def test_every_second_copy_is_moved_whoever_makes_it(
+    images: int, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = in_task(stream, 3, copies=True, **KEEPS)
+    batch = some_batch(stream.tasks[2], images)
+    whole = method.copies_of(batch, method.old_tasks)
+    plain = recoloured(batch.x, batch.step.generator("copies"))
+    same = [torch.equal(copy, of) for copy, of in zip(whole, plain, strict=True)]
+    assert same == [image % 2 == 1 for image in range(images)]
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    slices = []
+    for index in range(2):
+        monkeypatch.setattr(ranks, "index", lambda index=index: index)
+        part = ranks.own_part(images)
+        slices.append(method.copies_of(replace(batch, x=batch.x[part], y=batch.y[part], of=images), method.old_tasks))
+    torch.testing.assert_close(torch.cat(slices), whole, rtol=1e-3, atol=1e-4)
 
 
 def test_copies_need_frozen_batch_norm() -> None:

@@ -299,7 +299,7 @@ def small_table(table: Path, gauge: Path) -> str:
     legend = (
         f"Percent, task given, test images; means over seeds (n = {', '.join(f'{n} {m}' for m, n in seeds.items())}), "
         "by `python benchmarks/small_lessons.py` and `pah compare`. Settings were chosen on validation images of the "
-        "streams marked so."
+        "streams marked so. LwF minus PAH is taken over the seeds that both have."
     )
     return f"{markdown_table(lines)}\n\n{legend}\n\n{_gauge_table(judged)}"
 
@@ -312,7 +312,7 @@ def _gauge_table(judged: Mapping[str, Any]) -> str:
         of = judged[name]
         shares = ("–" if of[key] is None else f"{100 * of[key]:.0f} %" for key in ("flagged", "false_alarms"))
         lines.append([name, str(of["lessons"]["all"]), str(of["lessons"]["lost"]), *shares])
-    legend = "Flagged: estimated to cost more than 10 points, without an old image (`drift`, on the same runs)."
+    legend = "Flagged: estimated to cost more than 10 points, without an old image (`drift`), on seeds 0 and 1."
     return f"{markdown_table(lines)}\n\n{legend} Correlation of estimate and truth: {judged['all']['correlation']:.2f}."
 
 

@@ -69,7 +69,7 @@ class Teacher(nn.Module):
         return stack_heads(rows, tuple(self.sizes[k] for k in tasks))
 
     def moved_to(self, x: Tensor, tasks: Sequence[int], task: Tensor, label: Tensor) -> Tensor:
-        """Images changed until the old network takes them more for a class: (B, channels, H, W) -> the same shape.
+        """Images changed so that the old network takes them more for a class: (B, channels, H, W) -> the same shape.
 
         `STEPS` steps of gradient ascent on the class's logit less the mean logit of its task, each as long as `STRIDE`
         standard deviations of a pixel.
