@@ -177,6 +177,19 @@ def test_the_hypernetwork_has_a_learning_rate_of_its_own(stream: Stream) -> None
     assert min(moved["network.heads.prototypes.tasks.2"], moved["network.backbone.body.0.weight"]) > 1e-5
 
 
+def test_the_backbone_learns_more_slowly_from_the_second_task_on(stream: Stream) -> None:
+    """Adam's first step is as long as the learning rate."""
+    for task, factor in ((1, 1.0), (2, 1e-3)):
+        method = in_task(stream, task, later_lr_factor=1e-3, stability=0.0, alignment=0.0)
+        before = snapshot(method)
+        method.train()
+        method.observe(some_batch(stream.tasks[task - 1]))
+        moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in method.state_dict().items()}
+        rate = method.optimizer_options.lr
+        assert moved["network.backbone.body.0.weight"] == pytest.approx(factor * rate, rel=0.2)
+        assert moved[f"network.heads.prototypes.tasks.{task - 1}"] == pytest.approx(rate, rel=0.2)
+
+
 def test_alignment_brings_old_answers_back(stream: Stream) -> None:
     """After a change of the backbone, steps on L_sp alone reduce L_sp."""
     method = in_task(stream, 3, prototype_lr=0.01)

@@ -75,6 +75,7 @@ LESSONS: dict[str, object] = {
     "method.prototype_size": 5,
     # a few images of one kind: what a head of two classes says of them holds too little (docs/log.md, small lessons)
     "method.later_batch_norm": "frozen",
+    "method.later_lr_factor": 0.3,
     "method.feature_stability": 3.0,
     "method.head_stability": 10.0,
     "method.copies": True,

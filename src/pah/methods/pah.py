@@ -5,7 +5,7 @@ B: images, J: old tasks, C: classes of the largest old task, P: old prototypes, 
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,6 +50,8 @@ class PAHOptions(MethodOptions):
         later_batch_norm: From the second task on, the backbone that learns normalises by the statistics of the batch,
             or by those of the first task's images, which are estimated when that task ends and then frozen: student,
             teacher and finished network then compute the same function.
+        later_lr_factor: From the second task on, the backbone's learning rate is multiplied by this. The lower it is,
+            the less a lesson changes the features of old images, and the less it can add.
         feature_stability: Weight of L_features: the features of new images stay those of the teacher. Of an image, a
             head of two classes says a single number; the features say D.
         head_stability: Weight of L_heads: the generated heads of old tasks stay those of the teacher (von Oswald et
@@ -80,6 +82,7 @@ class PAHOptions(MethodOptions):
     prototype_lr: float = 1e-3
     teacher_batch_norm: BatchNormStatistics = "running"
     later_batch_norm: Literal["batch", "frozen"] = "batch"
+    later_lr_factor: float = 1.0
     feature_stability: float = 0.0
     head_stability: float = 0.0
     copies: bool = False
@@ -95,6 +98,7 @@ class PAHOptions(MethodOptions):
         require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
         lr = self.hypernetwork_lr
         require(lr is None or lr > 0, "method.hypernetwork_lr", "above 0", lr)
+        require(self.later_lr_factor > 0, "method.later_lr_factor", "above 0", self.later_lr_factor)
         require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
         require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
         require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
@@ -261,6 +265,8 @@ class PAH(Method):
         old = [self.heads.prototypes.tasks[k] for k in self.old_tasks]
         current = [self.heads.prototypes.tasks[self.task]]
         shared = old if o.prototype_optimizer == "shared" else []
+        if self.task > 0:
+            of = replace(of, backbone_lr=o.later_lr_factor * (of.backbone_lr or of.lr))
         main = of.groups(self.network.backbone, self.heads.hypernetwork.parameters(), o.hypernetwork_lr)
         optimizers = [of.build([*main, (current + shared, of.lr, 0.0)])]
         if self._aligns and not shared:
