@@ -24,14 +24,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pah.data.augment import AugmentOptions
-from pah.data.stream import Stream, StreamOptions, Task
+from pah.data.stream import Stream, StreamOptions
+from pah.data.task import Task
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.regularization import LwFOptions
 from pah.models.backbones import SlimResNet18Options
-from pah.runconfig import RunConfig, build_method, load_stream
-from pah.trainer import learn_task
-from pah.training import TrainingOptions, TrainState
+from pah.training.config import RunConfig, build_method, load_stream
+from pah.training.loop import learn_task
+from pah.training.options import TrainingOptions
+from pah.training.state import TrainState
 
 LR = 1e-3
 TEMPERATURE = 2.0

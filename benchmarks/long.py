@@ -19,9 +19,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pah import runs
 from pah.cli.options import run_request
-from pah.training import EpochDone
+from pah.runs.run import Progress, start_run
+from pah.training.state import EpochDone
 
 EVERY = 5.0  # seconds
 ALLOWED = 4.0  # MB by which the median of a task's samples may exceed that of the first task's later half
@@ -47,7 +47,7 @@ class Sampler:
         self.started = time.monotonic()
         self.samples: list[Sample] = []
 
-    def __call__(self, happened: runs.Progress) -> None:
+    def __call__(self, happened: Progress) -> None:
         seconds = time.monotonic() - self.started
         due = not self.samples or seconds >= self.samples[-1].seconds + EVERY
         if not due or not isinstance(happened.event, EpochDone):
@@ -70,7 +70,7 @@ def epochs_for(minutes: float, method: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         config = run_request(["--method", method, "--epochs", "20"]).config
-        runs.start(config, Path(folder) / "run", checkpoint_seconds=2)
+        start_run(config, Path(folder) / "run", checkpoint_seconds=2)
         return max(1, round(20 * minutes * 60 / (time.monotonic() - started)))
 
 
@@ -93,7 +93,7 @@ def program() -> int:
     config = run_request(["--method", options.method, "--epochs", str(epochs)]).config
     sampler = Sampler()
     with tempfile.TemporaryDirectory() as folder:
-        runs.start(config, Path(folder) / "run", watch=sampler, checkpoint_seconds=2)
+        start_run(config, Path(folder) / "run", watch=sampler, checkpoint_seconds=2)
     medians = by_task(sampler.samples)
     grown = max(medians.values()) - medians[1]
     print(f"{sampler.samples[-1].seconds / 60:.1f} minutes, {config.training.epochs} epochs a task")

@@ -21,17 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from step_cost import CHANNELS, SEED, Setting, ascending, build, first_batch, median_ms, positive, synthetic_task
 
-from pah import learnerfolder
-from pah.data.stream import Normalization
-from pah.inference import AMONG_ALL, SCORES, SHARES
-from pah.learnerfolder import Lesson, Record, TaughtTask
+from pah.data.task import Normalization
+from pah.learner import store
+from pah.learner.predictor import Predictor
+from pah.learner.store import LEARNER, WEIGHTS, Lesson, Record, TaughtTask
+from pah.learner.task_inference import AMONG_ALL, SCORES, SHARES
 from pah.methods.base import Method
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import BACKBONES
-from pah.runconfig import RunConfig
-from pah.runfolder import LEARNER, WEIGHTS
-from pah.taught import Taught
-from pah.trainer import begin
+from pah.training.config import RunConfig
+from pah.training.loop import begin
 
 ASKED = 100  # images that are asked about at a time
 FORMS = ("finetune_ms", "pah_ms")
@@ -71,13 +70,13 @@ def measure(setting: Setting, tasks: int) -> Row:
     pah = methods["pah_ms"]
     pah.release()
     record = _record(setting, tasks + 1)
-    taught = Taught(record, pah)
+    taught = Predictor(record, pah)
     images = torch.zeros(ASKED, CHANNELS, setting.image, setting.image, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        save_ms = _best(lambda: learnerfolder.save(Path(folder), taught.record, pah.network))
-        load_ms = _best(lambda: Taught.restored(*learnerfolder.load(Path(folder))))
+        save_ms = _best(lambda: store.save(Path(folder), taught.record, pah.network))
+        load_ms = _best(lambda: Predictor.restored(*store.load(Path(folder))))
         weights, whole = ((Path(folder) / name).stat().st_size for name in (WEIGHTS, LEARNER))
-        learnerfolder.save(Path(folder), replace(record, history=()), pah.network)
+        store.save(Path(folder), replace(record, history=()), pah.network)
         short = (Path(folder) / LEARNER).stat().st_size
     predict_ms = _best(lambda: list(taught.answer(images, [0], "contrast")))
     sizes = weights, short, whole - short

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pah import checkpoint
 from pah.cli import main as pah
+from pah.core import files
 from pah.data.small_lessons import SMALL_STREAMS
 from pah.data.stream import Stream
-from pah.diagnosis import snapshot
-from pah.learnerfolder import Record, TaughtTask
-from pah.runconfig import RunConfig, load_stream
-from pah.taught import Taught
+from pah.learner.drift import estimate_drift, fit_carry, update_statistics
+from pah.learner.predictor import Predictor
+from pah.learner.store import Record, TaughtTask
+from pah.runs.diagnosis import snapshot
+from pah.training.config import RunConfig, load_stream
 
 CHOSEN_ON = ("small-alike", "small-few", "small-grey", "small-objects", "small-marks", "small-patterns")
 WIDTH = "16"  # of the backbone: a quarter of the time of a learner's 32
@@ -54,7 +55,7 @@ def table(runs: Path) -> dict[str, Any]:
     streams: dict[str, Any] = {}
     for name in SMALL_STREAMS:
         if (path := runs / name / "comparison.json").is_file():
-            methods = checkpoint.read_json(path)["methods"]
+            methods = files.read_json(path)["methods"]
             half = "chosen on" if name in CHOSEN_ON else "reported"
             streams[name] = {"half": half, "methods": {key: _entry(of) for key, of in methods.items()}}
     halves = {half: _means([s for s in streams.values() if s["half"] == half]) for half in ("chosen on", "reported")}
@@ -107,28 +108,28 @@ def gauge(runs: Path, methods: Sequence[str], seeds: Sequence[str]) -> dict[str,
 
 def _pairs(folder: Path) -> Iterator[dict[str, Any]]:
     """For each lesson of a run and each task known before it: percent estimated, and percent lost in truth."""
-    config = RunConfig.from_dict(checkpoint.read_yaml(folder / "config.yaml"))
-    matrix = checkpoint.read_json(folder / "metrics.json")["accuracy_matrix"]
+    config = RunConfig.from_dict(files.read_yaml(folder / "config.yaml"))
+    matrix = files.read_json(folder / "metrics.json")["accuracy_matrix"]
     stream = load_stream(config)
-    before: Taught | None = None
+    before: Predictor | None = None
     for k, task in enumerate(stream.tasks):
         now = _taught(config, stream, folder, k)
         carry = None
         if before is not None:
-            carry = now.carry_from(before, task.train, config.augment)
-            for j, (name, lost) in enumerate(now.losses_since(before, carry).items()):
+            carry = fit_carry(before, now, task.train, config.augment)
+            for j, (name, lost) in enumerate(estimate_drift(before, now, carry).items()):
                 assert name == stream.tasks[j].name
                 true = matrix[k - 1][j] - matrix[k][j]
                 yield {"lesson": k, "task": j, "estimated": round(100 * lost, 2), "true": round(true, 2)}
-        before = now.with_statistics(before, carry, task.train)
+        before = update_statistics(before, now, carry, task.train)
 
 
-def _taught(config: RunConfig, stream: Stream, folder: Path, last: int) -> Taught:
+def _taught(config: RunConfig, stream: Stream, folder: Path, last: int) -> Predictor:
     """The network after a task, as a learner has it."""
     seen = stream.tasks[: last + 1]
     tasks = tuple(TaughtTask(task.name, task.class_names, task.labels) for task in seen)
     method = snapshot(config, stream, folder, last)
-    return Taught(Record(config, stream.image_shape, stream.normalization, tasks), method)
+    return Predictor(Record(config, stream.image_shape, stream.normalization, tasks), method)
 
 
 def _judged(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def main() -> int:
     else:
         found = gauge(options.runs, options.methods.split(","), options.seeds.split(","))
     if options.json:
-        checkpoint.write_json(options.json, found)
+        files.write_json(options.json, found)
     print(json.dumps({key: of for key, of in found.items() if key != "pairs"}, indent=1))
     return 0
 

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pah.config import derived_seed, generator
+from pah.core.config import derived_seed, generator
 from pah.data.augment import AugmentOptions
-from pah.data.stream import Batch, Examples, Normalization, Step, Task
-from pah.losses import distillation, stack_heads
+from pah.data.task import Batch, Examples, Normalization, Step, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms
 from pah.methods.bounds import Finetune
+from pah.methods.losses import distillation, stack_heads
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import BACKBONES
-from pah.trainer import begin
+from pah.training.loop import begin
 
 CHANNELS = 3
 WARM_UP = 3  # steps of each form before its steps count

@@ -20,10 +20,10 @@ import torch
 
 from pah import ContinualLearner
 from pah.data.sources import load_source
-from pah.learner import DEFAULT
+from pah.learner.learner import DEFAULT
 from pah.models.backbones import SlimResNet18Options
 from pah.models.modes import evaluating
-from pah.training import TrainingOptions
+from pah.training.options import TrainingOptions
 
 ANIMALS = {
     "n01855672": "goose",

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pah import runs
 from pah.cli import options, reporting
-from pah.runconfig import RunConfig
+from pah.runs.run import start_run
+from pah.training.config import RunConfig
 
 TINY = ("--epochs", "2", "--training.batch_size", "64", "--backbone.width", "4", "--classes", "6", "--tasks", "3")
 EVENTS_A_TASK = 14  # of a tiny run: the task's beginning, two epochs of five steps, each with an end, and its end
@@ -66,7 +66,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConf
     @cache
     def folder_of(config: RunConfig) -> Path:
         folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-        runs.start(config, folder)
+        start_run(config, folder)
         return folder
 
     return folder_of
@@ -101,7 +101,7 @@ def cut_short(
     folder: Path,
     events: int,
     checkpoint_seconds: float,
-    go: Callable[..., dict[str, Any]] = runs.start,
+    go: Callable[..., dict[str, Any]] = start_run,
 ) -> None:
     """Start (or resume) a run that dies after so many events."""
     with pytest.raises(DeathError):

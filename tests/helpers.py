@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from pah.config import generator
+from pah.core.config import generator
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Source, load_digits
-from pah.data.stream import Batch, Step, Stream, StreamOptions, Task, make_stream
+from pah.data.stream import Stream, StreamOptions, make_stream
+from pah.data.task import Batch, Step, Task
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.network import Network
-from pah.trainer import begin
+from pah.training.loop import begin
 
 DIGITS: Source = load_digits()
 

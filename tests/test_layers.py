@@ -1,4 +1,4 @@
-"""Imports point down only, siblings do not import each other, and no extra is needed to import `pah`."""
+"""Packages import only those below them, none has a cycle, and no extra is needed to import `pah`."""
 
 import ast
 import os
@@ -12,72 +12,22 @@ import pah
 
 ROOT = Path(pah.__file__).parent
 
-# lowest first; the modules of one entry are siblings
-LAYERS = [
-    {"config", "losses", "metrics", "hub", "ranks"},
-    {"devices"},
-    {"data.augment", "data.image"},
-    {"data.decode", "data.listing"},
-    {"data.columns"},
-    {"data.sources"},
-    {"data.stream", "data.lesson"},
-    {"data.small_lessons"},
-    {"data.benchmarks"},
-    {"models.backbones", "models.prototypes", "models.modes", "models.statistics"},
-    {"models.hypernetwork", "models.folding"},
-    {"models.network"},
-    {"models.columns", "models.masked", "models.embedding", "models.class_statistics"},
-    {"models.partial"},
-    {"methods.teacher", "methods.base", "methods.buffer"},
-    {"methods.pah", "methods.bounds", "methods.replay"},
-    {"methods.regularization", "methods.gcr", "methods.architecture", "methods.hat", "methods.hypernet"},
-    {"methods"},
-    {"checkpoint", "training"},
-    {"evaluation"},
-    {"trainer"},
-    {"runconfig", "runfolder"},
-    {"learnerfolder", "inference"},
-    {"taught"},
-    {"records", "sharing", "teaching"},
-    {"learner"},
-    {"export"},
-    {"app.words"},
-    {"app.packed"},
-    {"app.uploads"},
-    {"runs", "study.bootstrap", "diagnosis"},
-    {"study.grid", "study.table"},
-    {"study.tuning", "report.figures", "report.rundata", "study.away"},
-    {"study.errands"},
-    {"study.cluster"},
-    {"report.ablation", "report.exhibit", "tracking.tool"},
-    {"report.curves", "report.training", "report.pictures", "report.classes", "tracking.tools"},
-    {"report.inside"},
-    {"report.single"},
-    {"report.comparing"},
-    {"report.page"},
-    {"study.comparison", "study.ablation"},
-    {"tracking.sending"},
-    {"cli.words", "cli.display", "cli.stopping"},
-    {"cli.lines"},
-    {"app.lesson", "app.process"},
-    {"app.asking"},
-    {"app.desk", "app.gallery"},
-    {"app.views"},
-    {"app.service"},
-    {"app.rooms"},
-    {"app.api", "app.offline"},
-    {"app.teachtab"},
-    {"app.page"},
-    {"app.server"},
-    {"app"},
-    {"cli.parser"},
-    {"cli.options", "cli.gridview", "cli.learning", "cli.reporting", "cli.serving"},
-    {"cli.watching"},
-    {"cli.main"},
-    {"cli"},
-    {"__main__", ""},
-]
-PURE = {"config"}  # what every layer may use, its own included
+# lowest first
+PACKAGES = (
+    "core",
+    "data",
+    "models",
+    "methods",
+    "training",
+    "learner",
+    "runs",
+    "study",
+    "report",
+    "tracking",
+    "app",
+    "cli",
+)
+ENTRY_POINTS = {"__init__.py", "__init__.pyi", "__main__.py"}
 
 
 def module_name(path: Path) -> str:
@@ -98,20 +48,47 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def level(module: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
 
 
-def test_imports_point_down() -> None:
-    wrong = []
-    for path in ROOT.rglob("*.py"):
-        own = module_name(path)
-        if path.name == "__init__.py" and not path.read_text().strip():
-            continue
-        for other in imported(path):
-            if other not in PURE and level(other) >= level(own):
-                wrong.append(f"{own or 'pah'} imports {other}")
+def package(module: str) -> str:
+    return module.split(".")[0]
+
+
+def reached(module: str) -> set[str]:
+    """The modules of its own package that a module imports, directly or through others."""
+    found: set[str] = set()
+    ahead = [module]
+    while ahead:
+        for other in IMPORTS[ahead.pop()]:
+            if package(other) == package(module) and other not in found:
+                found.add(other)
+                ahead.append(other)
+    return found
+
+
+def test_every_module_is_in_a_package() -> None:
+    assert {path.name for path in ROOT.iterdir() if path.is_file() and path.suffix in (".py", ".pyi")} == ENTRY_POINTS
+    assert {package(name) for name, path in MODULES.items() if path.parent != ROOT} == set(PACKAGES)
+
+
+def test_packages_import_only_those_below_them() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if package(name) in PACKAGES and PACKAGES.index(package(other)) > PACKAGES.index(package(name))
+    ]
     assert not wrong
+
+
+def test_no_package_has_a_cycle() -> None:
+    assert not [name for name in MODULES if name in reached(name)]
+
+
+def test_no_module_is_longer_than_a_reader_can_hold() -> None:
+    assert not {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 330}
 
 
 EXTRAS = {"timm", "torchvision", "matplotlib", "jinja2", "ray", "gradio", "tensorboard", "wandb", "mlflow", "trackio"}

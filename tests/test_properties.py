@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pah.cli import main, options
-from pah.config import InputError, require_types
+from pah.core.config import InputError, require_types
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Images, Source
 from pah.data.stream import Stream, StreamOptions, evaluation_batches, make_stream, training_batches
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
-from pah.runconfig import GROUPS, RunConfig, build_method
-from pah.trainer import train
-from pah.training import TaskDone, TrainingOptions, TrainState
+from pah.training.config import GROUPS, RunConfig, build_method
+from pah.training.loop import train
+from pah.training.options import TrainingOptions
+from pah.training.state import TaskDone, TrainState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 steady = settings(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from helpers import digits
-from pah import AugmentOptions, TrainingOptions, TrainState, ranks, train
+from pah import AugmentOptions, TrainingOptions, TrainState, train
+from pah.core import distributed
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.models.backbones import Backbone, ConvNetOptions
-from pah.training import StepDone
+from pah.training.state import StepDone
 
 OPTIMIZER = OptimizerOptions(name="sgd", lr=0.02)
 STEPS = 50
@@ -64,17 +65,17 @@ def after(kind: str) -> dict[str, Tensor]:
 def main(folder: Path, kinds: list[str]) -> None:
     """Learn each kind in all processes."""
     torch.set_num_threads(1)
-    with ranks.joined():
+    with distributed.joined():
         for kind in kinds:
             found = after(kind)
             for key, tensor in found.items():
                 whole = tensor.clone()
-                ranks.agree([whole])
+                distributed.agree([whole])
                 assert torch.equal(whole, tensor), f"{kind}: {key} is not the same in all processes"
-            if ranks.is_first():
+            if distributed.is_first():
                 safetensors.torch.save_file(found, folder / f"{kind}.safetensors")
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
-    ranks.leave(0)
+    distributed.leave(0)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from unittest.mock import patch
 
+from pah.cli.arguments import SHORT
 from pah.cli.main import COMMANDS, USAGE, main
-from pah.cli.words import SHORT
 from pah.data.benchmarks import BENCHMARKS
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES

@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pah.checkpoint import read_json
-from pah.config import InputError
+from pah.core.config import InputError
+from pah.core.files import read_json
 from pah.report.figures import GREY, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,10 +18,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pah.checkpoint import read_json, read_yaml
-from pah.config import InputError
+from pah.core.config import InputError
+from pah.core.files import read_json, read_yaml
 from pah.methods import METHODS
-from pah.runfolder import PREDICTIONS
+from pah.runs.folder import PREDICTIONS
 from pah.study.bootstrap import Correct
 from pah.study.comparison import summary_of
 from pah.study.grid import correct

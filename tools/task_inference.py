@@ -19,16 +19,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from pah.checkpoint import read_json, read_yaml, write_json
-from pah.config import InputError
+from pah.core.config import InputError
+from pah.core.files import read_json, read_yaml, write_json
 from pah.data.sources import Images
 from pah.data.stream import Stream
-from pah.inference import KNOWN, RULE, Rule, task_scores
-from pah.learner import ContinualLearner
+from pah.learner.learner import ContinualLearner
+from pah.learner.predictor import BATCH, Predictor
+from pah.learner.task_inference import KNOWN, RULE, Rule, task_scores
 from pah.models.modes import evaluating
-from pah.runconfig import RunConfig, load_stream
-from pah.taught import BATCH, Taught
-from pah.training import Part
+from pah.training.config import RunConfig, load_stream
+from pah.training.options import Part
 
 OF_HEADS: tuple[Rule, ...] = ("softmax", "energy", "contrast")  # what scores are made of a head's answer alone
 ALARM = 0.05  # share of known images that may be taken for unknown ones
@@ -67,13 +67,15 @@ def measure(folder: Path, data: str | None, part: Part) -> dict[str, Any]:
     }
 
 
-def _answers(taught: Taught, pixels: Tensor, among: Sequence[int], rule: Rule = RULE) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(
+    taught: Predictor, pixels: Tensor, among: Sequence[int], rule: Rule = RULE
+) -> tuple[Tensor, Tensor, Tensor]:
     """Task, class within it, and how known the image is: each (N,)."""
     found = list(taught.answer(pixels, among, rule))
     return tuple(torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes", "known"))  # type: ignore[return-value]
 
 
-def _found(taught: Taught, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Tensor) -> dict[str, float]:
+def _found(taught: Predictor, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Tensor) -> dict[str, float]:
     """How often the task is found, and task and class."""
     task, label, _ = _answers(taught, pixels, range(len(taught.record.tasks)), rule)
     right = task == tasks
@@ -93,7 +95,7 @@ def _never_taught(config: RunConfig, stream: Stream, part: Part) -> Images | Non
     return Images(torch.cat([of.pixels[of.rows] for of in found]), torch.cat([of.labels for of in found]))
 
 
-def _unknown(taught: Taught, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
+def _unknown(taught: Predictor, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
     """How well "none of these" tells images of classes never taught from those that were, no task given."""
     if foreign is None:
         return None
@@ -116,7 +118,7 @@ def _unknown(taught: Taught, known: Tensor, foreign: Images | None) -> dict[str,
     }
 
 
-def _best(taught: Taught, pixels: Tensor, kind: Rule) -> Tensor:
+def _best(taught: Predictor, pixels: Tensor, kind: Rule) -> Tensor:
     """The best score of all tasks, (N,)."""
     tasks = taught.record.tasks
     kept, found = [task.quantiles for task in tasks], []

@@ -1,15 +1,17 @@
-from .config import InputError
+from .core.config import InputError
 from .data.augment import AugmentOptions
-from .data.stream import Stream, StreamOptions, Task
-from .learner import ContinualLearner, DriftError
-from .learnerfolder import Lesson, TaughtTask
+from .data.stream import Stream, StreamOptions
+from .data.task import Task
+from .learner.learner import ContinualLearner, DriftError
+from .learner.predictor import Evaluation, Prediction
+from .learner.store import Lesson, TaughtTask
 from .methods.base import Method, OptimizerOptions
 from .methods.pah import PAH, PAHOptions
 from .models.backbones import ConvNetOptions, SlimResNet18Options
-from .runconfig import RunConfig, build_method, load_stream
-from .taught import Evaluation, Prediction
-from .trainer import train
-from .training import EpochDone, StepDone, TaskBegun, TaskDone, TrainingOptions, TrainState
+from .training.config import RunConfig, build_method, load_stream
+from .training.loop import train
+from .training.options import TrainingOptions
+from .training.state import EpochDone, StepDone, TaskBegun, TaskDone, TrainState
 
 __all__ = [
     "PAH",

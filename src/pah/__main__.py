@@ -7,14 +7,14 @@ import sys
 def main() -> int:
     """Run the command; returns its exit status."""
     gc.disable()  # what imports make is no garbage: looking for some would take a fifth of their time
-    from pah import ranks
     from pah.cli import main as command
+    from pah.core import distributed
 
     gc.freeze()  # nor will it be
     gc.enable()
     status = command()
-    if ranks.launched():
-        ranks.leave(status)
+    if distributed.launched():
+        distributed.leave(status)
     return status
 
 

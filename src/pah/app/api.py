@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from pah import checkpoint
-from pah.app.rooms import Rooms
-from pah.app.words import without_paths
-from pah.config import InputError
-from pah.learner import DEFAULT
+from pah.app.messages import without_paths
+from pah.app.open_learner import Rooms
+from pah.core import files
+from pah.core.config import InputError
+from pah.learner.learner import DEFAULT
 
 
 def said(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ def as_file(rooms: Rooms, kind: str) -> str:
     assert rooms.uploads is not None, "the server says where, before it builds the page"
     path = rooms.uploads / "downloads" / kind / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(path, content)
+    files.write_file(path, content)
     return str(path)
 
 

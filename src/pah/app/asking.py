@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 
 from pah.app.uploads import DECODING
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.data.image import Images, to_pixels
-from pah.learner import ContinualLearner
+from pah.learner.learner import ContinualLearner
+from pah.learner.predictor import Predictor
+from pah.learner.store import LEARNER
 from pah.models.network import GeneratedHeads
-from pah.runfolder import LEARNER
-from pah.taught import Taught
 
 MOST = 64  # images in a question
 SHOWN = 5  # classes whose probabilities are told, the likeliest first
@@ -85,7 +85,7 @@ class Accepted:
         return [Answer(*one, of) for one, of in zip(found, shares, strict=True)]
 
 
-def _shares(taught: Taught, pixels: torch.Tensor, tasks: Sequence[str]) -> list[tuple[Share, ...]]:
+def _shares(taught: Predictor, pixels: torch.Tensor, tasks: Sequence[str]) -> list[tuple[Share, ...]]:
     """The likeliest classes of each image's task."""
     found: list[tuple[Share, ...]] = [()] * len(tasks)
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def _shares(taught: Taught, pixels: torch.Tensor, tasks: Sequence[str]) -> list[
     return found
 
 
-def prototypes_of(taught: Taught) -> list[torch.Tensor]:
+def prototypes_of(taught: Predictor) -> list[torch.Tensor]:
     """Each task's prototypes as they are today, (C, channels, s, s); empty for a network that has none."""
     heads = taught.method.network.heads
     return [p.detach() for p in heads.prototypes.tasks] if isinstance(heads, GeneratedHeads) else []

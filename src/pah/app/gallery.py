@@ -10,10 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pah.app.asking import prototypes_of
-from pah.config import InputError
-from pah.learner import ContinualLearner
-from pah.runfolder import LEARNER, WEIGHTS
-from pah.sharing import CARD
+from pah.core.config import InputError
+from pah.learner.hub import CARD
+from pah.learner.learner import ContinualLearner
+from pah.learner.store import LEARNER, WEIGHTS
 
 FILES = (LEARNER, WEIGHTS, CARD)  # of a learner; what else lies in the folder is its owner's own
 

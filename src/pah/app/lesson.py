@@ -19,16 +19,16 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from pah import checkpoint
-from pah.config import InputError
+from pah.core import files
+from pah.core.config import InputError
 from pah.data.image import first_line
 from pah.data.lesson import Data, load_lesson
 from pah.data.sources import Source, load_digits
-from pah.learner import ContinualLearner, defaults
+from pah.learner.learner import ContinualLearner, defaults
+from pah.learner.store import LEARNER
 from pah.models.network import GeneratedHeads
-from pah.runconfig import RunConfig
-from pah.runfolder import LEARNER
-from pah.training import EpochDone, Event, PrototypesStarted, StepDone, Validated
+from pah.training.config import RunConfig
+from pah.training.state import EpochDone, Event, PrototypesStarted, StepDone, Validated
 
 OFTEN = 0.3  # seconds between lines of progress
 MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # what a lesson leaves in its folder
@@ -201,7 +201,7 @@ def keep_check(path: Path, name: str, source: Source) -> None:
         "labels": torch.searchsorted(torch.tensor(enough), labels[rows]),
     }
     names = json.dumps([source.class_names[c] for c in enough])
-    checkpoint.write_file(path, safetensors.torch.save(tensors, {"task": name, "classes": names}))
+    files.write_file(path, safetensors.torch.save(tensors, {"task": name, "classes": names}))
 
 
 def read_checks(folder: Path, tasks: Sequence[str]) -> dict[str, Data]:
@@ -224,7 +224,7 @@ def keep_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor |
         learned = heads.prototypes.tasks[len(learner.tasks) - 1].detach().contiguous()
         about = {"task": learner.tasks[-1].name}
         moments = {"learned": learned} if start is None else {"start": start, "learned": learned}
-        checkpoint.write_file(path, safetensors.torch.save(moments, about))
+        files.write_file(path, safetensors.torch.save(moments, about))
 
 
 if __name__ == "__main__":

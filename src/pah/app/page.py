@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from pah.app import api, teachtab, views
-from pah.app.rooms import TOUR_NAME, Rooms
+from pah.app import api, teach_tab, views
+from pah.app.open_learner import TOUR_NAME, Rooms
 from pah.app.service import thumbnail
-from pah.config import InputError
+from pah.core.config import InputError
 
 FIND_OUT = "find out"
 QUESTIONS = 64  # that may wait
@@ -25,7 +25,7 @@ def build(rooms: Rooms) -> gr.Blocks:
             with gr.Tab("Ask", id="ask", elem_id="tab-ask"):
                 task = _ask(rooms)
             with gr.Tab("Teach", id="teach", elem_id="tab-teach"):
-                changed = teachtab.build(rooms, page)
+                changed = teach_tab.build(rooms, page)
             with gr.Tab("Look", id="look", elem_id="tab-look") as look:
                 view = _look(rooms)
         look.select(lambda: _looked(rooms), outputs=view, api_visibility="private", show_progress="hidden")

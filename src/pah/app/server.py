@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from pah.app.packed import LIMITS
-from pah.app.rooms import Rooms
+from pah.app.open_learner import Rooms
 from pah.app.views import STYLE
-from pah.config import InputError
+from pah.app.zip_upload import LIMITS
+from pah.core.config import InputError
 
 SESSIONS = 200  # visitors, and calls of programs, whose state gradio holds: some 150 kB each
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from pah.app import gallery, uploads, views
 from pah.app.asking import Accepted, Answer
-from pah.app.desk import Desk
-from pah.config import InputError
+from pah.app.lesson_queue import Desk
+from pah.core.config import InputError
 from pah.data.image import decode_image, without_warnings
-from pah.export import export
-from pah.learner import ContinualLearner
+from pah.learner.export import export
+from pah.learner.learner import ContinualLearner
 
 TOUR = (("0 to 3", "0123"), ("4 to 6", "456"), ("7 to 9", "789"))  # lessons of unequal size of the embedded digits
 TOUR_EPOCHS = 15

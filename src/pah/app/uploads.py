@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pah.app.packed import LIMITS, Limits, extract
-from pah.app.words import said
-from pah.config import InputError
+from pah.app.messages import said
+from pah.app.zip_upload import LIMITS, Limits, extract
+from pah.core.config import InputError
 from pah.data.image import MAX_PIXELS, decode_image, size_of, without_warnings
 from pah.data.lesson import outward_link
 from pah.data.listing import Listing, list_images

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pah.app.asking import Answer
 from pah.app.gallery import Portrait
+from pah.app.messages import without_paths
 from pah.app.uploads import Understood
-from pah.app.words import without_paths
-from pah.config import InputError
-from pah.learner import ContinualLearner
+from pah.core.config import InputError
+from pah.learner.learner import ContinualLearner
 
 INSIDE = {  # a learner, of its training images, by what its prototypes start as
     "semantic": "whose prototypes started as thumbnails of training images",

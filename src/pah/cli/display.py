@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from pah.data.stream import Stream
-from pah.diagnosis import TaskDiagnosis
-from pah.runconfig import RunConfig
-from pah.runs import Progress as Happened
+from pah.runs.diagnosis import TaskDiagnosis
+from pah.runs.run import Progress as Happened
 from pah.study.ablation import panel_rows
 from pah.study.table import table_rows
-from pah.training import EpochDone, StepDone, TaskDone
+from pah.training.config import RunConfig
+from pah.training.state import EpochDone, StepDone, TaskDone
 
 SHOWN = 6  # columns of a study's table
 SMOOTHING = 0.9  # of the shown speed, per step

@@ -13,20 +13,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from pah.cli import lines
+from pah.cli import json_progress
+from pah.cli.arguments import bare_and_named, joined
 from pah.cli.display import time_left
 from pah.cli.parser import add_device, config_of, parse, readable
-from pah.cli.words import bare_and_named, joined
-from pah.config import InputError, require
-from pah.export import export as write_onnx
-from pah.inference import RULE, Rule
-from pah.learner import ContinualLearner, DriftError
-from pah.learnerfolder import TaughtTask
-from pah.runfolder import LEARNER, locked
-from pah.sharing import refuse_to_replace
+from pah.core.config import InputError, require
+from pah.core.files import locked
+from pah.learner.export import export as write_onnx
+from pah.learner.hub import refuse_to_replace
+from pah.learner.learner import ContinualLearner, DriftError
+from pah.learner.predictor import Prediction
+from pah.learner.store import LEARNER, TaughtTask
+from pah.learner.task_inference import RULE, Rule
 from pah.study.ablation import flat
-from pah.taught import Prediction
-from pah.training import EpochDone, Event, StepDone
+from pah.training.state import EpochDone, Event, StepDone
 
 
 def learn(console: Console, words: list[str]) -> int:
@@ -42,12 +42,12 @@ def learn(console: Console, words: list[str]) -> int:
         config = dataclasses.replace(config_of(options), benchmark="split")
         learner = (known or ContinualLearner(config=config)).to(options.device)
         learner.config = config
-        lines.require_progress(options.progress)
+        json_progress.require_progress(options.progress)
         for name in ("name", "data"):
             if not options[name]:
                 raise InputError(f"{name}: expected --{name} with a value, got none")
         view = LessonView(console, options.name, learner)
-        shown = lines.LessonLines(folder, options.name, view.epochs) if options.progress == "json" else view
+        shown = json_progress.LessonLines(folder, options.name, view.epochs) if options.progress == "json" else view
         with shown:
             try:
                 learner.learn(

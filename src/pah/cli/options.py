@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.cli.lines import require_progress
+from pah.cli.arguments import FLAGS, SHORT, full_names, joined
+from pah.cli.json_progress import require_progress
 from pah.cli.parser import add_device, add_watchers, changed, config_of, parse, readable
-from pah.cli.words import FLAGS, SHORT, full_names, joined
-from pah.config import InputError, require, unknown
-from pah.devices import DeviceName
+from pah.core.config import InputError, require, unknown
+from pah.core.devices import DeviceName
 from pah.methods import METHODS
-from pah.runconfig import RunConfig
 from pah.study.ablation import Ablation, Panel, flat
 from pah.study.comparison import Comparison
-from pah.study.errands import Place
+from pah.study.ray_driver import Place
 from pah.tracking.tools import require_tools
+from pah.training.config import RunConfig
 
 FIGURE_3 = (  # of the paper: what is varied unless said otherwise
     "method.prototype_size=5,10,16,20",

@@ -10,18 +10,18 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.checkpoint import read_yaml
-from pah.cli.words import SHORT, as_words, by_dotted_name, typed, without_others
-from pah.config import InputError, require, unknown
+from pah.cli.arguments import SHORT, as_words, by_dotted_name, typed, without_others
+from pah.core.config import InputError, require, unknown
+from pah.core.devices import DeviceName
+from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, benchmark
-from pah.devices import DeviceName
-from pah.learner import IMAGE_SIZE, defaults
+from pah.learner.learner import IMAGE_SIZE, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
-from pah.runconfig import GROUPS, RunConfig
 from pah.study.ablation import flat
-from pah.study.errands import Place
+from pah.study.ray_driver import Place
 from pah.tracking.tools import TOOLS
+from pah.training.config import GROUPS, RunConfig
 
 NO_OPTIONS = {"help", "print_config", "print_shtab"}  # what the parser takes but a YAML file does not hold
 Command = Literal["run", "compare", "ablate", "learn", "data"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from pah.cli.arguments import bare_and_named
 from pah.cli.parser import readable
-from pah.cli.words import bare_and_named
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.report.page import write_report
-from pah.runfolder import FIGURES
+from pah.runs.folder import FIGURES
 
 ABOUT = "Write report.html and, for papers, each of its figures as SVG and PDF: of one run, or of several side by side."
 

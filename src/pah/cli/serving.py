@@ -10,11 +10,11 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 
-from pah.app.rooms import Rooms
+from pah.app.open_learner import Rooms
 from pah.app.server import Door, serving
+from pah.cli.arguments import bare_and_named
 from pah.cli.parser import readable
-from pah.cli.words import bare_and_named
-from pah.config import InputError
+from pah.core.config import InputError
 
 PASSWORD = "PAH_PASSWORD"  # environment variable: a command line can be read by everybody on the machine
 

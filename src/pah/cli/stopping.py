@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from pah.runs import StoppedError
+from pah.runs.run import StoppedError
 
 STOPPED = (StoppedError, KeyboardInterrupt)  # how a run ends that was asked to
 

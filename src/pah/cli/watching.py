@@ -10,18 +10,18 @@ from typing import Any
 
 from rich.console import Console
 
-from pah import ranks
-from pah.cli import lines
+from pah.cli import json_progress
 from pah.cli.display import Watcher
 from pah.cli.gridview import GridWatcher
 from pah.cli.options import Watchers
-from pah.config import InputError
-from pah.runconfig import RunConfig
-from pah.runs import Progress as Happened
+from pah.core import distributed
+from pah.core.config import InputError
+from pah.runs.run import Progress as Happened
 from pah.study.grid import Cell, Event, Outcome, Running, Watch
 from pah.tracking.sending import Tracking, tracked
 from pah.tracking.tools import require_tools
-from pah.training import EpochDone, TaskDone
+from pah.training.config import RunConfig
+from pah.training.state import EpochDone, TaskDone
 
 
 def remembered(asked: Watchers, folder: Path) -> Watchers:
@@ -39,7 +39,7 @@ def remembered(asked: Watchers, folder: Path) -> Watchers:
 
 def first_alone(asked: Watchers) -> Watchers:
     """As asked; but of several processes that learn together only the first one tells anybody."""
-    return asked if ranks.is_first() else Watchers("text", ())
+    return asked if distributed.is_first() else Watchers("text", ())
 
 
 def console_for(asked: Watchers, console: Console) -> Console:
@@ -74,7 +74,7 @@ def of_run(console: Console, asked: Watchers, config: RunConfig, folder: Path) -
     with ExitStack() as opened:
         tracking = opened.enter_context(closing(Tracking(asked.track, folder, warn)))
         if asked.progress == "json":
-            said, end = partial(lines.say_progress, folder), partial(lines.say_done, folder)
+            said, end = partial(json_progress.say_progress, folder), partial(json_progress.say_done, folder)
             yield RunWatch(said, end, tracking, config, folder)
         else:
             shown = opened.enter_context(Watcher(console, config))
@@ -109,14 +109,14 @@ def _track(tracking: Tracking, cell: Cell, happened: Event) -> None:
 
 def _say(cell: Cell, happened: Event) -> None:
     if isinstance(happened, Happened):
-        lines.say_progress(cell.folder, happened)
+        json_progress.say_progress(cell.folder, happened)
     elif isinstance(happened, Running):
-        lines.say_running(cell.folder, happened)
+        json_progress.say_running(cell.folder, happened)
     elif isinstance(happened, Outcome):
         if happened.metrics is None:
-            lines.say_failed(happened)
+            json_progress.say_failed(happened)
         else:
-            lines.say_done(cell.folder, happened.metrics)
+            json_progress.say_done(cell.folder, happened.metrics)
 
 
 def warn(line: str) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pah.config import require
-from pah.devices import sent
+from pah.core.config import require
+from pah.core.devices import sent
 
 
 @dataclass(frozen=True)

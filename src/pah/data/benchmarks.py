@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pah.config import InputError, require, unknown
+from pah.core.config import InputError, require, unknown
 from pah.data.small_lessons import SIZE, SMALL_STREAMS, SmallStream, small_source
 from pah.data.sources import Source, load_digits, load_source
 

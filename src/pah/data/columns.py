@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pyarrow
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.data.decode import Encoded, Labels, reading
 from pah.data.image import size_of
 

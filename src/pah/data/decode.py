@@ -26,7 +26,7 @@ import pyarrow
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_warnings
 
 if TYPE_CHECKING:

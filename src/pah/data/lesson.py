@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pah.config import InputError, unknown
+from pah.core.config import InputError, unknown
 from pah.data.image import Images as Given
 from pah.data.image import size_of, to_pixels
 from pah.data.listing import SUFFIXES, fifth

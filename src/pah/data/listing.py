@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
-from pah.config import InputError, generator
+from pah.core.config import InputError, generator
 from pah.data.image import decode_image, without_warnings
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that is there is taken

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pah.config import InputError, require
+from pah.core.config import InputError, require
+from pah.core.hub import hub_answers
 from pah.data.columns import Tables, first_size, label_column_of, understand
 from pah.data.decode import cache_key, decode_once, reading
 from pah.data.image import first_line
 from pah.data.listing import ImageFiles, Listing, fifth, list_folder, named_splits, parquet_files
-from pah.hub import hub_answers
 
 if TYPE_CHECKING:
     import datasets  # imported where it is used, as pyarrow.dataset is: they take a second that a second start saves
@@ -69,7 +69,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LocatedSource:
     """A data set located but not decoded."""
 
     tables: Callable[[], Tables]  # training split, test split; not asked for where the cache has them
@@ -145,7 +145,7 @@ def resized(came: tuple[int, int], image_size: int) -> tuple[str, ...]:
     return (f"images of {came[0]}x{came[1]} (the first one) become {image_size}x{image_size}",)
 
 
-def _find(data: str, images_of: ImageFiles) -> _Found:
+def _find(data: str, images_of: ImageFiles) -> _LocatedSource:
     path = Path(os.path.expanduser(data))  # Path's own method raises where a user is unknown
     if data and path.is_dir():
         return _find_local(path.resolve(), data, images_of)
@@ -155,15 +155,15 @@ def _find(data: str, images_of: ImageFiles) -> _Found:
     return _find_on_hub(data)
 
 
-def _find_local(folder: Path, data: str, images_of: ImageFiles) -> _Found:
+def _find_local(folder: Path, data: str, images_of: ImageFiles) -> _LocatedSource:
     return _find_parquet(folder, data) or _from_listing(list_folder(folder, data, images_of))
 
 
-def _find_parquet(folder: Path, data: str) -> _Found | None:
+def _find_parquet(folder: Path, data: str) -> _LocatedSource | None:
     if not (found := parquet_files(folder)):
         return None
     splits = named_splits(found, data)
-    return _Found(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
+    return _LocatedSource(partial(_read_parquet, splits), [file for files in splits.values() for file in files])
 
 
 def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
@@ -172,9 +172,11 @@ def _read_parquet(splits: Mapping[str, list[Path]]) -> Tables:
     return {split: pyarrow.dataset.dataset(files) for split, files in splits.items()}
 
 
-def _from_listing(listing: Listing) -> _Found:
+def _from_listing(listing: Listing) -> _LocatedSource:
     files = [file for split in listing.rows.values() for file, _ in split]
-    return _Found(partial(_as_tables, listing), [*listing.others, *listing.classes, *files], divided=listing.divided)
+    return _LocatedSource(
+        partial(_as_tables, listing), [*listing.others, *listing.classes, *files], divided=listing.divided
+    )
 
 
 def _as_tables(listing: Listing) -> Tables:
@@ -194,7 +196,7 @@ def _as_tables(listing: Listing) -> Tables:
     return tables
 
 
-def _find_on_hub(data: str) -> _Found:
+def _find_on_hub(data: str) -> _LocatedSource:
     import datasets
 
     online = hub_answers()
@@ -208,12 +210,12 @@ def _find_on_hub(data: str) -> _Found:
             "--data PATH with a folder of Parquet files or of class folders would do"
         ) from error
     splits = named_splits({str(split): part for split, part in loaded.items()}, data)
-    return _Found(
+    return _LocatedSource(
         partial(_tables, splits), [Path(file["filename"]) for part in splits.values() for file in part.cache_files]
     )
 
 
-def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column: str | None) -> _Found:
+def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column: str | None) -> _LocatedSource:
     """The splits of a data set in memory; of a single one, a fixed fifth of each class becomes the test split."""
     import datasets
 
@@ -230,7 +232,9 @@ def _find_in_memory(data: datasets.Dataset | datasets.DatasetDict, label_column:
         }
         parts = {"train": data.select(sorted(set(range(len(data))) - held)), "test": data.select(sorted(held))}
     flat = {split: part.flatten_indices() for split, part in parts.items()}
-    return _Found(partial(_tables, flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole)
+    return _LocatedSource(
+        partial(_tables, flat), [], "/".join(part._fingerprint for part in parts.values()), divided=not whole
+    )
 
 
 def _tables(splits: Mapping[str, datasets.Dataset]) -> Tables:

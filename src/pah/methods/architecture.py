@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from pah.config import require
-from pah.data.stream import Batch, Task
+from pah.core.config import require
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, Terms, descend
 from pah.models.backbones import Backbone
 from pah.models.columns import ColumnNetwork, Columns, ProgressiveNetwork

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pah import ranks
-from pah.config import NonFiniteLossError, require
-from pah.data.stream import Batch, Examples, Task
-from pah.losses import stack_heads
+from pah.core import distributed
+from pah.core.config import NonFiniteLossError, require
+from pah.data.task import Batch, Examples, Task
+from pah.methods.losses import stack_heads
 from pah.models.backbones import Backbone
 from pah.models.network import Heads, Network, StoredHeads
 from pah.models.statistics import SlicedBatchNorm
@@ -203,7 +203,7 @@ def stepping(share: float, scaler: torch.amp.GradScaler | None, synchronised: bo
 
     `synchronised`: batch norm uses the statistics of the whole batch; else of the slice, and running ones are averaged.
     """
-    norms = SlicedBatchNorm(synchronised) if ranks.count() > 1 else None
+    norms = SlicedBatchNorm(synchronised) if distributed.count() > 1 else None
     token = _stepping.set(Stepping(share, scaler, norms))
     try:
         with norms or nullcontext():
@@ -239,7 +239,7 @@ def descend(
         own = [values, *now.norms.take_changed()]
         for mean_of_slice in own:
             mean_of_slice.mul_(now.share)
-        ranks.add_up([*own, *gradients])
+        distributed.add_up([*own, *gradients])
     found = dict(zip(terms, values, strict=True))
     if values.device.type == "cpu" or now.scaler is not None:
         for name, term in found.items():
@@ -256,5 +256,5 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[
     value = loss.detach()
     if now.norms is not None:
         value = now.share * value
-        ranks.add_up([value, *found])
+        distributed.add_up([value, *found])
     return value, found if now.scaler is None else [gradient / now.scaler.get_scale() for gradient in found]

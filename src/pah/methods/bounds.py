@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from pah.data.stream import Batch, Task
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, Terms, descend
 
 

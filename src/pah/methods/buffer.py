@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah import ranks
-from pah.devices import sent
+from pah.core import distributed
+from pah.core.devices import sent
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Samples:
 
     def of_all_processes(self) -> Self:
         """These of this process's slice and those of the others, in the order of the whole batch."""
-        return type(self)(*(ranks.together(getattr(self, field.name)) for field in fields(self)))
+        return type(self)(*(distributed.together(getattr(self, field.name)) for field in fields(self)))
 
 
 class Buffer(nn.Module):

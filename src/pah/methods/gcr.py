@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pah.config import require
-from pah.data.stream import Batch, Task
+from pah.core.config import require
+from pah.data.task import Batch, Task
 from pah.methods.buffer import Samples
 from pah.methods.replay import DERpp, DERppOptions, samples_of
 from pah.models.modes import evaluating

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.config import require
-from pah.data.stream import Batch, Task, number_of_batches
+from pah.core.config import require
+from pah.data.stream import number_of_batches
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.models.backbones import Backbone
 from pah.models.masked import MaskedNetwork

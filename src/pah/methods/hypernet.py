@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.config import require
-from pah.data.stream import Batch, Task
+from pah.core.config import require
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.models.backbones import Backbone
 from pah.models.embedding import EmbeddingHeads, require_equal

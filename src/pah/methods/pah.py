@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pah import ranks
-from pah.config import InputError, require
+from pah.core import distributed
+from pah.core.config import InputError, require
 from pah.data.augment import recoloured
-from pah.data.stream import Batch, Examples, Task, number_of_batches
-from pah.losses import ABSENT, Direction, Reduction, alignment, distillation, relative_distance, stack_heads
+from pah.data.stream import number_of_batches
+from pah.data.task import Batch, Examples, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
+from pah.methods.losses import ABSENT, Direction, Reduction, alignment, distillation, relative_distance, stack_heads
 from pah.methods.teacher import ALIGNED_TASKS, OLD_TASKS, Teacher, asked_tasks, of_tasks, weight_of_asked
 from pah.models.hypernetwork import Conditioning, unequal_message
 from pah.models.modes import BatchNormStatistics, evaluating, frozen, frozen_batch_norm, reestimate
@@ -209,7 +210,7 @@ class PAH(Method):
     def copies_of(self, batch: Batch, old: Sequence[int]) -> Tensor:
         """The images of a batch in other colours, every second one moved to a class of one of these old tasks."""
         assert self.teacher is not None, "begin_task() comes first"
-        part, draw = ranks.own_part(batch.images), batch.step.generator("copies")
+        part, draw = distributed.own_part(batch.images), batch.step.generator("copies")
         copies = recoloured(batch.x, draw, part.start, batch.images)
         second = slice(part.start % 2, None, 2)
         task = torch.randint(len(old), (batch.images,), generator=draw)[part][second]

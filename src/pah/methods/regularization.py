@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pah.config import require
-from pah.data.stream import Batch, Task
-from pah.losses import Reduction, distillation, stack_heads
+from pah.core.config import require
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.methods.bounds import Finetune
+from pah.methods.losses import Reduction, distillation, stack_heads
 from pah.methods.teacher import OLD_TASKS, Teacher, asked_tasks, weight_of_asked
 from pah.models.modes import evaluating
 from pah.models.network import Network

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pah import ranks
-from pah.config import require
-from pah.data.stream import Batch, Task
-from pah.devices import sent
+from pah.core import distributed
+from pah.core.config import require
+from pah.core.devices import sent
+from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend, gradients_of
 from pah.methods.buffer import Buffer, Samples
 from pah.models.network import Network
@@ -101,9 +101,11 @@ class Replay(Method):
     def draw(self, batch: Batch, purpose: str = "draw") -> Draw:
         """Stored samples for this step: the same, and each process's slice of them, whatever the number of these."""
         drawn = self.buffer.draw(self.options.replay, batch.step.generator(purpose))
-        if ranks.count() == 1 or len(drawn) < 2 * ranks.count():  # too few to share out: all learn from all of them
+        if (
+            distributed.count() == 1 or len(drawn) < 2 * distributed.count()
+        ):  # too few to share out: all learn from all of them
             return Draw(drawn, 0, len(drawn), 1.0)
-        part = ranks.own_part(len(drawn))
+        part = distributed.own_part(len(drawn))
         own = drawn[torch.arange(len(drawn))[part]]
         share = own.weights.sum() / drawn.weights.sum()
         return Draw(own, part.start, len(drawn), share * batch.images / len(batch.y))

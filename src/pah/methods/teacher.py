@@ -10,8 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from pah.data.stream import Step
-from pah.losses import ABSENT, Reduction, stack_heads
+from pah.data.task import Step
+from pah.methods.losses import ABSENT, Reduction, stack_heads
 from pah.models.folding import folded
 from pah.models.modes import BatchNormStatistics, evaluating
 from pah.models.network import Network, apply_rows

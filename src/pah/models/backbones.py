@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.config import InputError, require, unknown
-from pah.hub import cache_only_unless, hub_answers
+from pah.core.config import InputError, require, unknown
+from pah.core.hub import cache_only_unless, hub_answers
 
 FEW_CHANNELS = 16  # below which torch's kernel of a strided 1x1 convolution is wrong (`StridedPointwise`)
 

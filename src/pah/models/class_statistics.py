@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pah.config import InputError, generator
+from pah.core.config import InputError, generator
 from pah.models.network import apply_rows
 
 RIDGE = 1e-2  # of the mean square of a feature: how strongly a lesson's map is drawn to the identity

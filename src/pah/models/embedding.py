@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.models.hypernetwork import unit_variance_mlp
 from pah.models.network import Heads
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.models.modes import full_precision
 from pah.models.prototypes import owners
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.models.backbones import Backbone
 from pah.models.hypernetwork import Conditioning, build_hypernetwork
 from pah.models.modes import full_precision

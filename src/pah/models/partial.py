@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pah.config import require
+from pah.core.config import require
 from pah.models.backbones import Backbone, GlobalPool
 from pah.models.embedding import head_std, require_equal
 from pah.models.hypernetwork import unit_variance_mlp

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.devices import sent
+from pah.core.devices import sent
 
 PrototypeStart = Literal["semantic", "mean", "random"]
 

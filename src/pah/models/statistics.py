@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pah import ranks
+from pah.core import distributed
 
 
 class SlicedBatchNorm(TorchFunctionMode):
@@ -98,8 +98,8 @@ def _along(of_channels: Tensor, x: Tensor) -> Tensor:
 
 def _from_all(row: Tensor) -> Tensor:
     """The row (n,) of each process: (R, n); its gradient comes from what all processes make of it."""
-    table = row.new_zeros(ranks.count(), len(row))
-    table[ranks.index()] = row
+    table = row.new_zeros(distributed.count(), len(row))
+    table[distributed.index()] = row
     found: Tensor = _Sum.apply(table)
     return found
 
@@ -110,11 +110,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
         total = part.clone()
-        ranks.add_up([total])
+        distributed.add_up([total])
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
-        ranks.add_up([total])
+        distributed.add_up([total])
         return total

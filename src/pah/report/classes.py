@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pah.evaluation import Answers
 from pah.report.exhibit import Cell, Exhibit, Table, count_tasks, drawing, line_style
 from pah.report.rundata import Run
+from pah.training.evaluation import Answers
 
 WORST = 20  # confusions shown
 

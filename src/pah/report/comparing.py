@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.data.stream import StreamOptions
 from pah.report import curves
 from pah.report.exhibit import Cell, Exhibit, Table, count_tasks, drawing, line_style

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pah.checkpoint import write_file
+from pah.core.files import write_file
 from pah.report.figures import GREY, STYLE, require_matplotlib
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pah.checkpoint import write_file
-from pah.config import InputError
+from pah.core.config import InputError
+from pah.core.files import write_file
 from pah.study.table import BOUNDS
 
 if TYPE_CHECKING:

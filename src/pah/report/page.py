@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from pah.checkpoint import write_file
-from pah.config import InputError
+from pah.core.config import InputError
+from pah.core.files import write_file
 from pah.report import comparing, exhibit, single
 from pah.report.figures import require_matplotlib
 from pah.report.pictures import MOMENTS
 from pah.report.rundata import read_run
-from pah.runfolder import FIGURES, REPORT
+from pah.runs.folder import FIGURES, REPORT
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pah import checkpoint, metrics
-from pah.config import InputError
+from pah.core import files
+from pah.core.config import InputError
 from pah.data.benchmarks import BENCHMARKS
-from pah.evaluation import Answers
-from pah.records import TaskPrototypes, read_predictions, read_prototypes
-from pah.runfolder import CHECKPOINT, CONFIG, DIAGNOSIS, LEARNER, LOG, METRICS, MODEL, PREDICTIONS, PROTOTYPES, WEIGHTS
-from pah.training import TrainState
+from pah.learner.store import LEARNER, WEIGHTS
+from pah.runs.folder import CHECKPOINT, CONFIG, DIAGNOSIS, LOG, METRICS, MODEL, PREDICTIONS, PROTOTYPES
+from pah.runs.results import TaskPrototypes, read_predictions, read_prototypes
+from pah.training import checkpoint, metrics
+from pah.training.evaluation import Answers
+from pah.training.state import TrainState
 
 NEEDED = {"benchmark", "method", "seed", "evaluated_on", "accuracy_matrix", "class_incremental_accuracy", "seconds"}
 DIAGNOSED = ("then", "now", "refitted_then", "refitted_now", "lost", "feature_drift", "head_drift")
@@ -104,7 +106,7 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: expected a run folder, which holds {CONFIG}, found none")
-    config = checkpoint.read_yaml(folder / CONFIG)
+    config = files.read_yaml(folder / CONFIG)
     finished = (folder / METRICS).is_file()
     known = read_metrics(folder) if finished else _so_far(folder, config)
     learned = len(known["accuracy_matrix"])
@@ -127,7 +129,7 @@ def read_run(folder: Path) -> Run:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """A finished run's `metrics.json`; InputError if it lacks what every run's has."""
     path = folder / METRICS
-    found = checkpoint.read_json(path)
+    found = files.read_json(path)
     if not isinstance(found, dict) or not found.keys() >= NEEDED:
         absent = sorted(NEEDED - found.keys()) if isinstance(found, dict) else sorted(NEEDED)
         raise InputError(f"{path}: expected a run's metrics, got none of {', '.join(absent)}")
@@ -178,7 +180,7 @@ def _class_names(folder: Path, known: Mapping[str, Any]) -> list[list[str]] | No
     path, learned = folder / MODEL / LEARNER, len(known["accuracy_matrix"])
     if path.is_file():
         try:
-            return [[str(name) for name in task["classes"]] for task in checkpoint.read_json(path)["tasks"]]
+            return [[str(name) for name in task["classes"]] for task in files.read_json(path)["tasks"]]
         except (KeyError, TypeError):
             raise InputError(f"{path}: expected a learner, got JSON of something else") from None
     if "class_order" not in known:
@@ -202,7 +204,7 @@ def _log(path: Path) -> list[Epoch]:
 
 
 def _diagnosis(path: Path) -> dict[str, Any]:
-    found = checkpoint.read_json(path)
+    found = files.read_json(path)
     try:
         lacking = [key for key in DIAGNOSED for of in (*found["tasks"], found["mean"]) if key not in of]
         lacking += [key for key in ("task", "similarity") for of in found["tasks"] if key not in of]

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.report import classes, curves, inside, pictures, training
 from pah.report.exhibit import Cell, Exhibit, Table
 from pah.report.rundata import Run, read_metrics, read_run
-from pah.runfolder import CONFIG, METRICS
+from pah.runs.folder import CONFIG, METRICS
 
 SAME_STREAM = ("benchmark", "seed", "evaluated_on", "class_order", "task_names")
 NO_CHOICE = ("seed", "data", "snapshots")  # options that do not make another method or training

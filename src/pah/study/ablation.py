@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pah import checkpoint
-from pah.report.ablation import effects
-from pah.report.figures import require_matplotlib, save
-from pah.runconfig import RunConfig, load_stream
+from pah.core import files
 from pah.study.bootstrap import Correct
 from pah.study.grid import Cell, Outcome, claim, correct, require_own
 from pah.study.table import COLUMNS, differences, entry, level, markdown_table, missing_part, row, shown, titles
+from pah.training.config import RunConfig, load_stream
 
 BASE = "base"  # the cell that differs from the base in nothing
 LEGEND = """\
@@ -95,10 +93,9 @@ def prepare(ablation: Ablation) -> None:
     """Make sure that the ablation can begin, or go on, in its folder.
 
     Raises:
-        InputError: bad data, a configuration that cannot learn its stream, a folder that holds something else, or no
-            matplotlib.
+        InputError: bad data, a configuration that cannot learn its stream, or a folder that holds
+            something else.
     """
-    require_matplotlib()  # not only once all is trained
     for config in ablation.named().values():
         load_stream(config)
     require_own(ablation.cells())
@@ -106,15 +103,14 @@ def prepare(ablation: Ablation) -> None:
 
 
 def write(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write `ablation.json`, `.md` and the figure, of the finished cells; returns the first's content.
+    """Write `ablation.json` and `.md` of the finished cells; returns the first's content.
 
     Raises:
         InputError: a run's predictions cannot be read, or a file cannot be written.
     """
     summary = summarise(ablation, outcomes)
-    checkpoint.write_json(ablation.folder / "ablation.json", summary)
-    checkpoint.write_file(ablation.folder / "ablation.md", as_markdown(summary).encode())
-    save(effects(summary), ablation.folder / "ablation")
+    files.write_json(ablation.folder / "ablation.json", summary)
+    files.write_file(ablation.folder / "ablation.md", as_markdown(summary).encode())
     return summary
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pah.config import InputError, derived_seed, require
+from pah.core.config import InputError, derived_seed, require
 
 Correct = NDArray[np.bool_]  # (N,): whether each test image of a task was answered correctly
 Pair = tuple[Correct, Correct]  # of the method and of the reference, on the same images

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from pah.config import InputError
-from pah.devices import DeviceName, find_device
-from pah.study.errands import AUTO, LOCAL, Errands, Place, fits, last_line
+from pah.core.config import InputError
+from pah.core.devices import DeviceName, find_device
 from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, run_cells
+from pah.study.ray_driver import AUTO, LOCAL, Errands, Place, fits, last_line
 
 LISTENS = 2.0  # seconds in which a cluster's address must take a connection
 ANSWERS = 8.0  # seconds in which the cluster must have let this machine in

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pah import checkpoint
+from pah.core import files
 from pah.methods import METHODS
-from pah.report.figures import accuracy_against_forgetting, require_matplotlib, save
-from pah.runconfig import RunConfig, load_stream
-from pah.runfolder import METRICS
+from pah.runs.folder import METRICS
 from pah.study import tuning
 from pah.study.bootstrap import Correct, Interval
 from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, claim, correct, require_own, run_cells, shared_part
 from pah.study.table import REFERENCE, as_markdown, differences, summarise
+from pah.training.config import RunConfig, load_stream
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ def prepare(comparison: Comparison) -> None:
     """Make sure that the comparison can begin, or go on, in its folder.
 
     Raises:
-        InputError: bad data, a method that cannot learn the stream, a folder that holds something else, or no
-            matplotlib.
+        InputError: bad data, a method that cannot learn the stream, or a folder that holds something
+            else.
     """
-    require_matplotlib()  # not only once all is trained
     for config in comparison.configs:
         load_stream(config)
     require_own(comparison.trial_cells() if comparison.trials else comparison.cells(comparison.configs))
@@ -72,7 +70,7 @@ def choose(
         by_method.setdefault(outcome.cell.config.method, []).append(outcome)
     if outcomes:
         log = tuning.log(shared_part(outcomes[0].cell.config.as_dict()), by_method, tasks)
-        checkpoint.write_json(comparison.folder / "tuning" / "tuning.json", log)
+        files.write_json(comparison.folder / "tuning" / "tuning.json", log)
     return tuple(
         dataclasses.replace(c, method_options=tuning.best(by_method.get(c.method, []), tasks) or c.method_options)
         for c in comparison.configs
@@ -80,7 +78,7 @@ def choose(
 
 
 def write(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write `comparison.json`, `.md` and the figure, of all finished cells in the folder; returns the first's content.
+    """Write `comparison.json` and `.md` of all finished cells in the folder; returns the first's content.
 
     Raises:
         InputError: no cell is finished, or a file cannot be written.
@@ -91,16 +89,15 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if o.metrics is None
     ]
     summary = summary_of(folder, missing)
-    checkpoint.write_json(folder / "comparison.json", summary)
-    checkpoint.write_file(folder / "comparison.md", as_markdown(summary).encode())
-    save(accuracy_against_forgetting(summary), folder / "comparison")
+    files.write_json(folder / "comparison.json", summary)
+    files.write_file(folder / "comparison.md", as_markdown(summary).encode())
     return summary
 
 
 def summary_of(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The finished cells in the folder as `comparison.json` holds them, beside those that are `missing`."""
     order = list(METHODS)
-    found = [checkpoint.read_json(path) for path in folder.glob(f"*-seed*/{METRICS}")]
+    found = [files.read_json(path) for path in folder.glob(f"*-seed*/{METRICS}")]
     found.sort(key=lambda metrics: (order.index(metrics["method"]), metrics["seed"]))
     return summarise(found, intervals(folder, found), missing)
 

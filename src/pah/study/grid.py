@@ -16,13 +16,15 @@ import torch
 import yaml
 from filelock import FileLock
 
-from pah import checkpoint, runs
-from pah.config import InputError
-from pah.devices import CPU
-from pah.records import read_predictions
-from pah.runconfig import RunConfig
-from pah.runfolder import CONFIG, LOCK, METRICS, PREDICTIONS, BusyError, OccupiedError
+from pah.core import files
+from pah.core.config import InputError
+from pah.core.devices import CPU
+from pah.core.files import LOCK, BusyError
+from pah.runs.folder import CONFIG, METRICS, PREDICTIONS, OccupiedError
+from pah.runs.results import read_predictions
+from pah.runs.run import Progress, StoppedError, resume_run, start_run
 from pah.study.bootstrap import Correct
+from pah.training.config import RunConfig
 
 STUDY = "study.yaml"
 ERROR = "error.txt"  # in a cell that failed for a reason that nobody foresaw
@@ -64,7 +66,7 @@ class Running:
     where: str  # the machine's address
 
 
-Event = runs.Progress | Running | Waiting | Outcome
+Event = Progress | Running | Waiting | Outcome
 Watch = Callable[[Cell, Event], None]
 Stop = Callable[[], bool]
 Engine = Callable[[Sequence[Cell], Watch, Stop, float], list[Outcome]]  # `run_cells`, or what does the same elsewhere
@@ -80,7 +82,7 @@ def claim(folder: Path, config: RunConfig, but: Container[str] = OF_A_CELL) -> N
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # two processes may begin a study at once
         if path.is_file():
-            written = checkpoint.read_yaml(path)
+            written = files.read_yaml(path)
             if ("method" in written) != ("method" in shared):  # one kind's cells are not the other's
                 kind = "an ablation" if "method" in written else "a comparison"
                 raise InputError(f"{folder}: expected a folder of this study, got that of {kind}")
@@ -92,7 +94,7 @@ def claim(folder: Path, config: RunConfig, but: Container[str] = OF_A_CELL) -> N
         elif any(file.name != LOCK for file in folder.iterdir()):
             raise InputError(f"{folder}: expected a study's folder or an empty one, got one without {STUDY}")
         else:
-            checkpoint.write_file(path, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True).encode())
+            files.write_file(path, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True).encode())
 
 
 def shared_part(config: Mapping[str, Any], but: Container[str] = OF_A_CELL) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def require_own(cells: Iterable[Cell]) -> None:
     for cell in cells:
         path = cell.folder / CONFIG
         if path.is_file():
-            found, wanted = cell.config.completed(checkpoint.read_yaml(path)), cell.config.as_dict()
+            found, wanted = cell.config.completed(files.read_yaml(path)), cell.config.as_dict()
             if {**found, "data": None} != {**wanted, "data": None}:
                 raise InputError(f"{cell.folder}: expected this study's run, got another: {difference(found, wanted)}")
 
@@ -128,7 +130,7 @@ def run_cells(
             if cell in ended:
                 continue
             if stop():
-                raise runs.StoppedError
+                raise StoppedError
             outcome = run_cell(cell, watch, stop, checkpoint_seconds, device)
             if outcome is None:
                 if cell not in held:
@@ -151,8 +153,8 @@ def run_cell(
         StoppedError: `stop` said so; what was trained is saved.
     """
     if (cell.folder / METRICS).is_file():
-        return Outcome(cell, checkpoint.read_json(cell.folder / METRICS))
-    go = runs.resume if (cell.folder / CONFIG).is_file() else runs.start
+        return Outcome(cell, files.read_json(cell.folder / METRICS))
+    go = resume_run if (cell.folder / CONFIG).is_file() else start_run
     try:
         metrics = go(
             cell.config,
@@ -168,10 +170,10 @@ def run_cell(
         return None if _is_own(cell) else Outcome(cell, None, str(error))
     except InputError as error:
         return Outcome(cell, None, str(error))
-    except runs.StoppedError:
+    except StoppedError:
         raise
     except Exception as error:  # whatever it is, it is one cell's
-        checkpoint.write_file(cell.folder / ERROR, traceback.format_exc().encode())
+        files.write_file(cell.folder / ERROR, traceback.format_exc().encode())
         first = next(iter(str(error).splitlines()), "")
         return Outcome(cell, None, f"{type(error).__name__}: {first} (details: {cell.folder / ERROR})")
     (cell.folder / ERROR).unlink(missing_ok=True)

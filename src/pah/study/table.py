@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pah.config import InputError
+from pah.core.config import InputError
 from pah.study.bootstrap import Correct, Interval, paired_bootstrap
 
 REFERENCE = "pah"  # the method that the others are compared with

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pah.config import generator
+from pah.core.config import generator
 from pah.methods import METHODS
 from pah.methods.base import MethodOptions
-from pah.runconfig import RunConfig
 from pah.study.grid import Cell, Outcome
+from pah.training.config import RunConfig
 
 TASKS = 3  # the first tasks of the stream, on which trials are made
 VALIDATION = 0.1  # share of each class's training images that trials are judged on

@@ -16,14 +16,16 @@ from typing import Any
 
 from PIL import Image
 
-from pah import checkpoint, metrics
-from pah.metrics import Matrix
+from pah.core import files
+from pah.core.files import BusyError, locked
 from pah.report.curves import heat_map
-from pah.runconfig import RunConfig
-from pah.runfolder import LOG, SENT, TRACK, BusyError, locked
+from pah.runs.folder import LOG, SENT, TRACK
 from pah.study.ablation import flat
 from pah.tracking import tools
 from pah.tracking.tool import Subject
+from pah.training import metrics
+from pah.training.config import RunConfig
+from pah.training.metrics import Matrix
 
 Point = tuple[int, dict[str, float]]  # a step, the number of epochs up to it; and numbers by name
 DPI = 150
@@ -50,7 +52,7 @@ class Sender:
         with ExitStack() as held:
             held.enter_context(locked(self.note.parent))
             new = Sent(os.path.relpath(root, folder))
-            self.sent = Sent(**checkpoint.read_json(self.note)) if self.note.is_file() else new
+            self.sent = Sent(**files.read_json(self.note)) if self.note.is_file() else new
             own = folder.resolve()  # a study's run that is resumed alone still belongs to the study
             root = (own / self.sent.root).resolve()
             group = config.benchmark if root == own else root.name
@@ -93,7 +95,7 @@ class Sender:
         self.held.close()
 
     def _note(self) -> None:
-        checkpoint.write_json(self.note, asdict(self.sent))
+        files.write_json(self.note, asdict(self.sent))
 
     def _epochs(self, tasks: int) -> int:
         """The epochs of the first tasks together."""
@@ -142,7 +144,7 @@ class Tracking:
 
     def _finish(self, name: str, folder: Path, config: RunConfig, found: Mapping[str, Any]) -> None:
         note = folder / TRACK / name / SENT
-        if note.is_file() and checkpoint.read_json(note)["closed"]:
+        if note.is_file() and files.read_json(note)["closed"]:
             return
         self._sender(name, folder, config).finish(found)
         del self.senders[name, folder]

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 from PIL.Image import Image
 
-from pah.config import InputError, unknown
+from pah.core.config import InputError, unknown
 from pah.tracking.tool import Subject, Tool
 
 PROJECT = "pah"

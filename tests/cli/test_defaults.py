@@ -1,0 +1,60 @@
+"""A new learner starts alike from the command, from Python and from the page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pah import ContinualLearner, InputError
+from pah.app.lesson import Request, first_config
+from pah.cli.parser import config_of, parse
+from pah.learner.learner import IMAGE_SIZE, defaults
+from pah.training.config import RunConfig
+
+
+def by_command(*words: str) -> dict[str, Any]:
+    """The options of a new learner that `pah learn` makes, but for the benchmark, which means nothing to it."""
+    return {**config_of(parse([*words], "learn")).as_dict(), "benchmark": "split"}
+
+
+def by_page(size: int) -> dict[str, Any]:
+    return first_config(Request(learner="x", folder="x", name="x", images="x", image_size=size)).as_dict()
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 96])
+def test_command_python_and_page_agree_at_every_size(size: int) -> None:
+    expected = defaults(size).as_dict()
+    assert by_command(f"--image_size={size}") == expected
+    assert by_page(size) == expected
+    assert ContinualLearner(image_size=size).config.as_dict() == expected
+    assert expected["backbone"]["name"] == ("convnet" if size < 32 else "resnet18-slim")
+
+
+def test_without_any_option_they_agree_too() -> None:
+    expected = defaults().as_dict()
+    assert by_command() == expected
+    assert ContinualLearner().config.as_dict() == expected
+    assert by_page(IMAGE_SIZE) == expected
+    assert expected["method"]["prototype_start"] == "random", "a semantic prototype shows a training image"
+
+
+def test_a_yaml_that_sets_only_the_epochs_changes_only_these(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.yaml"
+    path.write_text(yaml.safe_dump({"training": {"epochs": 3}}))
+    expected = defaults().as_dict()
+    expected["training"]["epochs"] = 3
+    assert by_command(f"--config={path}") == expected
+
+
+def test_a_method_or_backbone_of_another_name_has_its_own_defaults() -> None:
+    found = by_command("--method.name=lwf", "--backbone.name=convnet")
+    own = RunConfig.from_dict({"method": {"name": "lwf"}, "backbone": {"name": "convnet"}}).as_dict()
+    assert found["method"] == own["method"]
+    assert found["backbone"] == own["backbone"]
+    assert found["training"] == defaults().as_dict()["training"]
+
+
+def test_an_image_size_beside_a_config_is_refused() -> None:
+    with pytest.raises(InputError, match="image_size: expected none beside a config"):
+        ContinualLearner(config=defaults(32), image_size=64)

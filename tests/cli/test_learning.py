@@ -1,0 +1,175 @@
+"""The commands on a learner, as a user types them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import DIGITS
+from pah import ContinualLearner
+from pah.cli import main
+from pah.core.files import locked
+
+NEW = ("--image_size", "8", "--backbone", "convnet", "--backbone.width", "8", "--epochs", "4", "--augment.crop", "0")
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of digits: low/zero, low/one, low/two, high/three, high/four."""
+    root = tmp_path_factory.mktemp("photos")
+    for y, pixels in zip(DIGITS.train.labels.tolist(), DIGITS.train.pixels[:, 0].numpy(), strict=True):
+        if y < 5:
+            folder = root / ("low" if y < 3 else "high") / WORDS[y]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{len([*folder.iterdir()])}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def taught(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learner of two lessons; not to be changed."""
+    folder = tmp_path_factory.mktemp("taught") / "digits"
+    assert main(["learn", str(folder), "--name", "low", "--data", str(photos / "low"), *NEW]) == 0
+    assert main(["learn", str(folder), "--name", "high", "--data", str(photos / "high"), "--epochs", "2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def learner(taught: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    ContinualLearner.load(taught).save(tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def refused(learner: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """A command that must end with status 2 and one line, and leave the learner as it was."""
+
+    def run(*words: str) -> str:
+        before = {file.name: file.read_bytes() for file in learner.iterdir()}
+        capsys.readouterr()
+        assert main([*words]) == 2
+        assert {file.name: file.read_bytes() for file in learner.iterdir()} == before
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+def test_a_taught_learner_answers_about_files(taught: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(photos / "low" / name / "1.png") for name in ("zero", "one", "two")]
+    assert main(["predict", str(taught), *files, "--task", "low", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["file"] for answer in answers] == files
+    assert [answer["label"] for answer in answers] == ["zero", "one", "two"]
+    assert main(["predict", str(taught), *files, "--unknown", "0.05"]) == 0
+    shown = capsys.readouterr().out
+    assert "probability" in shown
+    assert main(["predict", str(taught), files[0], "--rule", "combined"]) == 0
+
+
+def test_options_stay_until_a_lesson_says_otherwise(taught: Path) -> None:
+    learner = ContinualLearner.load(taught)
+    assert learner.config.training.epochs == 2
+    assert learner.config.augment.crop == 0
+    assert learner.config.stream.validation == 0.1
+
+
+def test_data_lists_what_a_learner_knows(taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(taught)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("low", "high", "three", "convnet", "8x8", "MB"):
+        assert part in shown
+
+
+def test_too_much_drift_ends_with_status_1_and_the_learner_as_it_was(
+    learner: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (learner / "learner.json").read_bytes()
+    harmful = ("--optimizer.lr", "1", "--training.schedule", "constant", "--max_drift", "0.05")
+    words = ["learn", str(learner), "--name", "again", "--data", str(photos / "low"), *harmful]
+    assert main([*words, "--held_out", f"low={photos / 'low'}", "--held_out", f"high={photos / 'high'}"]) == 1
+    assert "rolled back" in capsys.readouterr().out
+    assert (learner / "learner.json").read_bytes() == before
+
+
+def test_forget_makes_room_for_a_name(learner: Path, photos: Path, refused: Refused) -> None:
+    again = ("learn", str(learner), "--name", "low", "--data", str(photos / "low"))
+    assert "taught before" in refused(*again)
+    assert main(["forget", str(learner), "--task", "low"]) == 0
+    assert main([*again, "--only", "two, zero"]) == 0
+    assert [task.classes for task in ContinualLearner.load(learner).tasks] == [("four", "three"), ("two", "zero")]
+
+
+def test_unreadable_files_are_named_and_may_be_left_out(
+    learner: Path, photos: Path, refused: Refused, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("zero", "one"):
+        folder = tmp_path / "mixed" / name
+        folder.mkdir(parents=True)
+        for file in sorted((photos / "low" / name).iterdir())[:20]:
+            (folder / file.name).write_bytes(file.read_bytes())
+    bad = tmp_path / "mixed" / "one" / "bad.png"
+    bad.write_bytes(b"no image")
+    words = ("learn", str(learner), "--name", "mixed", "--data", str(tmp_path / "mixed"))
+    assert str(bad) in refused(*words)
+    assert main([*words, "--skip-unreadable"]) == 0
+    assert str(bad) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_bad_commands(learner: Path, photos: Path, refused: Refused, tmp_path: Path) -> None:
+    image = str(photos / "low" / "zero" / "1.png")
+    new = ("learn", str(learner), "--name", "x", "--data", str(photos / "low"))
+    (tmp_path / "README.md").write_text("mine")
+    for words, parts in (
+        (("learn", "--name", "x"), ("expected one learner folder",)),
+        (("learn", "", "--name", "x", "--data", str(photos / "low")), ("expected one learner folder",)),
+        (("learn", str(tmp_path), *new[2:]), ("README.md", "lose its own")),
+        (("learn", str(learner), "--name", "x"), ("--data",)),
+        (("learn", str(learner), "--data", str(photos)), ("--name",)),
+        ((*new, "--backbone", "resnet18"), ("backbone", "convnet")),
+        ((*new, "--method", "lwf"), ("method", "pah")),
+        ((*new, "--image_size", "9"), ("image_size", "8")),
+        ((*new, "--seed", "1"), ("seed", "first lesson")),
+        ((*new, "--held_out", "low"), ("TASK=DATA", "'low'")),
+        ((*new, "--epoch", "1"), ("unknown option 'epoch'",)),
+        (("predict", str(learner)), ("a learner and images",)),
+        (("predict", str(learner), image, "--task", "birds"), ("'birds'", "high, low")),
+        (("predict", str(learner), image, "--unknown", "2"), ("unknown", "0.5")),
+        (("predict", str(learner), image, "--rule", "guess"), ("'energy'", "got guess")),
+        (("predict", str(learner), str(tmp_path / "none.png")), ("none.png", "No such file")),
+        (("predict", str(photos), image), ("expected a learner folder",)),
+        (("forget", str(learner), "--task", "birds"), ("'birds'",)),
+    ):
+        line = refused(*words)
+        assert not [part for part in parts if part not in line], line
+
+
+def test_a_learner_that_is_being_taught_is_refused_to_others(learner: Path, photos: Path, refused: Refused) -> None:
+    with locked(learner):
+        line = refused("learn", str(learner), "--name", "x", "--data", str(photos / "low"))
+    assert "in use by another process" in line
+
+
+def test_a_runs_model_is_a_learner(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ("--epochs", "2", "--backbone.width", "4", "--classes", "4", "--tasks", "2", "--stream.validation", "0.2")
+    assert main(["run", "split-digits", *words, "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    learner = ContinualLearner.load(out / "model")
+    assert [lesson.accuracies for lesson in learner.history] == [
+        dict(zip(metrics["task_names"], row, strict=False)) for row in metrics["accuracy_matrix"]
+    ]
+    assert all(task.quantiles for task in learner.tasks)
+    capsys.readouterr()
+    assert main(["predict", str(out / "model"), str(photos / "low" / "zero" / "1.png"), "--json"]) == 0
+    assert np.isfinite(json.loads(capsys.readouterr().out)["probability"])
+    assert main(["learn", str(out / "model"), "--name", "more", "--data", str(photos / "high"), "--epochs", "1"]) == 0
+    assert [task.name for task in ContinualLearner.load(out / "model").tasks][-1] == "more"

@@ -1,0 +1,627 @@
+"""Finding, understanding, decoding and caching a data set: every layout, every way to be wrong, every way to break."""
+
+import http.server
+import io
+import re
+import resource
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from datasets.packaged_modules.parquet.parquet import Parquet
+from PIL import Image
+
+from pah.core import hub
+from pah.core.config import InputError
+from pah.data import decode, sources
+from pah.data.sources import Source, load_digits, load_source
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NAMES = ["bird", "cat", "dog"]
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and a hub that refuses connections."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    return folder / "pah"
+
+
+@pytest.fixture
+def undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading labels or decoding any image fails: whatever still loads comes from the cache."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the data set was read")
+
+    monkeypatch.setattr(decode, "decode_image", fail)
+    monkeypatch.setattr(sources, "understand", fail)
+
+
+@contextmanager
+def refused(match: str) -> Iterator[None]:
+    with pytest.raises(InputError, match=match) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+
+
+def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 6)) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encoded(image: Image.Image, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+def chw(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).copy())
+
+
+def save(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)
+
+
+def class_folders(root: Path, count: int = 2, splits: Sequence[str] = ("train", "test"), mode: str = "RGB") -> Path:
+    for s, split in enumerate(splits):
+        for c, name in enumerate(NAMES):
+            for i in range(count):
+                save(picture(100 * s + 10 * c + i, mode), root / split / name / f"{i}.png")
+    return root
+
+
+def shard(folder: Path, split: str, columns: dict[str, list[Any]], features: datasets.Features | None = None) -> Path:
+    """A Parquet file; without `features`, one without the metadata of `datasets`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table(columns, schema=features and features.arrow_schema)
+    pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def images(*pictures: Image.Image) -> list[dict[str, Any]]:
+    return [{"bytes": encoded(p), "path": None} for p in pictures]
+
+
+def features(**columns: Any) -> datasets.Features:
+    return datasets.Features({"image": datasets.Image(), **columns})
+
+
+def parquet(folder: Path, train: Sequence[int | None] = (0, 1, 2), test: Sequence[int | None] = (0, 1, 2)) -> Path:
+    """One image a label, in the hub's layout, for the three classes NAMES."""
+    kinds = features(label=datasets.ClassLabel(names=NAMES))
+    for split, labels in (("train", train), ("test", test)):
+        pictures = images(*(picture(i) for i in range(len(labels))))
+        shard(folder, split, {"image": pictures, "label": list(labels)}, kinds)
+    return folder
+
+
+def columns_set(folder: Path, columns: dict[str, list[Any]], kinds: datasets.Features | None = None) -> Path:
+    """Both splits have three images and the other `columns`."""
+    for split in ("train", "test"):
+        shard(folder, split, {"image": images(*map(picture, range(3))), **columns}, kinds)
+    return folder
+
+
+def same(a: Source, b: Source) -> bool:
+    pairs = ((a.train, b.train), (a.test, b.test))
+    equal = all(torch.equal(x.pixels, y.pixels) and torch.equal(x.labels, y.labels) for x, y in pairs)
+    return equal and a.class_names == b.class_names
+
+
+# Digits
+
+
+def test_digits_are_scaled_and_split_by_class() -> None:
+    digits = load_digits()
+    assert digits.class_names == tuple("0123456789")
+    assert digits.train.pixels.shape[1:] == digits.test.pixels.shape[1:] == (1, 8, 8)
+    assert digits.train.pixels.dtype == torch.uint8
+    assert digits.train.labels.dtype == torch.int64
+    assert len(digits.train) + len(digits.test) == 1797
+    assert digits.train.pixels.unique().tolist() == [round(v * 255 / 16) for v in range(17)]
+    share = digits.test.labels.bincount() / (digits.test.labels.bincount() + digits.train.labels.bincount())
+    torch.testing.assert_close(share, torch.full((10,), 0.2), atol=0.005, rtol=0)
+
+
+def test_digits_are_the_same_in_every_run() -> None:
+    torch.manual_seed(1)
+    first = load_digits()
+    torch.manual_seed(2)
+    assert same(first, load_digits())
+
+
+# Layouts
+
+
+def test_class_folders_give_the_images_of_the_files(tmp_path: Path) -> None:
+    source = load_source(str(class_folders(tmp_path / "set")))
+    assert source.where == str(tmp_path / "set")
+    assert source.class_names == tuple(NAMES)
+    assert source.train.labels.tolist() == source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(source.train.pixels, torch.stack([chw(picture(10 * c + i)) for c in range(3) for i in range(2)]))
+    assert torch.equal(source.test.pixels[3], chw(picture(111)))
+
+
+def test_a_path_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_source("~/set").train) == 6
+
+
+@pytest.mark.parametrize("split", ["test", "val", "valid", "validation"])
+def test_the_test_split_has_its_usual_names(tmp_path: Path, split: str) -> None:
+    folders = load_source(str(class_folders(tmp_path / "folders", splits=("train", split))))
+    assert len(folders.test) == 6
+    parquet(tmp_path / "parquet" / "data")
+    (shard_file,) = (tmp_path / "parquet" / "data").glob("test-*")
+    shard_file.rename(shard_file.with_name(f"{split}-00000-of-00001.parquet"))
+    assert len(load_source(str(tmp_path / "parquet")).test) == 3
+
+
+def test_test_is_preferred_to_validation(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", splits=("train", "val", "test"))
+    assert torch.equal(load_source(str(root)).test.pixels[0], chw(picture(200)))
+
+
+def test_plain_class_folders_give_a_fixed_fifth_of_each_class_to_the_test(tmp_path: Path) -> None:
+    for name, count in (("train", 10), ("cat", 15), ("dog", 2)):  # "train" is a class here: it has no subfolders
+        for i in range(count):
+            save(picture(len(name) * 100 + i), tmp_path / "set" / name / f"{i:02}.png")
+    (tmp_path / "set" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "set" / ".hidden").mkdir()
+    source = load_source(str(tmp_path / "set"))
+    assert source.class_names == ("cat", "dog", "train")
+    assert source.train.labels.bincount().tolist() == [12, 1, 8]
+    assert source.test.labels.bincount().tolist() == [3, 1, 2]
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    assert same(source, load_source(str(tmp_path / "moved")))
+
+
+def tiny_imagenet(root: Path) -> Path:
+    """TinyImageNet as it is unpacked: two classes of three training and two validation images."""
+    lines = []
+    for c, wnid in enumerate(("n02", "n01")):
+        for i in range(3):
+            save(picture(10 * c + i), root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("n02_0.JPEG\t0\t0\t62\t62\n")
+        for i in range(2):
+            save(picture(50 + 10 * c + i), root / "val" / "images" / f"val_{2 * i + c}.JPEG")
+            lines.append(f"val_{2 * i + c}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    save(picture(99), root / "test" / "images" / "test_0.JPEG")  # has no labels and is not used
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tnewt\n")
+    return root
+
+
+def test_tiny_imagenet_as_unpacked_equals_its_parquet_form(tmp_path: Path) -> None:
+    root = tiny_imagenet(tmp_path / "tiny")
+    folder = load_source(str(root))
+    assert folder.class_names == ("n01", "n02")
+    kinds = features(label=datasets.ClassLabel(names=["n01", "n02"]))
+    train = sorted((root / "train").glob("*/images/*.JPEG"))
+    val = [root / "val" / "images" / f"val_{i}.JPEG" for i in (0, 2, 1, 3)]
+    for split, files, labels in (("train", train, [0, 0, 0, 1, 1, 1]), ("valid", val, [1, 1, 0, 0])):
+        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+        shard(tmp_path / "hub", split, {"image": rows, "label": labels}, kinds)
+    assert same(folder, load_source(str(tmp_path / "hub")))
+
+
+def test_broken_annotations_of_tiny_imagenet_are_named(tmp_path: Path) -> None:
+    annotations = tiny_imagenet(tmp_path / "tiny") / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text() + "val_9.JPEG n01\n")
+    with refused(r"val_annotations.txt line 5: expected file, wnid and box between tabs, got 'val_9.JPEG n01'"):
+        load_source(str(tmp_path / "tiny"))
+    annotations.write_text("val_9.JPEG\tn01\t0\t0\t62\t62\n")
+    with refused("No such file or directory: .*val_9.JPEG"):
+        load_source(str(tmp_path / "tiny"))
+
+
+@needs_shared
+def test_real_images_some_of_them_grey(tmp_path: Path) -> None:
+    for split in ("train", "valid"):  # the small split twice, to be quick
+        name = f"{split}-00000-of-00001.parquet"
+        (tmp_path / name).symlink_to(SHARED / "tiny-imagenet-50" / "valid-00000-of-00001.parquet")
+    source = load_source(str(tmp_path))
+    assert source.test.pixels.shape == (2500, 3, 64, 64)
+    assert source.test.labels.bincount().tolist() == [50] * 50
+    assert source.class_names == tuple(sorted(source.class_names))
+    grey = (source.test.pixels == source.test.pixels[:, :1]).flatten(1).all(1)
+    assert grey.sum() == 49  # 46 of mode L, 3 of mode RGB
+
+
+@pytest.mark.slow
+@needs_shared
+def test_cifar100_is_decoded_within_a_minute_and_opened_within_two_seconds() -> None:
+    start = time.perf_counter()
+    first = load_source(str(SHARED / "cifar100"))
+    assert time.perf_counter() - start < 60
+    start = time.perf_counter()
+    second = load_source(str(SHARED / "cifar100"))
+    assert time.perf_counter() - start < 2
+    assert same(first, second)
+    assert second.train.pixels.shape == (50_000, 3, 32, 32)
+    assert second.class_names[:2] == ("apple", "aquarium_fish")
+    assert second.test.labels.bincount().tolist() == [100] * 100
+
+
+# Places where there is no data set
+
+
+@pytest.mark.parametrize("data", ["/no/such", "./no", "../no", "~/no-such", "~nobody/x", "a/b/c", "a b", "", "owner/"])
+def test_a_path_that_does_not_exist(data: str) -> None:
+    with refused("expected a folder of images or Parquet files or a hub id, got a path that does not exist"):
+        load_source(data)
+
+
+def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
+    with refused("found no images"):
+        load_source(str(tmp_path))
+    save(picture(0), tmp_path / "train" / "loose.png")
+    save(picture(0), tmp_path / "test" / "loose.png")
+    with refused("found no images"):
+        load_source(str(tmp_path))
+    with refused("got a file"):
+        load_source(str(tmp_path / "train" / "loose.png"))
+    class_folders(tmp_path / "alone", splits=["train"])
+    with refused("expected a split train and one of test, valid, validation, val, got train"):
+        load_source(str(tmp_path / "alone"))
+
+
+def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}-0.parquet").write_bytes(b"PAR1 but no more")
+    with refused("expected readable data, got: .*train-0.parquet"):
+        load_source(str(tmp_path))
+    with refused("image_size: expected a positive number of pixels, got 0"):
+        load_source(str(tmp_path), image_size=0)
+
+
+# Columns and labels
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "expected"),
+    [
+        ({"fine_label": "class", "label": "class"}, None, "label"),
+        ({"coarse_label": "class", "fine_label": "class"}, None, "fine_label"),
+        ({"id": "int", "kind": "class"}, None, "kind"),
+        ({"kind": "int", "text": "string"}, None, "kind"),
+        ({"label": "class", "other": "int"}, "other", "other"),
+    ],
+)
+def test_the_label_column(tmp_path: Path, columns: dict[str, str], asked: str | None, expected: str) -> None:
+    kinds = {
+        "class": datasets.ClassLabel(names=NAMES),
+        "int": datasets.Value("int16"),
+        "string": datasets.Value("string"),
+    }
+    values: dict[str, list[Any]] = {name: [2, 1, 0] if name == expected else [0, 1, 2] for name in columns}
+    values |= {name: ["x"] * 3 for name, kind in columns.items() if kind == "string"}
+    columns_set(tmp_path / "set", values, features(**{name: kinds[kind] for name, kind in columns.items()}))
+    source = load_source(str(tmp_path / "set"), label_column=asked)
+    assert source.train.labels.tolist() == [2, 1, 0]
+    assert source.class_names == (tuple(NAMES) if columns[expected] == "class" else ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "match"),
+    [
+        ({}, None, "one column of labels, ClassLabel or integers, got the columns 'image'$"),
+        ({"a": [0, 1, 2], "b": [0, 1, 2]}, None, "one column of labels, .*, got the columns 'image', 'a', 'b'"),
+        ({"a": [0, 1, 2]}, "b", "a column 'b' of labels, .*, got the columns 'image', 'a'"),
+        ({"label": ["x", "y", "z"], "id": [0, 1, 2]}, None, "one column of labels"),
+        ({"mask": images(*map(picture, range(3))), "label": [0, 1, 2]}, None, "one column of images"),
+    ],
+)
+def test_columns_that_are_missing_or_ambiguous(
+    tmp_path: Path, columns: dict[str, list[Any]], asked: str | None, match: str
+) -> None:
+    columns_set(tmp_path / "set", columns)
+    with refused(match):
+        load_source(str(tmp_path / "set"), label_column=asked)
+
+
+def test_a_set_without_a_column_of_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        shard(tmp_path / "set", split, {"text": ["x"], "label": [0]})
+    with refused("expected one column of images, got the columns 'text', 'label'"):
+        load_source(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(("label", "came"), [(3, "3"), (-1, "-1"), (None, "-1")])
+def test_a_label_that_has_no_class(tmp_path: Path, label: int | None, came: str) -> None:
+    with refused(f"split test, row 3: expected a label from 0 to 2, got {came}"):
+        load_source(str(parquet(tmp_path / "set", test=[0, 1, 2, label])))
+
+
+@pytest.mark.parametrize("label", [-1, 10**12])
+def test_an_integer_that_is_no_label(tmp_path: Path, label: int) -> None:
+    columns_set(tmp_path / "set", {"label": [0, 1, label]})
+    with refused(f"split train, row 2: expected a label from 0 to [12], got {label}"):
+        load_source(str(tmp_path / "set"))
+
+
+def test_a_class_without_images_in_a_split(tmp_path: Path) -> None:
+    with refused("split test: expected images of every class, got none of 'dog'"):
+        load_source(str(parquet(tmp_path / "a", test=[0, 1])))
+    with refused("split train: expected images of every class, got none of 'cat'"):
+        load_source(str(parquet(tmp_path / "b", train=[0, 2, 2])))
+    columns_set(tmp_path / "c", {"label": [0, 2, 2]})
+    with refused("got none of '1'"):
+        load_source(str(tmp_path / "c"))
+
+
+def test_an_empty_class_folder(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    load_source(str(root))  # fills the cache, which must not hide the folder that is new
+    (root / "train" / "zebra").mkdir()
+    with refused("split train: expected images of every class, got none of 'zebra'"):
+        load_source(str(root))
+
+
+def test_splits_with_different_class_names(tmp_path: Path) -> None:
+    for split, names in (("train", NAMES), ("test", NAMES[::-1])):
+        kinds = features(label=datasets.ClassLabel(names=names))
+        shard(tmp_path / "set", split, {"image": images(*map(picture, range(3))), "label": [0, 1, 2]}, kinds)
+    with refused("expected 'label' to have the same class names in both splits"):
+        load_source(str(tmp_path / "set"))
+
+
+# Images
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "LA"])
+def test_grey_images_have_one_channel(tmp_path: Path, mode: str) -> None:
+    root = class_folders(tmp_path / "set", mode="L")
+    grey = picture(7, "L")
+    if mode == "I;16":
+        save(Image.fromarray(np.asarray(grey).astype(np.uint16) << 8), root / "train" / "bird" / "0.png")
+    else:
+        grey = grey.convert(mode)
+        save(grey, root / "train" / "bird" / "0.png")
+    source = load_source(str(root))
+    assert source.train.pixels.shape == source.test.pixels.shape == (6, 1, 6, 6)
+    assert torch.equal(source.train.pixels[0], chw(grey.convert("L")))
+
+
+def test_one_colour_image_makes_all_of_them_colour(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", mode="L")
+    # With this kind of transparency Pillow warns of what the conversion loses.
+    picture(3, "P").save(root / "test" / "dog" / "1.png", transparency=bytes(range(0, 256, 8)))
+    source = load_source(str(root))
+    assert source.train.pixels.shape == source.test.pixels.shape == (6, 3, 6, 6)
+    assert torch.equal(source.train.pixels[0], chw(picture(0, "L")).expand(3, 6, 6))
+    assert torch.equal(source.test.pixels[5], chw(picture(3, "P").convert("RGB")))
+
+
+def test_photographs_stand_upright(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    picture(5).save(root / "train" / "bird" / "0.png", exif=exif)
+    upright = picture(5).transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(load_source(str(root)).train.pixels[0], chw(upright))
+
+
+def test_images_of_two_sizes_are_refused_or_resized(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    stripes = Image.new("RGB", (30, 10))
+    stripes.paste((255, 0, 0), (10, 0, 20, 10))  # the middle third is red
+    save(stripes, root / "test" / "cat" / "0.png")
+    with refused(r"one size, got 6x6 \(.*train/bird/0.png\) and 30x10 \(.*test/cat/0.png\); `--image_size N` resizes"):
+        load_source(str(root))
+    source = load_source(str(root), image_size=4)
+    assert source.train.pixels.shape == source.test.pixels.shape == (6, 3, 4, 4)
+    assert torch.equal(source.test.pixels[2, :, :, 1:3], torch.tensor([255, 0, 0]).byte().view(3, 1, 1).expand(3, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "came"),
+    [
+        pytest.param(b"P4\n8000 7000\n", "8000x7000 pixels, more than 50 megapixels", id="too large"),
+        pytest.param(b"P4\n60000 60000\n", "Image size .* exceeds limit", id="a bomb"),
+        pytest.param(b"text", "data in none of the formats BMP, GIF, JPEG, PNG", id="text"),
+        pytest.param(encoded(picture(0), "EPS"), "data in none of the formats", id="a program"),
+        pytest.param(encoded(picture(0))[:60], "image file is truncated|broken PNG", id="cut"),
+        pytest.param(encoded(picture(0, "F"), "TIFF"), "floating-point pixels", id="floats"),
+    ],
+)
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, came: str) -> None:
+    root = class_folders(tmp_path / "folders")
+    (root / "train" / "cat" / "1.png").write_bytes(content)
+    with refused(f"train/cat/1.png: expected an image, got: ({came})"):
+        load_source(str(root))
+    rows = [*images(picture(0), picture(1)), {"bytes": content, "path": "2.png"}]
+    kinds = features(label=datasets.ClassLabel(names=NAMES))
+    parquet(tmp_path / "parquet")
+    shard(tmp_path / "parquet", "test", {"image": rows, "label": [0, 1, 2]}, kinds)
+    with refused(f"parquet, split test, row 2: expected an image, got: ({came})"):
+        load_source(str(tmp_path / "parquet"))
+
+
+def test_the_row_of_an_image_counts_from_the_start_of_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "ROWS", 2)
+    columns_set(tmp_path / "set", {"label": [0, 1, 2]})
+    shard(tmp_path / "set", "train", {"image": [*images(*map(picture, range(4))), None], "label": [0, 1, 2, 0, 0]})
+    with refused("split train, row 4: expected an image, got: nothing"):
+        load_source(str(tmp_path / "set"))
+
+
+# The cache
+
+
+def test_a_second_load_decodes_nothing_and_gives_the_same(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = parquet(tmp_path / "set")
+    first = load_source(str(root))
+    request.getfixturevalue("undecodable")
+    second = load_source(str(root))
+    assert same(first, second)
+    second.train.pixels.zero_()  # a private copy: what is on disk stays as it is
+    assert same(first, load_source(str(root)))
+
+
+def test_another_file_column_or_size_is_decoded_anew(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    load_source(str(root))
+    save(picture(9), root / "train" / "cat" / "0.png")
+    assert torch.equal(load_source(str(root)).train.pixels[2], chw(picture(9)))
+    assert load_source(str(root), image_size=3).train.pixels.shape == (6, 3, 3, 3)
+    save(picture(8), root / "train" / "cat" / "9.png")
+    assert len(load_source(str(root)).train) == 7
+    columns_set(tmp_path / "parquet", {"label": [0, 1, 2], "other": [2, 1, 0]})
+    assert load_source(str(tmp_path / "parquet")).train.labels.tolist() == [0, 1, 2]
+    assert load_source(str(tmp_path / "parquet"), label_column="other").train.labels.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "names", "empty"])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, cache: Path, damage: str) -> None:
+    root = str(class_folders(tmp_path / "set"))
+    first = load_source(root)
+    expected = [first.train.pixels.clone(), first.test.pixels.clone()]
+    (file,) = cache.glob("*/train_pixels.npy")
+    content = file.read_bytes()
+    file.parent.with_suffix(".left").mkdir()  # as a killed process leaves it
+    file.unlink()  # the open set keeps its pages
+    if damage in ("cut", "flip", "empty"):
+        file.write_bytes({"cut": content[:-1], "flip": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}[damage])
+    if damage == "names":
+        file.write_bytes(content)
+        (file.parent / "set.json").write_text('{"class_names": ["bi')
+    again = load_source(root)
+    assert torch.equal(again.train.pixels, expected[0])
+    assert torch.equal(again.test.pixels, expected[1])
+    assert again.class_names == tuple(NAMES)
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
+
+
+def test_decoding_that_fails_leaves_nothing_behind(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = class_folders(tmp_path / "set")
+    broken = root / "test" / "dog" / "1.png"
+    broken.write_bytes(b"text")
+    with refused("dog/1.png: expected an image"):
+        load_source(str(root))
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+    save(picture(0), broken)
+    assert len(load_source(str(root)).test) == 6
+
+
+def test_a_full_disk_is_an_input_error(tmp_path: Path, cache: Path) -> None:
+    root = str(class_folders(tmp_path / "set"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))  # a file takes 400 bytes, the images 648
+    try:
+        with refused("pah: expected room to keep the decoded images, got: .*; HF_DATASETS_CACHE=FOLDER names another"):
+            load_source(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+    assert len(load_source(root).train) == 6
+
+
+def test_two_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(class_folders(tmp_path / "set"))
+    built, loaded, build = [], [], decode._build
+
+    def slow_build(*args: Any) -> None:
+        built.append(args)
+        time.sleep(0.2)
+        build(*args)
+
+    monkeypatch.setattr(decode, "_build", slow_build)
+    threads = [threading.Thread(target=lambda: loaded.append(load_source(root))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert same(*loaded)
+
+
+# The hub
+
+
+def test_a_hub_out_of_reach_is_said_with_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    with refused(r"'owner/set': .* a hub that cannot be reached, .*; --data PATH with a folder of Parquet files or"):
+        load_source("owner/set")
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = type("Session", (), {"head": lambda *_, **__: time.sleep(1)})
+    monkeypatch.setattr(huggingface_hub, "get_session", session)
+    assert not hub.hub_answers(seconds=0.05)
+
+
+def test_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert hub.hub_answers()
+
+
+def test_what_the_hub_says_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among ['a', 'b']")
+
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with refused("'owner/set': .* got Config name is missing.; --data PATH"):
+        load_source("owner/set")
+
+
+def test_a_set_in_the_cache_needs_no_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    local = parquet(tmp_path / "set")
+    shards = {split: [str(local / f"{split}-00000-of-00001.parquet")] for split in ("train", "test")}
+    builder = Parquet(cache_dir=str(tmp_path), dataset_name="shapes", data_files=shards)
+    builder.download_and_prepare(output_dir=str(cache.parent / "owner___shapes" / "default" / "0.0.0" / "hash"))
+    source = load_source("owner/shapes")
+    assert source.where == "owner/shapes"
+    assert same(source, load_source(str(local)))
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
+def test_a_decoded_set_is_mapped_for_random_reading(tmp_path: Path, cache: Path) -> None:
+    """Reading ahead, of as much as the disk is set to, would push out of a small memory what it holds."""
+    class_folders(tmp_path)
+    source = load_source(str(tmp_path))
+    mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    flags = {
+        Path(of.splitlines()[0].split(maxsplit=5)[5]).name: of.split("VmFlags:")[1].split()
+        for of in mappings
+        if str(cache) in of.splitlines()[0]
+    }
+    assert "rr" in flags["train_pixels.npy"], "VM_RAND_READ"
+    assert len(source.train)

@@ -1,0 +1,332 @@
+"""A learner can be taught, asked, saved and taught again, and loses nothing on the way."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import DIGITS
+from pah import ContinualLearner, DriftError, InputError, TaughtTask
+from pah.data.augment import AugmentOptions
+from pah.data.stream import StreamOptions
+from pah.data.task import Examples
+from pah.learner.drift import fit_carry
+from pah.learner.learner import DEFAULT
+from pah.learner.task_inference import AMONG_ALL
+from pah.methods import METHODS
+from pah.methods.base import OptimizerOptions
+from pah.methods.losses import relative_distance
+from pah.models.backbones import ConvNetOptions
+from pah.models.modes import evaluating
+from pah.runs.run import start_run
+from pah.training.config import RunConfig
+from pah.training.options import TrainingOptions
+from pah.training.state import StepDone
+
+Lesson = tuple[np.ndarray, list[int], list[str]]
+
+QUICK = dataclasses.replace(
+    DEFAULT,
+    image_size=8,
+    backbone="convnet",
+    backbone_options=ConvNetOptions(8),
+    augment=AugmentOptions(),
+    training=TrainingOptions(epochs=6, batch_size=32),
+)
+
+
+def lesson(*classes: int, part: str = "train") -> Lesson:
+    """Images of some digits, their labels within the lesson, and names."""
+    images = DIGITS.train if part == "train" else DIGITS.test
+    rows = torch.isin(images.labels, torch.tensor(classes))
+    pixels = images.pixels[rows, 0].numpy()
+    return pixels, [classes.index(y) for y in images.labels[rows].tolist()], [f"digit {c}" for c in classes]
+
+
+def weights(learner: ContinualLearner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.taught.method.network.state_dict().items()}
+
+
+def same(a: ContinualLearner, b: ContinualLearner) -> bool:
+    """Whether two learners are equal bit for bit, but for the clock."""
+    left, right = weights(a), weights(b)
+    calibrated = [[(t.name, t.temperature, t.quantiles) for t in of.tasks] for of in (a, b)]
+    return (
+        list(left) == list(right)
+        and all(torch.equal(left[n], right[n]) for n in left)
+        and calibrated[0] == calibrated[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learner of two lessons, of three and of two classes; not to be changed."""
+    learner = ContinualLearner(config=QUICK)
+    learner.learn("low", lesson(0, 1, 2))
+    learner.learn("middle", lesson(3, 4))
+    path = tmp_path_factory.mktemp("learner") / "digits"
+    learner.save(path)
+    return path
+
+
+@pytest.fixture
+def learner(folder: Path) -> ContinualLearner:
+    return ContinualLearner.load(folder)
+
+
+def test_it_knows_the_first_lesson_after_the_second(learner: ContinualLearner) -> None:
+    for name, classes in (("low", (0, 1, 2)), ("middle", (3, 4))):
+        pixels, labels, names = lesson(*classes, part="test")
+        answers = learner.predict(pixels, task=name)
+        right = [answer.label == names[label] for answer, label in zip(answers, labels, strict=True)]
+        assert sum(right) / len(right) > 0.9
+        assert all(answer.task == name and 1 / len(classes) <= answer.probability <= 1 for answer in answers)
+        found = learner.evaluate((pixels, labels, names), name)
+        assert found.images == len(labels)
+        assert found.accuracy == pytest.approx(100 * sum(right) / len(right))
+        assert set(found.of_class) == set(names)
+
+
+@pytest.mark.parametrize("method", ["pah", "lwf", "finetune"])
+def test_a_reload_between_lessons_changes_nothing(tmp_path: Path, method: str) -> None:
+    config = dataclasses.replace(QUICK, method=method, method_options=METHODS[method].options())
+    never = ContinualLearner(config=config)
+    never.learn("low", lesson(0, 1, 2))
+    never.save(tmp_path / "digits")
+    reloaded = ContinualLearner.load(tmp_path / "digits")
+    assert same(never, reloaded)
+    for each in (never, reloaded):
+        each.learn("high", lesson(5, 6, 7, 8))
+    assert same(never, reloaded)
+    assert [task.classes for task in reloaded.tasks] == [task.classes for task in never.tasks]
+
+
+def test_the_task_is_inferred_better_than_by_chance(tmp_path: Path) -> None:
+    config = RunConfig(
+        backbone_options=ConvNetOptions(8),
+        stream=StreamOptions(tasks=2, validation=0.2),
+        training=TrainingOptions(epochs=20, batch_size=32),
+    )
+    start_run(config, tmp_path)
+    learner = ContinualLearner.load(tmp_path / "model")
+    for rule in ("softmax", "energy", "contrast", "combined"):
+        found = [
+            learner.evaluate(renamed(lesson(*task.labels, part="test"), task), task.name, task_given=False, rule=rule)
+            for task in learner.tasks
+        ]
+        assert sum(of.task_accuracy or 0 for of in found) / 2 > 65
+        assert all(of.accuracy <= (of.task_accuracy or 0) for of in found)
+
+
+def renamed(given: Lesson, task: TaughtTask) -> Lesson:
+    """A lesson of digits under the names that a run gives them."""
+    return given[0], given[1], list(task.classes)
+
+
+def test_probabilities_are_calibrated_on_validation_images(learner: ContinualLearner) -> None:
+    for task in learner.tasks:
+        assert task.temperature != 1
+        assert set(task.quantiles) == {"softmax", "energy", "contrast", "prototypes", AMONG_ALL}
+        assert all(list(of) == sorted(of) for of in task.quantiles.values())
+
+
+def test_none_of_these_comes_at_about_the_rate_allowed_and_more_often_for_what_was_never_taught(
+    learner: ContinualLearner,
+) -> None:
+    known = refusals(learner, 3, 4, task="middle")
+    assert 0.05 < known < 0.35
+    assert known + 0.2 < refusals(learner, 8, 9, task="middle")
+    assert all(answer.label is not None for answer in learner.predict(lesson(8, 9)[0], task="middle"))
+
+
+def test_none_of_these_keeps_its_rate_when_no_task_is_given() -> None:
+    learner = ContinualLearner(config=QUICK)
+    pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    for pair in pairs:
+        learner.learn(f"digits {pair}", lesson(*pair))
+    known = [refusals(learner, *pair) for pair in pairs]
+    assert 0.05 < sum(known) / 4 < 0.35
+    assert max(known) < 0.4
+    assert sum(known) / 4 < refusals(learner, 8, 9)
+
+
+def refusals(learner: ContinualLearner, *digits: int, task: str | None = None) -> float:
+    """The share of test images that are called "none of these" where a fifth of the known ones may be."""
+    answers = learner.predict(lesson(*digits, part="test")[0], task=task, unknown=0.2)
+    return float(np.mean([answer.label is None for answer in answers]))
+
+
+def test_a_lesson_of_another_size_and_in_colour_is_converted_and_said_so(learner: ContinualLearner) -> None:
+    pixels, labels, names = lesson(5, 6)
+    large = np.repeat(np.repeat(np.repeat(pixels[..., None], 3, axis=3), 2, axis=1), 2, axis=2)
+    large[:, 0, 0, 0] = 255  # a red corner: it is no grey image in disguise
+    done = learner.learn("high", (large, labels, names))
+    assert any("16x16" in note for note in done.notes)
+    assert any("grey" in note for note in done.notes)
+    assert done.accuracies["high"] > 80
+    assert learner.predict(large[:3], task="high")
+
+
+def test_the_history_tells_what_each_lesson_did_to_what_was_known(learner: ContinualLearner) -> None:
+    done = learner.learn("high", lesson(5, 6), held_out={"low": lesson(0, 1, 2, part="test")})
+    assert learner.history[-1] == done
+    assert set(done.accuracies) == {"low", "high"}
+    assert set(done.drift) == {"low", "middle"}
+    assert all(0 <= moved <= 1 for moved in done.drift.values())
+    assert done.accuracies["low"] == learner.evaluate(lesson(0, 1, 2, part="test"), "low").accuracy
+    assert [of.name for of in learner.history] == ["low", "middle", "high"]
+
+
+@pytest.mark.parametrize("held_out", [{}, {"low": lesson(0, 1, 2, part="test")}])
+def test_too_much_drift_rolls_the_lesson_back(
+    learner: ContinualLearner, folder: Path, held_out: dict[str, Lesson]
+) -> None:
+    kept = learner.config
+    learner.config = dataclasses.replace(kept, optimizer=OptimizerOptions(lr=0.1))  # too high: it forgets
+    with pytest.raises(DriftError, match="rolled back") as caught:
+        learner.learn("high", lesson(5, 6), held_out=held_out, max_drift=0.1)
+    assert max(caught.value.drift.values()) > 0.1
+    learner.config = kept
+    assert same(learner, ContinualLearner.load(folder))
+    assert learner.history == ContinualLearner.load(folder).history
+    assert learner.learn("high", lesson(5, 6), max_drift=0.1).name == "high"
+
+
+def test_the_drift_of_a_lesson_is_near_what_it_truly_cost(learner: ContinualLearner) -> None:
+    learner.config = dataclasses.replace(learner.config, optimizer=OptimizerOptions(lr=0.1))
+    checks = {"low": lesson(0, 1, 2, part="test"), "middle": lesson(3, 4, part="test")}
+    before = {name: learner.evaluate(data, name).accuracy for name, data in checks.items()}
+    done = learner.learn("high", lesson(5, 6), held_out=checks)
+    lost = {name: before[name] - done.accuracies[name] for name in checks}
+    assert max(lost.values()) > 10
+    assert max(done.drift.values()) > 0.1
+    assert all(abs(100 * done.drift[name] - lost[name]) < 35 for name in checks)
+
+
+def test_a_lesson_learns_by_the_options_that_are_set_for_it(learner: ContinualLearner) -> None:
+    before = {name: weight for name, weight in weights(learner).items() if name.startswith("backbone")}
+    learner.config = dataclasses.replace(learner.config, optimizer=OptimizerOptions(lr=1e-9, weight_decay=0.0))
+    learner.learn("high", lesson(5, 6))
+    assert max((weights(learner)[name] - old).abs().max().item() for name, old in before.items()) < 1e-6
+
+
+def test_statistics_of_classes_are_kept_with_the_learner(learner: ContinualLearner, tmp_path: Path) -> None:
+    statistics = learner.taught.statistics
+    assert statistics is not None
+    assert [len(means) for means in statistics.means] == [3, 2]
+    learner.forget("low")
+    learner.save(tmp_path / "less")
+    again = ContinualLearner.load(tmp_path / "less").taught.statistics
+    assert again is not None
+    torch.testing.assert_close(again.means[0], statistics.means[1], atol=1e-6, rtol=1e-6)
+
+
+def test_of_tasks_without_statistics_nothing_is_estimated_and_that_is_said(folder: Path) -> None:
+    """As of a learner that an older pah wrote, or of a run's model."""
+    learner = ContinualLearner.load(folder)
+    learner._taught = dataclasses.replace(learner.taught, statistics=None)
+    done = learner.learn("high", lesson(5, 6))
+    assert done.drift == {}
+    assert any("low, middle" in note for note in done.notes)
+    assert set(learner.learn("more", lesson(7, 8)).drift) == {"high"}
+
+
+def test_a_lesson_that_is_stopped_leaves_the_learner_as_it_was(learner: ContinualLearner, folder: Path) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, StepDone) and event.steps_done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn("high", lesson(5, 6), watch=stop)
+    assert same(learner, ContinualLearner.load(folder))
+
+
+def test_a_forgotten_task_can_no_longer_be_asked_and_the_rest_answers_as_before(
+    learner: ContinualLearner, tmp_path: Path
+) -> None:
+    learner.learn("high", lesson(5, 6))
+    pixels = lesson(3, 4, part="test")[0]
+    before = learner.predict(pixels, task="middle"), learner.predict(pixels, task="high")
+    numbers = sum(tensor.numel() for tensor in weights(learner).values())
+    learner.forget("low")
+    learner.save(tmp_path / "rest")
+    for each in (learner, ContinualLearner.load(tmp_path / "rest")):
+        assert (each.predict(pixels, task="middle"), each.predict(pixels, task="high")) == before
+        assert numbers - sum(tensor.numel() for tensor in weights(each).values()) == 3 * 25  # its prototypes
+        with pytest.raises(InputError, match=r"unknown task 'low'.*high, middle"):
+            each.predict(pixels, task="low")
+        assert {answer.task for answer in each.predict(pixels)} <= {"middle", "high"}
+    assert learner.learn("low", lesson(0, 1)).accuracies["low"] > 80
+
+
+def refused(what: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        what()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [part for part in parts if part not in message], message
+
+
+def test_bad_lessons_are_refused_and_change_nothing(learner: ContinualLearner, folder: Path) -> None:
+    pixels, labels, names = lesson(5, 6)
+    nan = np.full(pixels.shape, np.nan, dtype=np.float32)
+    refused(lambda: learner.learn("low", (pixels, labels, names)), "'low'", "taught before", "forget('low')")
+    refused(lambda: learner.learn(" ", (pixels, labels, names)), "task", "a name")
+    refused(lambda: learner.learn("x", (pixels, [0] * len(labels), ["five"])), "at least 2 classes", "five")
+    refused(lambda: learner.learn("x", (pixels, labels, [*names, "seven"])), "at least 2 of class 'seven'", "got 0")
+    refused(lambda: learner.learn("x", (pixels, labels, names[:1])), "labels", "0 to 0", "got 1")
+    refused(lambda: learner.learn("x", (pixels, labels[:-1], names)), "labels", str(len(pixels)))
+    refused(lambda: learner.learn("x", (pixels, labels, ["a", "a"])), "each once")
+    refused(lambda: learner.learn("x", (nan, labels, names)), "uint8", "float32")
+    refused(
+        lambda: learner.learn("x", (pixels, labels, names), held_out={"y": (pixels, labels, names)}), "unknown task"
+    )
+    refused(lambda: learner.evaluate((pixels, labels, names), "low"), "classes of task 'low'", "digit 5")
+    refused(lambda: learner.predict(pixels, task="birds"), "unknown task 'birds'", "low, middle")
+    refused(lambda: learner.predict(pixels, unknown=0.9), "unknown", "0.5")
+    refused(lambda: learner.learn("x", (pixels, labels, names), max_drift=2), "max_drift", "0 to 1", "2")
+    assert same(learner, ContinualLearner.load(folder))
+
+
+def test_a_learner_needs_a_method_that_is_its_network() -> None:
+    config = dataclasses.replace(QUICK, method="er", method_options=METHODS["er"].options())
+    refused(lambda: ContinualLearner(config=config).learn("low", lesson(0, 1)), "from its network alone", "got er")
+    refused(lambda: ContinualLearner(config=QUICK).predict(lesson(0, 1)[0]), "taught a task")
+    refused(lambda: ContinualLearner("resnet19"), "resnet18")
+    refused(lambda: ContinualLearner(config=RunConfig()), "image_size")
+
+
+def test_answers_are_those_of_the_network_that_was_taught(learner: ContinualLearner) -> None:
+    """It answers with a faster copy, made when it is first asked; in inference mode, as here, or not, as below."""
+    images, _, _ = lesson(0, 1, 2, part="test")
+    learner.predict(images, task="low")
+    taught, x = learner.taught, torch.from_numpy(images)[:, None]
+    found = taught.logits(x, [0])[0] * learner.tasks[0].temperature
+    with torch.no_grad(), evaluating(taught.method):
+        expected = taught.method(taught.record.normalization(x), 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert all(part.training for part in taught.method.modules()), "the network itself stays as it is"
+
+
+def test_what_a_lesson_did_to_features_is_measured_where_its_images_show_nothing() -> None:
+    learner = ContinualLearner(config=QUICK)
+    pixels, labels, names = lesson(0, 1)
+    rgb = np.stack([pixels, 255 - pixels, pixels // 2], axis=-1)
+    learner.learn("coloured", (rgb, labels, names))
+    before = learner.taught
+    now = dataclasses.replace(before, method=copy.deepcopy(before.method))
+    first = next(part for part in now.method.network.modules() if isinstance(part, torch.nn.Conv2d))
+    with torch.no_grad():
+        first.weight[:, 0] += 0.5  # what it makes of red
+    images = torch.from_numpy(rgb).permute(0, 3, 1, 2).clone()
+    images[:, 0] = round(255 * before.record.normalization.mean[0])  # the lesson is without red
+    unseen = Examples(images, torch.arange(len(images)), torch.tensor(labels))
+    assert relative_distance(before.features(images), now.features(images)) < 1e-3
+    carry = fit_carry(before, now, unseen, AugmentOptions())
+    assert carry.residual.trace() > 0.05 * before.features(images).double().square().sum(dim=1).mean()
+    still = fit_carry(before, before, unseen, AugmentOptions())
+    assert still.residual.trace() == pytest.approx(0, abs=1e-9)

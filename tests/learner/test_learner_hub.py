@@ -1,0 +1,69 @@
+"""A learner goes to the hub and comes back the same, with a card that says what it is."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_learner import QUICK, lesson, same
+
+from pah import ContinualLearner, InputError
+from pah.learner import hub
+
+
+@pytest.fixture(scope="module")
+def learner() -> ContinualLearner:
+    learner = ContinualLearner(config=QUICK)
+    learner.learn("low", lesson(0, 1, 2))
+    learner.learn("middle", lesson(3, 4), held_out={"low": lesson(0, 1, 2, part="test")})
+    return learner
+
+
+def test_a_saved_learner_has_a_card_of_tasks_classes_accuracies_and_data(
+    learner: ContinualLearner, tmp_path: Path
+) -> None:
+    learner.save(tmp_path / "digits")
+    card = (tmp_path / "digits" / "README.md").read_text()
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "pah"
+    rows = [line for line in text.splitlines() if line.startswith("| low") or line.startswith("| middle")]
+    assert len(rows) == 2
+    first, last = (of.accuracies["low"] for of in learner.history)
+    for part in ("digit 0, digit 1, digit 2", "images", f"{first:.1f} | {last:.1f}"):
+        assert part in rows[0]
+    assert same(ContinualLearner.from_pretrained(tmp_path / "digits"), learner)
+
+
+def test_it_comes_back_from_the_hub_as_it_went(
+    learner: ContinualLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hub:
+        def create_repo(self, repo_id: str, **_: Any) -> str:
+            return f"hub/{repo_id}"
+
+        def upload_folder(self, repo_id: str, folder_path: str, **_: Any) -> None:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    def download(repo_id: str, **_: Any) -> str:
+        return str(tmp_path / repo_id)
+
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert learner.push_to_hub("me/digits") == "hub/me/digits"
+    assert {file.name for file in (tmp_path / "me/digits").iterdir()} == {
+        "README.md",
+        "learner.json",
+        "model.safetensors",
+    }
+    assert same(ContinualLearner.from_pretrained("me/digits"), learner)
+
+
+def test_without_a_hub_one_line_says_so(learner: ContinualLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    with pytest.raises(InputError, match="a hub that answers"):
+        learner.push_to_hub("me/digits")
+    with pytest.raises(InputError, match=r"me/digits: expected a learner's folder or one on the hub") as caught:
+        ContinualLearner.from_pretrained("me/digits")
+    assert "\n" not in str(caught.value)

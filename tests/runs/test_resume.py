@@ -1,0 +1,325 @@
+"""A run that is cut anywhere and resumed is the same run, bit for bit; nobody else may touch it meanwhile."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from conftest import (
+    EVENTS_A_TASK,
+    ONLY_TASK_ENDS,
+    TINY,
+    DeathError,
+    assert_same_run,
+    contents,
+    cut_short,
+    log,
+    processes,
+    results,
+    tiny,
+)
+from pah.cli import main
+from pah.methods import METHODS
+from pah.runs.results import save_model
+from pah.runs.run import resume_run, start_run
+from pah.training import checkpoint
+from pah.training.config import RunConfig, build_method
+
+Uninterrupted = Callable[[RunConfig], Path]
+
+KINDS = {
+    **{name: ("--method", name) for name in METHODS},
+    "snapshots": ("--snapshots", "true"),
+    "shared optimizer": ("--method.prototype_optimizer", "shared"),
+    "sgd": ("--optimizer.name", "sgd", "--optimizer.lr", "0.05", "--training.schedule", "constant"),
+    "finetune with sgd": ("--method", "finetune", "--optimizer.name", "sgd", "--optimizer.lr", "0.05"),
+    "flattened": ("--method.conditioning", "flatten"),
+    "uneven tasks": ("--method.conditioning", "classwise", "--classes", "7"),
+    "published choices": (
+        *("--method.prototype_channels", "1", "--method.prototype_start", "random", "--method.over_tasks", "sum"),
+        *("--method.direction", "student||teacher", "--method.teacher_batch_norm", "batch"),
+        *("--training.test_batch_norm", "batch"),
+    ),
+    "augmented, validated": (
+        *("--augment.crop", "1", "--augment.flip", "true", "--method.prototype_start", "mean"),
+        *("--stream.validation", "0.2", "--training.evaluate_on", "validation"),
+    ),
+    "a sample of old tasks": ("--method.old_tasks_per_step", "1", "--method.aligned_tasks_per_step", "1"),
+    "residual network": ("--backbone", "resnet18-slim", "--epochs", "1"),
+}
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0, ONLY_TASK_ENDS], ids=["saved every step", "saved at task ends"])
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(1, id="task begun"),
+        pytest.param(2, id="first step"),
+        pytest.param(4, id="inside an epoch"),
+        pytest.param(6, id="last step of an epoch"),
+        pytest.param(7, id="between epochs"),
+        pytest.param(EVENTS_A_TASK - 1, id="last epoch of a task over"),
+        pytest.param(EVENTS_A_TASK, id="between tasks"),
+        pytest.param(EVENTS_A_TASK + 1, id="second task begun"),
+        pytest.param(EVENTS_A_TASK + 2, id="first step of the second task"),
+        pytest.param(2 * EVENTS_A_TASK + 8, id="inside the last task"),
+        pytest.param(3 * EVENTS_A_TASK, id="all learned, nothing written"),
+    ],
+)
+def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(
+    events: int, checkpoint_seconds: float, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    config = tiny()
+    cut_short(config, tmp_path / "run", events, checkpoint_seconds)
+    resume_run(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+EVENTS = {"uneven tasks": 1 + 2 * (7 + 1) + 1, "residual network": 1 + 5 + 1 + 1}  # of the first task, where unusual
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_survives_two_deaths(kind: str, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    config = tiny(*KINDS[kind])
+    events = EVENTS.get(kind, EVENTS_A_TASK)
+    cut_short(config, tmp_path / "run", events + 3, checkpoint_seconds=0)  # inside the second task
+    cut_short(config, tmp_path / "run", events, ONLY_TASK_ENDS, go=resume_run)  # inside the third
+    resume_run(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+def test_a_death_between_log_and_checkpoint_leaves_every_epoch_in_the_log_once(
+    tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    saves, save = itertools.count(1), checkpoint.save
+
+    def die_at_the_seventh(*arguments: Any) -> None:
+        if next(saves) == 7:  # the first epoch's line is written, its checkpoint is not
+            raise DeathError
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", die_at_the_seventh)
+    with pytest.raises(DeathError):
+        start_run(config, tmp_path / "run", checkpoint_seconds=0)
+    monkeypatch.undo()
+    assert len(log(tmp_path / "run")) == 1
+    resume_run(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"task": 1, "ep', b"\0\0\0\0", b"\xff\xfe\n", b"12\n", b'{"task": "x", "epoch": 0}\n']
+)
+def test_a_torn_line_at_the_end_of_the_log_is_dropped(
+    torn: bytes, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    config = tiny()
+    cut_short(config, tmp_path / "run", EVENTS_A_TASK + 3, checkpoint_seconds=0)
+    with (tmp_path / "run" / "log.jsonl").open("ab") as file:
+        file.write(torn)
+    resume_run(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+def run_and_die(words: list[str], step: int | None, writing: tuple[str, int] | None) -> None:
+    """In a process of its own: run a command that is killed in its n-th optimizer step, or when half of a file of
+    some name is written for the n-th time."""
+    torch.set_num_threads(1)
+    steps, writes, replace = itertools.count(1), itertools.count(1), os.replace
+
+    def before_step(*_: object) -> None:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_rename(new: Path, path: Path) -> None:
+        if writing and Path(path).name == writing[0] and next(writes) == writing[1]:
+            os.truncate(new, Path(new).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(new, path)
+
+    register_optimizer_step_pre_hook(before_step)
+    os.replace = before_rename  # type: ignore[assignment]
+    sys.exit(main(words))
+
+
+def killed(*words: str, step: int | None = None, writing: tuple[str, int] | None = None) -> None:
+    """Run a command in a process that SIGKILL ends."""
+    process = processes.Process(target=run_and_die, args=(list(words), step, writing))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        pytest.param({"step": 3}, id="inside the first epoch"),
+        pytest.param({"step": 10 + 2 * 3}, id="inside a step of the second task, between its two optimizers"),
+        pytest.param({"writing": ("state.safetensors", 1)}, id="in the first checkpoint"),
+        pytest.param({"writing": ("state.safetensors", 2)}, id="in a later checkpoint"),
+        pytest.param({"writing": ("0.safetensors", 1)}, id="in the prototypes that the first task starts with"),
+        pytest.param({"writing": ("1.safetensors", 2)}, id="in the prototypes after the second task"),
+        pytest.param({"writing": ("model.safetensors", 1)}, id="in the model"),
+        pytest.param({"writing": ("metrics.json", 1)}, id="in the metrics"),
+    ],
+)
+def test_a_killed_process_resumes_to_the_same_numbers(
+    death: dict[str, Any], tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    folder = tmp_path / "run"
+    killed("run", *TINY, "--out", str(folder), **death)
+    assert main(["resume", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(tiny()))
+
+
+def test_a_process_killed_twice_with_a_checkpoint_every_step_resumes_to_the_same_numbers(
+    tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    folder = tmp_path / "run"
+    killed("run", *TINY, "--out", str(folder), "--checkpoint_seconds", "0", writing=("state.safetensors", 15))
+    killed("resume", str(folder), step=9)
+    assert main(["resume", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(tiny()))
+
+
+def test_a_process_killed_before_its_configuration_is_whole_can_be_started_again(
+    tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    killed("run", *TINY, "--out", str(folder), writing=("config.yaml", 1))
+    assert main(["resume", str(folder)]) == 2
+    assert "found none" in capsys.readouterr().err
+    assert main(["run", *TINY, "--out", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(tiny()))
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    words = (*TINY, "--epochs", "20", "--tasks", "2", "--classes", "4")
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pah", "run", *words, "--out", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for(folder / "log.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == f"pah: stopped, the state is saved; `pah resume {folder}` continues\n"
+    task, epoch = (checkpoint.load(folder / "checkpoint")[1]["state"][key] for key in ("task", "epoch"))
+    assert 0 < 20 * task + epoch == len(log(folder)) < 40
+    assert main(["resume", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(tiny(*words)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_step_stops_after_that_step(
+    number: signal.Signals, tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = itertools.count(1)
+    hook = register_optimizer_step_pre_hook(lambda *_: signal.raise_signal(number) if next(steps) == 7 else None)
+    status = main(["run", *TINY, "--out", str(tmp_path / "run")])
+    hook.remove()
+    assert status == 128 + number
+    assert f"`pah resume {tmp_path / 'run'}` continues" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "run" / "checkpoint")[1]["state"]
+    assert (state["task"], state["epoch"], state["step"]) == (0, 1, 2)
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted(tiny()))
+
+
+def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
+    while not file.exists():
+        assert process.poll() is None, "ended before it trained"
+        time.sleep(0.01)
+
+
+def test_ctrl_c_when_the_first_of_two_runs_is_over_stops_the_second(
+    tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        save_model(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pah.runs.run.save_model", interrupted)
+        assert main(["run", *TINY, "--out", str(tmp_path / "run"), "--beside", "finetune"]) == 130
+    assert f"`pah resume {tmp_path / 'run-finetune'}` continues" in capsys.readouterr().err
+    assert main(["resume", str(tmp_path / "run-finetune")]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted(tiny()))
+    assert_same_run(tmp_path / "run-finetune", uninterrupted(tiny("--method", "finetune")))
+
+
+def run_and_hang(words: list[str], ready: Any) -> None:
+    """In a process of its own: run a command that stands still in its third optimizer step."""
+    torch.set_num_threads(1)
+    steps = itertools.count(1)
+
+    def before_step(*_: object) -> None:
+        if next(steps) == 3:
+            ready.set()
+            time.sleep(600)
+
+    register_optimizer_step_pre_hook(before_step)
+    main(words)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_once_its_process_is_killed(
+    tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    ready = processes.Event()
+    words = ["run", *TINY, "--out", str(folder), "--checkpoint_seconds", "0"]
+    process = processes.Process(target=run_and_hang, args=(words, ready))
+    process.start()
+    try:
+        assert ready.wait(60)
+        before = contents(folder)
+        for second in (["resume", str(folder)], words, [*words, "--overwrite"]):
+            assert main(second) == 2
+            err = capsys.readouterr().err
+            assert err == f"pah: {folder}: expected a free folder, got one in use by another process\n"
+        assert contents(folder) == before
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+    assert main(["resume", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(tiny()))
+
+
+def test_the_same_command_and_seed_give_the_same_run(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    assert main(["run", *TINY, "--out", str(tmp_path / "run"), "--checkpoint_seconds", "0"]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted(tiny()))
+
+
+def test_another_seed_gives_another_class_order_and_other_weights(uninterrupted: Uninterrupted) -> None:
+    one, other = uninterrupted(tiny()), uninterrupted(tiny("--seed", "1"))
+    assert results(one)["class_order"] != results(other)["class_order"]
+    first, second = (build_method(tiny("--seed", seed), (1, 8, 8)).state_dict() for seed in "01")
+    assert not torch.equal(first["network.backbone.body.0.weight"], second["network.backbone.body.0.weight"])
+
+
+def test_resuming_a_finished_run_shows_its_results_and_changes_nothing(
+    uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = uninterrupted(tiny())
+    before, times = contents(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    assert main(["resume", str(folder)]) == 0
+    assert f"{results(folder)['average_accuracy']:.2f}" in capsys.readouterr().out
+    assert contents(folder) == before
+    changed = [path.name for path, at in times.items() if path.stat().st_mtime_ns != at]
+    assert changed in ([], [".lock"])
