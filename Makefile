@@ -3,7 +3,7 @@ BIN := .venv/bin
 # tests in a process a core, but few: each takes more than a GB
 SHARED := -n auto --maxprocesses 4
 
-.PHONY: install run test test-slow test-browser test-oldest test-newest check docs clean
+.PHONY: install run test test-slow test-browser test-oldest test-newest check docs dist clean
 
 run: install  ## learn five tasks of handwritten digits, with and without protection
 	$(BIN)/pah run split-digits --beside finetune --overwrite
@@ -44,8 +44,16 @@ endef
 docs: .venv/developed  ## the documentation, as a site in site/
 	$(BIN)/python tools/docsite.py
 
+dist:  ## a wheel in dist/; in a clean environment it runs a benchmark and shows its types
+	rm -rf dist && $(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install -q build mypy
+	.venv-dist/bin/python -m build -q --wheel
+	.venv-dist/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	.venv-dist/bin/pah run split-digits --epochs 1 --out build/dist-run --overwrite
+	.venv-dist/bin/mypy --config-file= --strict -c 'from pah import ContinualLearner; ContinualLearner().predict([], task="birds")'
+
 clean:
-	rm -rf .venv .venv-* build site .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist site .cache .mypy_cache .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

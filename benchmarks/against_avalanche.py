@@ -1,11 +1,11 @@
-"""An epoch of finetuning and of LwF here and in Avalanche: same data, backbone, batch size, augmentation and optimizer.
+"""Time an epoch of finetuning and of LwF here and in Avalanche, with equal data, backbone, batches and optimizer.
 
     pip install -e '.[peers]'
     python benchmarks/against_avalanche.py --data PATH_TO_CIFAR100 --json results/against-avalanche.json
 
-The two learn Split-CIFAR100 task by task and take turns; the first task warms both up and does not count. Avalanche is
-given what is fastest there: a network that computes its features once for all heads, no metrics, no loggers, and the
-number of loader workers that is asked for (each is tried). Wanted: at least 1.5 times faster.
+Both learn Split-CIFAR100 and take turns task by task. The first task is a warm-up and does not count. Avalanche gets
+its fastest settings: a network that computes the features once for all heads, no metrics, no loggers, and each of the
+given numbers of loader workers. The target is at least 1.5 times faster.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STABILITY = 3.0
 
 
 def config_of(method: str, options: argparse.Namespace) -> RunConfig:
-    """What both sides learn."""
+    """Return the configuration that both sides train."""
     chosen = METHODS[method].options
     return RunConfig(
         benchmark="split-cifar100",
@@ -58,7 +58,7 @@ def config_of(method: str, options: argparse.Namespace) -> RunConfig:
 
 
 def our_epoch(method: Method, stream: Stream, config: RunConfig, task: int) -> float:
-    """Seconds of an epoch on a task."""
+    """Train an epoch on a task; return the seconds."""
     started = time.perf_counter()
     for _ in learn_task(method, stream.tasks[: task + 1], config.training, config.augment, 0, TrainState(task=task)):
         pass
@@ -66,7 +66,7 @@ def our_epoch(method: Method, stream: Stream, config: RunConfig, task: int) -> f
 
 
 class Images(torch.utils.data.Dataset[tuple[Any, int]]):
-    """A task's training images as torchvision's CIFAR-100 hands them out: PIL images and labels."""
+    """A task's training images in the form of torchvision's CIFAR-100: PIL images and labels."""
 
     def __init__(self, task: Task) -> None:
         self.pixels = task.train.pixels[task.train.rows].permute(0, 2, 3, 1).contiguous().numpy()
@@ -82,23 +82,23 @@ class Images(torch.utils.data.Dataset[tuple[Any, int]]):
 
 
 def avalanche_tasks(stream: Stream, tasks: int) -> list[Any]:
-    """The first tasks as Avalanche's experiences, with its usual transforms."""
+    """Return the first tasks as Avalanche experiences, with its usual transforms."""
     from avalanche.benchmarks import nc_benchmark
     from torchvision import transforms
 
-    statistics_of = stream.normalization
+    normalization = stream.normalization
     transform = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(statistics_of.mean, statistics_of.std),
+            transforms.Normalize(normalization.mean, normalization.std),
         ]
     )
     parts = [Images(task) for task in stream.tasks[:tasks]]
     benchmark = nc_benchmark(
         parts,
-        parts,  # where test images would stand: nothing is evaluated
+        parts,  # in place of test images: nothing is evaluated
         n_experiences=tasks,
         task_labels=True,
         shuffle=False,
@@ -110,7 +110,7 @@ def avalanche_tasks(stream: Stream, tasks: int) -> list[Any]:
 
 
 def avalanche_strategy(name: str, backbone: nn.Module, features: int, batch: int) -> Any:
-    """Avalanche's form of a method on that backbone."""
+    """Return Avalanche's implementation of a method on this backbone."""
     from avalanche.models import MultiHeadClassifier, MultiTaskModule
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.supervised import LwF, Naive
@@ -133,20 +133,20 @@ def avalanche_strategy(name: str, backbone: nn.Module, features: int, batch: int
         "train_epochs": 1,
         "evaluator": EvaluationPlugin(loggers=[]),
     }
-    if name == "lwf":  # T² belongs to the weight there
+    if name == "lwf":  # Avalanche does not multiply by T²
         return LwF(**common, alpha=STABILITY * TEMPERATURE**2, temperature=TEMPERATURE)
     return Naive(**common)
 
 
 def their_epoch(strategy: Any, experience: Any, workers: int) -> float:
-    """Seconds of an epoch on an experience."""
+    """Train an epoch on an experience; return the seconds."""
     started = time.perf_counter()
     strategy.train(experience, num_workers=workers, persistent_workers=False)
     return time.perf_counter() - started
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Mean seconds of an epoch of a method here and there, over the tasks after the first."""
+    """Return the mean seconds of a method's epoch in each library, over the tasks after the first."""
     config = config_of(name, options)
     stream = load_stream(config)
     method = build_method(config, stream.image_shape)
@@ -162,31 +162,31 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             f"avalanche, {n} workers": partial(their_epoch, strategy, experiences[task], n)
             for n, strategy in theirs.items()
         }
-        for who, epoch in turns.items():
-            seconds[who].append(epoch())
-    return {who: statistics.fmean(taken[1:]) for who, taken in seconds.items()}
+        for library, epoch in turns.items():
+            seconds[library].append(epoch())
+    return {library: statistics.fmean(times[1:]) for library, times in seconds.items()}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, show and write; returns the exit status."""
+    """Measure, print and write; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", help="where CIFAR-100 lies; the hub unless given")
+    parser.add_argument("--data", help="path of CIFAR-100; the hub by default")
     parser.add_argument("--tasks", type=int, default=4, help="tasks learned, the first of which does not count")
     parser.add_argument("--batch", type=int, default=64, help="images in a step")
     parser.add_argument("--width", type=int, default=32, help="of the slim ResNet-18")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of Avalanche's data loader")
-    parser.add_argument("--json", type=Path, help="file for what was found")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(words)
-    warnings.simplefilter("ignore")  # Avalanche's own
-    found = {name: measure(name, options) for name in ("finetune", "lwf")}
-    table = Table("method", *next(iter(found.values())), "times faster", title="seconds an epoch")
-    for name, of in found.items():
-        best = min(taken for who, taken in of.items() if who != "pah")
-        table.add_row(name, *(f"{taken:.2f}" for taken in of.values()), f"{best / of['pah']:.2f}")
+    warnings.simplefilter("ignore")  # Avalanche issues many warnings
+    results = {name: measure(name, options) for name in ("finetune", "lwf")}
+    table = Table("method", *next(iter(results.values())), "times faster", title="seconds an epoch")
+    for name, seconds in results.items():
+        best = min(time for library, time in seconds.items() if library != "pah")
+        table.add_row(name, *(f"{time:.2f}" for time in seconds.values()), f"{best / seconds['pah']:.2f}")
     Console().print(table)
     if options.json:
         setting = {key: getattr(options, key) for key in ("tasks", "batch", "width")}
-        facts = {"seconds_an_epoch": found, **setting, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        facts = {"seconds_an_epoch": results, **setting, "threads": torch.get_num_threads(), "torch": torch.__version__}
         options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return 0
 

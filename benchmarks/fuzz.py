@@ -1,12 +1,13 @@
-"""Broken and hostile files, thousands of them: whatever a command is given, it uses, or refuses in one line.
+"""Run commands on thousands of damaged and malicious files: each must be used, or refused with one line.
 
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py --cases 12000
-    OMP_NUM_THREADS=1 python benchmarks/fuzz.py --only images --case 1234     # one again, with what it said
+    OMP_NUM_THREADS=1 python benchmarks/fuzz.py --only images --case 1234     # repeat one case and print its result
 
-Each case is a whole command on a mutated file: a learner's `learner.json`, whose checksum is made to fit; the header of
-its safetensors; YAML configurations; images in seven formats; TinyImageNet's annotations. A fault is: an exit status
-other than 0 and 2, a traceback, more than a line on stderr, more than 10 s, more than 1 GB of memory (of the process,
-libraries included), a file written outside the folder given, a program started, a pickle's object made.
+Each case is a complete command on a mutated file: a learner's `learner.json` with a matching checksum, the header of
+its safetensors, YAML configurations, images in seven formats, or TinyImageNet's annotations. Faults are: an exit
+status other than 0 and 2, a traceback, more than one line on stderr, more than 10 s, more than 1 GB of memory (of the
+process, including libraries), a file written outside the given folder, a started program, and an object made from a
+pickle.
 """
 
 import argparse
@@ -38,78 +39,78 @@ from PIL import Image
 from pah.cli import main
 from pah.data.sources import load_digits
 
-SECONDS, MEGABYTES = 10.0, 1024.0
+MAX_SECONDS, MAX_MEGABYTES = 10.0, 1024.0
 QUICK = ("--benchmark", "split", "--backbone", "convnet", "--backbone.width", "4", "--image_size", "8")
-STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class"}
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+FORBIDDEN_EVENTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class"}
+FILE_EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case: exit status, what stood on stderr, seconds, the most memory, forbidden deeds."""
+    """The result of a case: exit status, stderr, seconds, peak memory and forbidden actions."""
 
     status: int
     err: str
     seconds: float
     megabytes: float
-    deeds: tuple[str, ...]
+    violations: tuple[str, ...]
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with it; None if nothing is."""
+        """Return a description of the fault; None if there is none."""
         lines = self.err.splitlines()
         if self.status not in (0, 2):
             return f"status {self.status}: {lines[-1] if lines else ''}"
         if [line for line in lines if not line.startswith("pah: ")] or len(lines) != (self.status == 2):
-            return f"status {self.status} and said: {self.err!r:.300}"
-        if self.deeds:
-            return f"did {', '.join(self.deeds)}"
-        if self.seconds > SECONDS:
+            return f"status {self.status}, stderr: {self.err!r:.300}"
+        if self.violations:
+            return f"did {', '.join(self.violations)}"
+        if self.seconds > MAX_SECONDS:
             return f"took {self.seconds:.0f} s"
-        return f"took {self.megabytes:.0f} MB" if self.megabytes > MEGABYTES else None
+        return f"took {self.megabytes:.0f} MB" if self.megabytes > MAX_MEGABYTES else None
 
 
-class Watched:
-    """Notes what a case does that it may not: by Python's audit events, within this process."""
+class AuditMonitor:
+    """Records forbidden actions in this process by Python's audit events, while `active`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder.resolve())
-        self.on = False
-        self.deeds: list[str] = []
+        self.active = False
+        self.violations: list[str] = []
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
+        if not self.active:
             return
-        if event in STARTS and "git" not in str(arguments[1:2])[:6]:  # which commit of pah it is that runs
-            self.deeds.append(f"{event} {arguments[:2]}"[:200])
+        if event in FORBIDDEN_EVENTS and "git" not in str(arguments[1:2])[:6]:  # pah asks git for its own commit
+            self.violations.append(f"{event} {arguments[:2]}"[:200])
         elif event == "open":
             path, mode, flags = arguments
             writes = set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             self._check(event, (path,) if writes else ())
-        elif event in CHANGES:
+        elif event in FILE_EVENTS:
             self._check(event, arguments[:2])
 
     def _check(self, event: str, paths: Iterable[Any]) -> None:
-        self.on = False  # resolving a path raises events of its own
+        self.active = False  # resolving a path raises events of its own
         for path in paths:
             if isinstance(path, str | bytes) and not os.path.realpath(os.fsdecode(path)).startswith(self.folder):
-                self.deeds.append(f"{event} {os.fsdecode(path)}"[:200])
-        self.on = True
+                self.violations.append(f"{event} {os.fsdecode(path)}"[:200])
+        self.active = True
 
 
 def prepare(folder: Path) -> None:
-    """What the cases start from: a taught learner, an unfinished run, images, a folder like TinyImageNet's."""
+    """Write the valid files: a learner of two tasks, an unfinished run, images, and a folder like TinyImageNet's."""
     digits = load_digits()
     for part, images in (("train", digits.train), ("val", digits.test)):
-        kept = [i for c in range(4) for i in (images.labels == c).nonzero().flatten().tolist()[:6]]
-        for i in kept:
+        rows = [i for c in range(4) for i in (images.labels == c).nonzero().flatten().tolist()[:6]]
+        for i in rows:
             wnid = f"n0{int(images.labels[i])}"
             picture = Image.fromarray(images.pixels[i, 0].numpy())
             tiny = folder / "tiny" / (f"train/{wnid}/images" if part == "train" else "val/images")
-            for place in (tiny, folder / ("low" if wnid < "n02" else "high") / wnid):
-                place.mkdir(parents=True, exist_ok=True)
-                picture.save(place / f"{part}_{i}.png")
+            for target in (tiny, folder / ("low" if wnid < "n02" else "high") / wnid):
+                target.mkdir(parents=True, exist_ok=True)
+                picture.save(target / f"{part}_{i}.png")
             if part == "val":
                 with (folder / "tiny" / "val" / "val_annotations.txt").open("a") as file:
                     file.write(f"val_{i}.png\t{wnid}\t0\t0\t7\t7\n")
@@ -146,7 +147,7 @@ PICTURES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def learner(rng: random.Random, folder: Path, base: Path) -> list[str]:
-    """`learner.json` changed, its checksum as a rule made to fit."""
+    """Mutate `learner.json`, usually with a matching checksum; return the command."""
     shutil.copy(base / "animals" / "model.safetensors", folder / "animals")
     text = (base / "animals" / "learner.json").read_bytes()
     if rng.random() < 0.15:
@@ -154,10 +155,10 @@ def learner(rng: random.Random, folder: Path, base: Path) -> list[str]:
     else:
         changed = _signed(mutated_tree(json.loads(text), rng)).encode(errors="surrogatepass")
     (folder / "animals" / "learner.json").write_bytes(changed)
-    return rng.choice(ASKED)
+    return rng.choice(COMMANDS)
 
 
-ASKED = [
+COMMANDS = [
     ["predict", "animals", "pictures/a.png"],
     ["predict", "animals", "pictures/a.png", "--json", "--unknown", "0.05"],
     ["predict", "animals", "pictures/a.png", "--task", "low"],
@@ -167,7 +168,7 @@ ASKED = [
 
 
 def _signed(content: Any) -> str:
-    """JSON with the checksum that fits it."""
+    """Return JSON with a matching checksum."""
     if isinstance(content, dict):
         content.pop("checksum", None)
         with contextlib.suppress(TypeError):
@@ -176,22 +177,24 @@ def _signed(content: Any) -> str:
 
 
 def weights(rng: random.Random, folder: Path, base: Path) -> list[str]:
-    """The safetensors' header changed, with every checksum made to fit."""
+    """Mutate the header of the safetensors, with matching checksums; return the command."""
     data = (base / "animals" / "model.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header, body = data[8 : 8 + size], data[8 + size :]
     kind = rng.random()
     if kind < 0.3:
         header = mutated_bytes(header, rng)
-    elif kind < 0.95:  # else it stays whole
+    elif kind < 0.95:  # otherwise it is unchanged
         header = json.dumps(mutated_tree(json.loads(header), rng)).encode()
-    said = rng.choice((len(header), len(header), len(header), len(header), size, 0, 2**63, len(data)))
-    changed = said.to_bytes(8, "little") + header + (body if rng.random() < 0.9 else body[: rng.randrange(len(body))])
+    written_size = rng.choice((len(header), len(header), len(header), len(header), size, 0, 2**63, len(data)))
+    changed = (
+        written_size.to_bytes(8, "little") + header + (body if rng.random() < 0.9 else body[: rng.randrange(len(body))])
+    )
     (folder / "animals" / "model.safetensors").write_bytes(changed)
     content = json.loads((base / "animals" / "learner.json").read_bytes())
     content["sha256"] = hashlib.sha256(changed).hexdigest()
     (folder / "animals" / "learner.json").write_text(_signed(content))
-    return rng.choice(ASKED)
+    return rng.choice(COMMANDS)
 
 
 TAGS: tuple[str, ...] = (
@@ -213,11 +216,11 @@ TAGS += (
     "1_000",
     "0o7",
 )
-BESIDE: list[list[str]] = [[], [], ["--method", "lwf"], ["--backbone", "resnet32"], ["--epochs", "2"]]
+EXTRA_ARGUMENTS: list[list[str]] = [[], [], ["--method", "lwf"], ["--backbone", "resnet32"], ["--epochs", "2"]]
 
 
 def configuration(rng: random.Random, folder: Path, base: Path) -> list[str]:
-    """A configuration changed, given to `pah data` or lying in a run's folder."""
+    """Mutate a configuration, for `pah data` or in a run folder; return the command."""
     text = (base / "run" / "config.yaml").read_text()
     if rng.random() < 0.4:
         changed = mutated_bytes(text.encode(), rng)
@@ -225,12 +228,12 @@ def configuration(rng: random.Random, folder: Path, base: Path) -> list[str]:
         changed = yaml.safe_dump(mutated_tree(yaml.safe_load(text), rng), allow_unicode=True).encode(errors="replace")
     if rng.random() < 0.3:
         lines = changed.splitlines()
-        at = rng.randrange(len(lines) + 1)
-        key = lines[at - 1].split(b":")[0] if at else b"seed"
-        changed = b"\n".join([*lines[:at], key + b": " + rng.choice(TAGS).encode(), *lines[at:]])
+        index = rng.randrange(len(lines) + 1)
+        key = lines[index - 1].split(b":")[0] if index else b"seed"
+        changed = b"\n".join([*lines[:index], key + b": " + rng.choice(TAGS).encode(), *lines[index:]])
     if rng.random() < 0.5:
         (folder / "f.yaml").write_bytes(changed)
-        return ["data", "--config", "f.yaml", *rng.choice(BESIDE)]
+        return ["data", "--config", "f.yaml", *rng.choice(EXTRA_ARGUMENTS)]
     shutil.rmtree(folder / "run")
     shutil.copytree(base / "run", folder / "run")
     (folder / "run" / "config.yaml").write_bytes(changed)
@@ -238,7 +241,7 @@ def configuration(rng: random.Random, folder: Path, base: Path) -> list[str]:
 
 
 def images(rng: random.Random, folder: Path, base: Path) -> list[str]:
-    """An image changed, given to `pah predict`."""
+    """Mutate an image; return a `pah predict` command."""
     name, other = (rng.choice(PICTURES)[0] for _ in range(2))
     read = (base / "pictures" / name).read_bytes(), (base / "pictures" / other).read_bytes()
     (folder / f"broken{Path(name).suffix}").write_bytes(mutated_bytes(read[0], rng, read[1]))
@@ -249,15 +252,15 @@ NAMES = (b"../low/n00/x.png", b"/dev/zero", b"/etc/passwd", b"", b"\0", b"\xff\x
 
 
 def annotations(rng: random.Random, folder: Path, base: Path) -> list[str]:
-    """TinyImageNet's annotations changed."""
+    """Mutate TinyImageNet's annotations; return a `pah data` command."""
     lines = (base / "tiny" / "val" / "val_annotations.txt").read_bytes().splitlines()
     if rng.random() < 0.4:
         changed = mutated_bytes(b"\n".join(lines), rng)
     else:
         for _ in range(rng.randint(1, 3)):
-            columns = lines[at := rng.randrange(len(lines))].split(b"\t")
+            columns = lines[index := rng.randrange(len(lines))].split(b"\t")
             columns[rng.randrange(len(columns))] = rng.choice(NAMES)
-            lines[at] = b"\t".join(rng.choice((columns, columns, columns[:2], columns[::-1], columns * 3)))
+            lines[index] = b"\t".join(rng.choice((columns, columns, columns[:2], columns[::-1], columns * 3)))
         changed = b"\n".join(lines * rng.choice((1, 1, 1, 0, 2, 100)))
     (folder / "tiny" / "val" / "val_annotations.txt").write_bytes(changed)
     return ["data", "split", "--data", "tiny", "--tasks", "2"]
@@ -273,24 +276,24 @@ TARGETS: dict[str, Callable[[random.Random, Path, Path], list[str]]] = {
 
 
 def work(target: str, seed: int, start: int, stop: int, base: Path, folder: Path, results: Connection) -> None:
-    """In a process of its own: the cases from `start` on, one after another, in `folder`."""
+    """Run the cases from `start` to `stop` in `folder` and send their results; called in a new process."""
     torch.set_num_threads(1)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
     os.chdir(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-    watched = Watched(folder)
+    monitor = AuditMonitor(folder)
     for case in range(start, stop):
         words = TARGETS[target](random.Random(f"{seed}/{target}/{case}"), folder, base)
-        results.send(one(words, watched))
+        results.send(run_case(words, monitor))
 
 
-def one(words: list[str], watched: Watched) -> Result:
-    """A command, watched."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+def run_case(words: list[str], monitor: AuditMonitor) -> Result:
+    """Run a command under the monitor."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
-    watched.deeds.clear()
-    started, watched.on = time.monotonic(), True
+    monitor.violations.clear()
+    started, monitor.active = time.monotonic(), True
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main(words)
@@ -300,14 +303,14 @@ def one(words: list[str], watched: Watched) -> Result:
             status = 1
             traceback.print_exc()
         finally:
-            watched.on = False
+            monitor.active = False
     seconds = time.monotonic() - started
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return Result(status, err.getvalue(), seconds, int(peak.split()[1]) / 1024, tuple(watched.deeds))
+    return Result(status, err.getvalue(), seconds, int(peak.split()[1]) / 1024, tuple(monitor.violations))
 
 
 def cases(target: str, seed: int, start: int, stop: int, base: Path) -> Iterator[tuple[int, Result]]:
-    """Every case with its result; one that ends or stops its process is a fault, and the next has another process."""
+    """Yield each case with its result; after a case that ends or blocks its process, a new process continues."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pah.cli", "sklearn.datasets", "torch._dynamo"])
     while start < stop:
@@ -318,11 +321,11 @@ def cases(target: str, seed: int, start: int, stop: int, base: Path) -> Iterator
         send.close()
         while start < stop:
             try:
-                ready = receive.poll(SECONDS + 20)  # the first case waits for the process
-                found = receive.recv() if ready else Result(0, "", SECONDS + 20, 0.0, ())
+                ready = receive.poll(MAX_SECONDS + 20)  # the first case includes the start of the process
+                result = receive.recv() if ready else Result(0, "", MAX_SECONDS + 20, 0.0, ())
             except EOFError:
-                ready, found = False, Result(-1, "the process died", 0.0, 0.0, ())
-            yield start, found
+                ready, result = False, Result(-1, "the process died", 0.0, 0.0, ())
+            yield start, result
             start += 1
             if not ready:
                 break
@@ -331,24 +334,24 @@ def cases(target: str, seed: int, start: int, stop: int, base: Path) -> Iterator
 
 
 def fuzz(options: argparse.Namespace, base: Path) -> int:
-    """All cases; the number of faults."""
+    """Run all cases; return the number of faults."""
     targets = [options.only] if options.only else list(TARGETS)
     faults = 0
     for target in targets:
         started, statuses, worst, most = time.monotonic(), Counter[int](), 0.0, 0.0
         count = options.cases // len(TARGETS)
         first, stop = (options.case, options.case + 1) if options.case is not None else (0, count)
-        for case, found in cases(target, options.seed, first, stop, base):
-            statuses[found.status] += 1
-            worst, most = max(worst, found.seconds), max(most, found.megabytes)
+        for case, result in cases(target, options.seed, first, stop, base):
+            statuses[result.status] += 1
+            worst, most = max(worst, result.seconds), max(most, result.megabytes)
             if options.case is not None:
-                print(found)
-            if found.fault:
+                print(result)
+            if result.fault:
                 faults += 1
-                print(f"{target} --case {case}: {found.fault}", flush=True)
+                print(f"{target} --case {case}: {result.fault}", flush=True)
         print(
             f"{target}: {sum(statuses.values())} cases, {statuses[0]} used, {statuses[2]} refused, "
-            f"slowest {worst:.1f} s, most memory {most:.0f} MB, {time.monotonic() - started:.0f} s in all",
+            f"slowest {worst:.1f} s, most memory {most:.0f} MB, {time.monotonic() - started:.0f} s in total",
             flush=True,
         )
     return faults
@@ -356,10 +359,10 @@ def fuzz(options: argparse.Namespace, base: Path) -> int:
 
 def program() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=12_000, help="in all, over the five kinds of file")
+    parser.add_argument("--cases", type=int, default=12_000, help="total over the five kinds of file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(TARGETS))
-    parser.add_argument("--case", type=int, help="this one alone, with what it said")
+    parser.add_argument("--case", type=int, help="run only this case and print its result")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as top:
         given = Path(top).resolve() / "given"
@@ -368,9 +371,9 @@ def program() -> int:
         with contextlib.redirect_stdout(io.StringIO()):
             prepare(given / "base")
         faults = fuzz(options, given / "base")
-        if beside := sorted(path.name for path in Path(top).iterdir() if path != given):
+        if outside := sorted(path.name for path in Path(top).iterdir() if path != given):
             faults += 1
-            print(f"written outside the folder given: {', '.join(beside)}")
+            print(f"written outside the given folder: {', '.join(outside)}")
     print(f"{faults} faults")
     return 1 if faults else 0
 

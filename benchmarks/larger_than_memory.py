@@ -1,11 +1,11 @@
-"""A run on a data set that does not fit the memory it is allowed: decoded once, then memory-mapped.
+"""Train on a data set that is larger than the permitted memory: it is decoded once, then memory-mapped.
 
     sudo python benchmarks/larger_than_memory.py --gigabytes 3 --limit 1.5 --json larger.json
 
-Random images of 64x64 are written as Parquet in the hub's layout. `pah run` learns them in a process of its own,
-first under a limit of memory (a control group of Linux, which counts what the kernel keeps of files as well; hence
-root), from data that nothing has decoded yet; then again, under the same limit, from the cache; then without a limit.
-Wanted: all end well, with the same accuracies.
+Random images of 64x64 pixels are written as Parquet in the hub's layout. `pah run` learns them three times, each time
+in a new process: with a memory limit from data that are not decoded yet, with the same limit from the cache, and
+without a limit. The limit is a Linux control group, which needs root and also counts the kernel's file cache. All
+three runs must succeed with the same accuracies.
 """
 
 import argparse
@@ -31,7 +31,7 @@ V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
 def write_data(folder: Path, images: int) -> None:
-    """Parquet files of random images, stored uncompressed, and of as many classes as are learned."""
+    """Write Parquet files of random uncompressed images in `CLASSES` classes."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(CLASSES)})
     generator = np.random.default_rng(0)
 
@@ -54,7 +54,7 @@ def write_data(folder: Path, images: int) -> None:
 
 @contextmanager
 def limited(gigabytes: float) -> Iterator[Path]:
-    """A control group that may take so much memory: whoever writes its process number into the file is in it."""
+    """Yield the process file of a control group with this memory limit; a process that writes its id into it joins."""
     first = V1.is_dir()
     group = (V1 if first else V2) / f"pah-benchmark-{os.getpid()}"
     group.mkdir()
@@ -66,18 +66,22 @@ def limited(gigabytes: float) -> Iterator[Path]:
 
 
 def run(data: Path, work: Path, name: str, procs: Path | None) -> dict[str, Any]:
-    """What a run, in the control group if there is one, took and found."""
+    """Run `pah run`, in the control group if one is given; return its times, memory and accuracies."""
     words = ["run", "split", "--data", str(data), "--tasks", "2", "--epochs", "1", "--method", "finetune"]
     words += ["--backbone", "convnet", "--backbone.width", "4", "--training.batch_size", "256"]
     command = [sys.executable, "-m", "pah", *words, "--out", str(work / name)]
-    enter = None if procs is None else lambda: procs.write_text(str(os.getpid())) and None
+    join_group = None if procs is None else lambda: procs.write_text(str(os.getpid())) and None
     started = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=enter, env=os.environ | {"HF_HOME": str(work / "cache")}
+    completed = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=join_group,
+        env=os.environ | {"HF_HOME": str(work / "cache")},
     )
     seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{name}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    if completed.returncode:
+        raise SystemExit(f"{name}: exit status {completed.returncode}\n{completed.stderr[-2000:]}")
     metrics = json.loads((work / name / "metrics.json").read_text())
     return {
         "seconds": round(seconds, 1),
@@ -88,29 +92,31 @@ def run(data: Path, work: Path, name: str, procs: Path | None) -> dict[str, Any]
 
 
 def main() -> int:
-    """Write, run thrice, compare."""
+    """Write the data, run three times and compare; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=3.0, help="of pixels, decoded")
-    parser.add_argument("--limit", type=float, default=1.5, help="gigabytes that a run may take")
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="size of the decoded pixels")
+    parser.add_argument("--limit", type=float, default=1.5, help="memory limit of a run, gigabytes")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     images = int(options.gigabytes * 2**30 / (3 * SIDE * SIDE))
-    found: dict[str, Any] = {"gigabytes": options.gigabytes, "limit": options.limit, "images": images}
+    results: dict[str, Any] = {"gigabytes": options.gigabytes, "limit": options.limit, "images": images}
     with tempfile.TemporaryDirectory() as folder:
         data, work = Path(folder) / "data", Path(folder)
         data.mkdir()
         write_data(data, images)
         os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")  # what was just written is not of the group
+        Path("/proc/sys/vm/drop_caches").write_text(
+            "3"
+        )  # empty the file cache: pages that this process wrote would not count for the group
         with limited(options.limit) as procs:
-            found["first, limited"] = run(data, work, "first", procs)
-            found["again, limited"] = run(data, work, "again", procs)
-        found["again, unlimited"] = run(data, work, "unlimited", None)
-    same = len({str(of["accuracy_matrix"]) for of in found.values() if isinstance(of, dict)}) == 1
-    found["same"] = same
-    print(json.dumps(found, indent=1))
+            results["first, limited"] = run(data, work, "first", procs)
+            results["again, limited"] = run(data, work, "again", procs)
+        results["again, unlimited"] = run(data, work, "unlimited", None)
+    same = len({str(result["accuracy_matrix"]) for result in results.values() if isinstance(result, dict)}) == 1
+    results["same"] = same
+    print(json.dumps(results, indent=1))
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0 if same else 1
 
 

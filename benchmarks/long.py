@@ -1,10 +1,10 @@
-"""Memory over a long training: what a run holds after its first task, and what it holds at the end.
+"""Measure the memory of a long training: after the first task and at the end.
 
     OMP_NUM_THREADS=1 python benchmarks/long.py --minutes 30 --json long.json
 
-A run of `pah` in this process, five tasks of digits, with as many epochs as fill the time, and a checkpoint every two
-seconds, so that what saving might leak is seen as well. Resident memory, open files, threads and Python objects are
-sampled at every fifth second. Wanted: after the first task, nothing grows beyond the prototypes.
+A run of PAH trains in this process on five tasks of digits, with as many epochs as fill the time. A checkpoint every
+two seconds also reveals leaks in saving. Resident memory, open files, threads and Python objects are sampled every
+five seconds. After the first task, nothing but the prototypes may grow.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from pah.cli.options import run_request
 from pah.runs.run import Progress, start_run
 from pah.training.state import EpochDone
 
-EVERY = 5.0  # seconds
-ALLOWED = 4.0  # MB by which the median of a task's samples may exceed that of the first task's later half
+SAMPLE_SECONDS = 5.0  # between two samples
+MAX_GROWTH = 4.0  # MB by which a task's median may exceed the median of the first task's second half
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held at a moment."""
+    """The resources of the process at one time."""
 
     seconds: float
     task: int
@@ -41,21 +41,21 @@ class Sample:
 
 
 class Sampler:
-    """A `watch` that takes a sample at the first epoch's end in every few seconds."""
+    """A `watch` callback that takes a sample at the end of an epoch, at most every `SAMPLE_SECONDS`."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.samples: list[Sample] = []
 
-    def __call__(self, happened: Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         seconds = time.monotonic() - self.started
-        due = not self.samples or seconds >= self.samples[-1].seconds + EVERY
-        if not due or not isinstance(happened.event, EpochDone):
+        due = not self.samples or seconds >= self.samples[-1].seconds + SAMPLE_SECONDS
+        if not due or not isinstance(progress.event, EpochDone):
             return
         gc.collect()
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
         files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-        sample = Sample(seconds, happened.event.task + 1, resident, files, threads, len(gc.get_objects()))
+        sample = Sample(seconds, progress.event.task + 1, resident, files, threads, len(gc.get_objects()))
         self.samples.append(sample)
         if len(self.samples) % 12 == 1:
             print(
@@ -66,7 +66,7 @@ class Sampler:
 
 
 def epochs_for(minutes: float, method: str) -> int:
-    """How many epochs a task fill the time, by a short run on this machine."""
+    """Return the number of epochs per task that fills the time, estimated by a short run."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         config = run_request(["--method", method, "--epochs", "20"]).config
@@ -75,12 +75,12 @@ def epochs_for(minutes: float, method: str) -> int:
 
 
 def by_task(samples: list[Sample]) -> dict[int, float]:
-    """The median memory of each task's samples, MB; of the first task's later half: until then a run warms up."""
-    found = {}
+    """Return the median memory of each task's samples in MB; of the first task, only the second half counts."""
+    medians = {}
     for task in sorted({sample.task for sample in samples}):
-        of = [sample.megabytes for sample in samples if sample.task == task]
-        found[task] = statistics.median(of[len(of) // 2 :] if task == 1 else of)
-    return found
+        values = [sample.megabytes for sample in samples if sample.task == task]
+        medians[task] = statistics.median(values[len(values) // 2 :] if task == 1 else values)
+    return medians
 
 
 def program() -> int:
@@ -95,14 +95,14 @@ def program() -> int:
     with tempfile.TemporaryDirectory() as folder:
         start_run(config, Path(folder) / "run", watch=sampler, checkpoint_seconds=2)
     medians = by_task(sampler.samples)
-    grown = max(medians.values()) - medians[1]
+    growth = max(medians.values()) - medians[1]
     print(f"{sampler.samples[-1].seconds / 60:.1f} minutes, {config.training.epochs} epochs a task")
     print("median MB by task: " + ", ".join(f"{task}: {median:.1f}" for task, median in medians.items()))
-    print(f"grown after the first task by {grown:.1f} MB, allowed {ALLOWED}")
+    print(f"growth after the first task: {growth:.1f} MB, at most {MAX_GROWTH} MB allowed")
     if options.json:
-        found = {"medians_mb": medians, "samples": [asdict(sample) for sample in sampler.samples]}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(grown > ALLOWED)
+        results = {"medians_mb": medians, "samples": [asdict(sample) for sample in sampler.samples]}
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return int(growth > MAX_GROWTH)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a step, a task's beginning, an answer and a save cost after 20 to 1,000 tasks, and what a task takes to keep.
+"""Measure times and sizes after 20 to 1,000 tasks: a step, the start of a task, predictions, saving and loading.
 
     python benchmarks/many_tasks.py --json results/many-tasks.json --figure docs/many-tasks.svg
 
-A row "after t tasks" times task t + 1 with t old tasks of 10 classes. Steps of PAH and of finetuning see the same batch
-and take turns, so that their ratio holds on a machine that does other work as well. Wanted: the ratio at most 1.2 times
-that at 20 tasks, and the rest flat or linear.
+A row "after t tasks" times task t + 1 with t old tasks of 10 classes. Steps of PAH and of finetuning get the same
+batch and take turns, so that their ratio is valid on a busy machine. The targets are a ratio of at most 1.2 times the
+ratio at 20 tasks, and constant or linear growth of the other times.
 """
 
 import argparse
@@ -24,30 +24,32 @@ from step_cost import CHANNELS, SEED, Setting, ascending, build, first_batch, me
 from pah.data.task import Normalization
 from pah.learner import store
 from pah.learner.predictor import Predictor
-from pah.learner.store import LEARNER, WEIGHTS, Lesson, Record, TaughtTask
-from pah.learner.task_inference import AMONG_ALL, SCORES, SHARES
+from pah.learner.restore import restore_predictor
+from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE, Lesson, Record, TaughtTask
+from pah.learner.task_inference import AMONG_ALL, QUANTILE_SHARES, SCORES
 from pah.methods.base import Method
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import BACKBONES
 from pah.training.config import RunConfig
 from pah.training.loop import begin
 
-ASKED = 100  # images that are asked about at a time
+PREDICTED = 100  # images per prediction call
 FORMS = ("finetune_ms", "pah_ms")
-CURVES = (  # what is drawn, its name, its colour (Okabe and Ito: apart with any colour vision)
-    ("pah_ms", "a step", "#0072B2"),
-    ("begin_ms", "a task's beginning", "#D55E00"),
-    ("predict_ms", f"{ASKED} answers", "#009E73"),
-    ("save_ms", "a save", "#CC79A7"),
-    ("load_ms", "a load", "#E69F00"),
+CURVES = (  # quantity, label, colour (Okabe and Ito: distinct for all kinds of colour vision)
+    ("pah_ms", "step", "#0072B2"),
+    ("begin_ms", "start of a task", "#D55E00"),
+    ("predict_ms", f"{PREDICTED} predictions", "#009E73"),
+    ("save_ms", "saving", "#CC79A7"),
+    ("load_ms", "loading", "#E69F00"),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds after `tasks` tasks: medians of steps, the rest once or the best of a few.
+    """Measurements after `tasks` tasks.
 
-    What is saved, in bytes: weights, prototypes among them; the record without history; the history.
+    Milliseconds are medians for steps, one measurement for the start of a task, and the best of three otherwise. Bytes
+    are those of the saved weights (including prototypes), of the record without its history, and of the history.
     """
 
     tasks: int
@@ -63,50 +65,50 @@ class Row:
 
 
 def measure(setting: Setting, tasks: int) -> Row:
-    """The row after so many tasks."""
+    """Return the measurements after this many tasks."""
     methods = {form: build(form, setting) for form in FORMS}
     begin_ms = {form: _begin(method, tasks, setting) for form, method in methods.items()}["pah_ms"]
     steps = median_ms(methods, first_batch(synthetic_task(tasks, setting), setting), setting)
     pah = methods["pah_ms"]
     pah.release()
     record = _record(setting, tasks + 1)
-    taught = Predictor(record, pah)
-    images = torch.zeros(ASKED, CHANNELS, setting.image, setting.image, dtype=torch.uint8)
+    predictor = Predictor(record, pah)
+    images = torch.zeros(PREDICTED, CHANNELS, setting.image, setting.image, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        save_ms = _best(lambda: store.save(Path(folder), taught.record, pah.network))
-        load_ms = _best(lambda: Predictor.restored(*store.load(Path(folder))))
-        weights, whole = ((Path(folder) / name).stat().st_size for name in (WEIGHTS, LEARNER))
+        save_ms = _best(lambda: store.save(Path(folder), predictor.record, pah.network))
+        load_ms = _best(lambda: restore_predictor(*store.load(Path(folder))))
+        weights, whole = ((Path(folder) / name).stat().st_size for name in (WEIGHTS_FILE, LEARNER_FILE))
         store.save(Path(folder), replace(record, history=()), pah.network)
-        short = (Path(folder) / LEARNER).stat().st_size
-    predict_ms = _best(lambda: list(taught.answer(images, [0], "contrast")))
+        short = (Path(folder) / LEARNER_FILE).stat().st_size
+    predict_ms = _best(lambda: list(predictor.predict_batches(images, [0], "contrast")))
     sizes = weights, short, whole - short
     return Row(tasks, steps["finetune_ms"], steps["pah_ms"], begin_ms, predict_ms, save_ms, load_ms, *sizes)
 
 
 def _begin(method: Method, tasks: int, setting: Setting) -> float:
-    """Bring a method to the beginning of the task after `tasks` others; milliseconds of that beginning alone."""
+    """Start the task that follows `tasks` others; return the milliseconds of this start alone."""
     for _ in range(tasks):
         method.network.grow(setting.classes)
     method.task = tasks - 1
-    started = time.perf_counter()
+    before = time.perf_counter()
     begin(method, synthetic_task(tasks, setting), SEED)
-    took = 1000 * (time.perf_counter() - started)
+    milliseconds = 1000 * (time.perf_counter() - before)
     method.train()
-    return took
+    return milliseconds
 
 
-def _best(what: Callable[[], object], times: int = 3) -> float:
-    """The least milliseconds of a few times."""
+def _best(action: Callable[[], object], repeats: int = 3) -> float:
+    """Return the milliseconds of the fastest of several calls."""
     taken = []
-    for _ in range(times):
+    for _ in range(repeats):
         started = time.perf_counter()
-        what()
+        action()
         taken.append(1000 * (time.perf_counter() - started))
     return min(taken)
 
 
 def _record(setting: Setting, tasks: int) -> Record:
-    """A learner's record of so many tasks, each found and calibrated, and measured again after every later lesson."""
+    """Return a learner's record of calibrated tasks, each with a measured accuracy after every later lesson."""
     config = RunConfig(
         benchmark="split",
         image_size=setting.image,
@@ -118,7 +120,7 @@ def _record(setting: Setting, tasks: int) -> Record:
     classes = tuple(f"class {label}" for label in range(setting.classes))
     labels, names = tuple(range(setting.classes)), [f"task {k}" for k in range(tasks)]
     today = "2026-01-01T00:00:00+00:00"
-    quantiles = {kind: tuple(round(draw.random(), 4) for _ in SHARES) for kind in (*SCORES, AMONG_ALL)}
+    quantiles = {kind: tuple(round(draw.random(), 4) for _ in QUANTILE_SHARES) for kind in (*SCORES, AMONG_ALL)}
     known = [TaughtTask(name, classes, labels, today, "photos", 500, draw.random(), quantiles) for name in names]
     history = [
         Lesson(
@@ -135,8 +137,8 @@ def _record(setting: Setting, tasks: int) -> Record:
 
 
 def as_table(rows: Sequence[Row]) -> Table:
-    """The rows, with the ratio that matters and what a further task takes."""
-    table = Table(caption=f"milliseconds; predict: {ASKED} images, task given")
+    """Return the rows as a table, with the ratio of PAH to finetuning and the bytes of a further task."""
+    table = Table(caption=f"milliseconds; predict: {PREDICTED} images, task given")
     titles = (
         "after tasks",
         "finetune",
@@ -152,8 +154,8 @@ def as_table(rows: Sequence[Row]) -> Table:
     for column in titles:
         table.add_column(column, justify="right")
     for before, row in zip([None, *rows[:-1]], rows, strict=True):
-        kept = [part.weights_bytes + part.record_bytes for part in (before, row) if part]
-        added = (kept[1] - kept[0]) / (row.tasks - before.tasks) if before else None
+        sizes_so_far = [part.weights_bytes + part.record_bytes for part in (before, row) if part]
+        added = (sizes_so_far[1] - sizes_so_far[0]) / (row.tasks - before.tasks) if before else None
         milliseconds = (f"{ms:.0f}" for ms in (row.begin_ms, row.predict_ms, row.save_ms, row.load_ms))
         steps = (f"{row.finetune_ms:.0f}", f"{row.pah_ms:.0f}", f"{row.pah_ms / row.finetune_ms:.2f}")
         sizes = "" if added is None else f"{added:,.0f}", f"{row.history_bytes / 1e6:.2f}"
@@ -162,7 +164,7 @@ def as_table(rows: Sequence[Row]) -> Table:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Costs over the number of tasks, both on logarithmic axes."""
+    """Draw times over the number of tasks, both on logarithmic axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -183,7 +185,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, show and write; returns the exit status."""
+    """Measure, print and write; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--backbone", choices=list(BACKBONES), default="resnet18-slim", help="with its default options")
     parser.add_argument("--batch", type=positive, default=64, help="images in a step")
@@ -201,8 +203,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.figure:
         draw(rows, options.figure)
     if options.json:
-        found = {"rows": [asdict(row) for row in rows], **asdict(setting), "threads": torch.get_num_threads()}
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        results = {"rows": [asdict(row) for row in rows], **asdict(setting), "threads": torch.get_num_threads()}
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -1,11 +1,12 @@
-"""What one training step costs as tasks accumulate: plain finetuning, PAH, and PAH with a backbone pass per old head.
+"""Time a training step as tasks accumulate: finetuning, PAH, and PAH with a backbone pass per old head.
 
     python benchmarks/step_cost.py --json step_cost.json
 
-A row "after t tasks" times steps on task t + 1, so t old heads are protected. The three forms see the same batch and
-take turns step by step: whatever else slows the machine slows all of them. Wanted on resnet18-slim and resnet18, batch
-64 and 128, 32x32: PAH at most 1.5 times finetuning after 10 tasks and 1.6 times after 20 (the teacher's forward pass
-alone makes it 1.33); and at least 8 times faster than a pass per head.
+A row "after t tasks" times steps on task t + 1, so t old heads are protected. The three variants get the same batch
+and take turns step by step, so that other work of the machine slows all of them. The targets on resnet18-slim and
+resnet18 with batches of 64 and 128 and 32x32 pixels are: PAH takes at most 1.5 times as long as finetuning after 10
+tasks and 1.6 times after 20 (the teacher's forward pass alone makes it 1.33), and is at least 8 times faster than a
+pass per head.
 """
 
 import argparse
@@ -28,38 +29,38 @@ from pah.data.augment import AugmentOptions
 from pah.data.task import Batch, Examples, Normalization, Step, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms
 from pah.methods.bounds import Finetune
-from pah.methods.losses import distillation, stack_heads
+from pah.methods.losses import distillation, stack_logits
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import BACKBONES
 from pah.training.loop import begin
 
 CHANNELS = 3
-WARM_UP = 3  # steps of each form before its steps count
+WARM_UP = 3  # untimed steps of each variant
 SEED = 0
 
 
 class PassPerHead(PAH):
-    """PAH's losses the way the published code computes them: 2t + 1 backbone passes over a batch of images.
+    """PAH with its losses computed as in the published code: 2t + 1 backbone passes over a batch of images.
 
-    The student and the teacher run again for every old head, and old prototypes go through the network task by task.
-    Elsewhere the comparison is generous: the teacher's heads and its answers to prototypes are computed once a task,
-    and aligning prototypes computes no gradients of weights.
+    The student and the teacher run again for every old head, and old prototypes pass through the network task by task.
+    Otherwise this variant is faster than the published code: the teacher's heads and its answers to prototypes are
+    computed once per task, and the alignment of prototypes computes no gradients of weights.
     """
 
     def _image_terms(self, batch: Batch, old: Sequence[int]) -> Terms:
-        """L_hm from one pass, L_sm from a student pass and a teacher pass for each old head."""
+        """Return L_hm from one pass, and L_sm from a student pass and a teacher pass for each old head."""
         terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
         if self.teacher is not None:
-            o = self.options
-            answers = torch.cat([self.network(batch.x, [k], detach=[k]) for k in old], dim=1)  # (B, ΣC_j)
-            student = stack_heads(answers, self.network.sizes(old))  # (B, J, C)
+            options = self.options
+            logits = torch.cat([self.network(batch.x, [k], detach=[k]) for k in old], dim=1)  # (B, ΣC_j)
+            student = stack_logits(logits, self.network.sizes(old))  # (B, J, C)
             teacher = torch.cat([self.teacher(batch.x, [k]) for k in old], dim=1)  # (B, J, C)
-            terms["L_sm"] = distillation(teacher, student, o.temperature, o.direction, o.over_tasks)
+            terms["L_sm"] = distillation(teacher, student, options.temperature, options.direction, options.over_tasks)
         return terms
 
-    def _prototype_answers(self, tasks: Sequence[int]) -> Tensor:
+    def _prototype_logits(self, tasks: Sequence[int]) -> Tensor:
         """f(p | its own task), a backbone pass for each task's prototypes: (P, C), all tasks being of one size."""
-        answers = super()._prototype_answers
+        answers = super()._prototype_logits
         return torch.cat([answers([k]) for k in tasks])
 
 
@@ -72,17 +73,17 @@ FORMS: dict[str, tuple[type[Method], MethodOptions]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """Median milliseconds of a step of each form after `tasks` tasks were learned."""
+    """Median milliseconds of a step of each variant after `tasks` learned tasks."""
 
     tasks: int
     finetune_ms: float
     pah_ms: float
-    per_head_ms: float | None  # None where it was left out
+    per_head_ms: float | None  # None if it was not timed
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: a backbone by name, images in a step, their side in pixels, classes a task, steps timed."""
+    """What is timed: a backbone by name, images per step, their side in pixels, classes per task, timed steps."""
 
     backbone: str
     batch: int
@@ -93,17 +94,17 @@ class Setting:
 
 
 def measure(setting: Setting, tasks: Sequence[int]) -> Iterator[Row]:
-    """A row for each number of learned tasks, which must ascend: the same three methods grow from row to row."""
+    """Yield a row for each number of learned tasks, in ascending order: the same methods grow from row to row."""
     methods = {form: build(form, setting) for form in setting.forms}
     for learned in tasks:
         for method in methods.values():
             grow(method, learned, setting)
-        found = median_ms(methods, first_batch(synthetic_task(learned, setting), setting), setting)
-        yield Row(learned, found["finetune_ms"], found["pah_ms"], found.get("per_head_ms"))
+        medians = median_ms(methods, first_batch(synthetic_task(learned, setting), setting), setting)
+        yield Row(learned, medians["finetune_ms"], medians["pah_ms"], medians.get("per_head_ms"))
 
 
 def build(form: str, setting: Setting) -> Method:
-    """A method of that form on a fresh network; all forms start from the same backbone weights."""
+    """Return a variant on a new network; all variants start from the same backbone weights."""
     method, options = FORMS[form]
     torch.manual_seed(derived_seed(SEED, "network"))
     build_backbone = partial(BACKBONES[setting.backbone]().build, CHANNELS)
@@ -112,7 +113,7 @@ def build(form: str, setting: Setting) -> Method:
 
 
 def grow(method: Method, learned: int, setting: Setting) -> None:
-    """Bring the method to the beginning of the task that follows `learned` tasks; what it knows does not matter."""
+    """Start the task that follows `learned` tasks, without training on these."""
     for index in range(method.task + 1, learned + 1):
         method.release()
         begin(method, synthetic_task(index, setting), SEED)
@@ -120,7 +121,7 @@ def grow(method: Method, learned: int, setting: Setting) -> None:
 
 
 def synthetic_task(index: int, setting: Setting) -> Task:
-    """A task of noise images, enough of them for a batch and for one of every class."""
+    """Return a task of noise images, enough for one batch and for one image per class."""
     count = max(setting.batch, setting.classes)
     shape = (count, CHANNELS, setting.image, setting.image)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator(SEED, index, "images"))
@@ -132,7 +133,7 @@ def synthetic_task(index: int, setting: Setting) -> Task:
 
 
 def first_batch(task: Task, setting: Setting) -> Batch:
-    """The task's first images, normalised and laid out as the stream hands them to a method."""
+    """Return the task's first images as a batch in the form that a stream gives to a method."""
     pixels = task.train.pixels[task.train.rows[: setting.batch]]
     step = Step(SEED, task.index, 0, 0, AugmentOptions(), task.normalization)
     return Batch(
@@ -141,30 +142,30 @@ def first_batch(task: Task, setting: Setting) -> Batch:
 
 
 def median_ms(methods: dict[str, Method], batch: Batch, setting: Setting) -> dict[str, float]:
-    """Median milliseconds of a step of each method, which take turns."""
+    """Return the median milliseconds of a step of each method; the methods take turns."""
     times: dict[str, list[float]] = {form: [] for form in methods}
     for _ in range(WARM_UP + setting.repeats):
         for form, method in methods.items():
             started = time.perf_counter()
             method.observe(batch)
             times[form].append(1000 * (time.perf_counter() - started))
-    return {form: round(statistics.median(taken[WARM_UP:]), 3) for form, taken in times.items()}
+    return {form: round(statistics.median(values[WARM_UP:]), 3) for form, values in times.items()}
 
 
 def as_table(rows: Sequence[Row], title: str) -> Table:
-    """The rows, with the two ratios that matter."""
-    table = Table(title=title, caption="milliseconds, and how many times one takes the other")
+    """Return the rows as a table, with the ratios of PAH to finetuning and of a pass per head to PAH."""
+    table = Table(title=title, caption="milliseconds, and ratios")
     for column in ("after tasks", "finetune", "PAH", "per head", "PAH / finetune", "per head / PAH"):
         table.add_column(column, justify="right")
     for row in rows:
         milliseconds = ("-" if ms is None else f"{ms:.1f}" for ms in (row.finetune_ms, row.pah_ms, row.per_head_ms))
-        saved = "-" if row.per_head_ms is None else f"{row.per_head_ms / row.pah_ms:.2f}"
-        table.add_row(str(row.tasks), *milliseconds, f"{row.pah_ms / row.finetune_ms:.2f}", saved)
+        speedup = "-" if row.per_head_ms is None else f"{row.per_head_ms / row.pah_ms:.2f}"
+        table.add_row(str(row.tasks), *milliseconds, f"{row.pah_ms / row.finetune_ms:.2f}", speedup)
     return table
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
@@ -172,12 +173,12 @@ def positive(text: str) -> int:
 
 
 def ascending(text: str) -> list[int]:
-    """Whole numbers above 0 between commas, smallest first and each once."""
+    """Parse whole numbers above 0, separated by commas; return them sorted and without repetitions."""
     return sorted({positive(part) for part in text.split(",")})
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--backbone", choices=list(BACKBONES), default="resnet18-slim", help="with its default options")
@@ -185,17 +186,17 @@ def parser() -> argparse.ArgumentParser:
     add("--image", type=positive, default=32, help="side of an image in pixels")
     add("--classes", type=positive, default=10, help="classes of each task")
     add("--tasks", type=ascending, default=[1, 2, 5, 10, 20], help="numbers of learned tasks, e.g. 1,2,5")
-    add("--repeats", type=positive, default=20, help=f"timed steps of each form, after {WARM_UP} that warm up")
+    add("--repeats", type=positive, default=20, help=f"timed steps of each variant, after {WARM_UP} untimed ones")
     add("--per-head", action=argparse.BooleanOptionalAction, default=True, help="time a pass per head as well")
-    add("--threads", type=positive, default=None, help="threads of torch; its own choice unless given")
+    add("--threads", type=positive, default=None, help="threads of torch; by default torch decides")
     add("--json", type=Path, default=None, help="write the rows to this file as well")
     return parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, show and write; returns the exit status."""
+    """Measure, print and write; return the exit status."""
     options = parser().parse_args(words)
-    if options.json is not None:  # learn now, not after minutes, that it cannot be written
+    if options.json is not None:  # fail now, not after minutes, if it cannot be written
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.touch()
     if options.threads is not None:
@@ -211,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
     side = f"{setting.image}x{setting.image}"
     console.print(as_table(rows, f"median step: {setting.backbone}, batch {setting.batch}, {side}, {threads} threads"))
     if options.json is not None:
-        found = {
+        results = {
             "rows": [asdict(row) for row in rows],
             "backbone": setting.backbone,
             "batch": setting.batch,
@@ -221,7 +222,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "repeats": setting.repeats,
         }
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -20,7 +20,7 @@ import torch
 
 from pah import ContinualLearner
 from pah.data.sources import load_source
-from pah.learner.learner import DEFAULT
+from pah.learner.defaults import DEFAULT
 from pah.models.backbones import SlimResNet18Options
 from pah.models.modes import evaluating
 from pah.training.options import TrainingOptions
@@ -65,14 +65,14 @@ def speed(learner: ContinualLearner, pixels: np.ndarray) -> dict[str, float]:
 
     The backbone is given normalised images, in batches of the size that it is fastest with.
     """
-    taught, name = learner.taught, learner.tasks[0].name
-    ready = taught.record.normalization(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    predictor, name = learner.predictor, learner.tasks[0].name
+    ready = predictor.record.normalization(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     ready = ready.contiguous(memory_format=torch.channels_last)
 
     def bare(size: int) -> None:
-        with torch.inference_mode(), evaluating(taught.method.network):
+        with torch.inference_mode(), evaluating(predictor.method.network):
             for batch in ready.split(size):
-                taught.method.network.backbone(batch)
+                predictor.method.network.backbone(batch)
 
     def asked() -> None:
         learner.predict(pixels, task=name)
@@ -114,9 +114,9 @@ def main() -> None:
         found[f"after {name}"] = measure(learner, tests)
         print(f"after {name}: {json.dumps(found[f'after {name}'])}", flush=True)
     found |= {"epochs": options.epochs, "classes": {task.name: len(task.classes) for task in learner.tasks}}
-    network = learner.taught.method.network
+    network = learner.predictor.method.network
     found["bytes of prototypes a task"] = {
-        task.name: 4 * n for task, n in zip(learner.tasks, network.footprint()["per_task"], strict=True)
+        task.name: 4 * n for task, n in zip(learner.tasks, network.count_parameters()["per_task"], strict=True)
     }
     found["bytes of a stored head"] = {
         task.name: 4 * len(task.classes) * (network.backbone.features + 1) for task in learner.tasks

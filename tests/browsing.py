@@ -1,8 +1,8 @@
-"""What tests in a real browser measure on a page."""
+"""Measurements on a page for tests in a real browser."""
 
-CONTRAST = 4.5  # of text, WCAG 2.2 AA
+CONTRAST = 4.5  # smallest contrast of text in WCAG 2.2 AA
 
-# for every element with text of its own: its colour on the nearest background, as (lighter + 0.05) / (darker + 0.05)
+# the smallest contrast of any text to its background, (lighter + 0.05) / (darker + 0.05), and its element
 LOWEST_CONTRAST = """() => {
   const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const luminance = (rgb) => rgb.slice(0, 3)

@@ -1,15 +1,21 @@
-"""The fenced blocks of code in a page of the docs."""
+"""Read the fenced blocks of code in a Markdown page."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SERVED = "app.md"  # its blocks speak to a server: tests/app/test_app.py runs them
+SERVED = "app.md"  # its blocks need a running server: tests/app/test_app.py runs them
 
 
 class Block(NamedTuple):
-    """A block of code, and the page and line where it begins."""
+    """A block of code.
+
+    Attributes:
+        language: The word after the opening fence.
+        text: The code.
+        where: Page and line at which the code begins.
+    """
 
     language: str
     text: str
@@ -17,7 +23,8 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page."""
+    """Yield the fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^ *```(\S*)[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
-        yield Block(found[1], found[2], f"{page.name} line {1 + text.count(chr(10), 0, found.start(2))}")
+    for match in re.finditer(r"^ *```(\S*)[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+        line = 1 + text.count("\n", 0, match.start(2))
+        yield Block(match[1], match[2], f"{page.name} line {line}")

@@ -1,4 +1,4 @@
-"""What several tests build: real images in small streams, and methods on tiny networks."""
+"""Helpers of several tests: small streams of real images, and methods on small networks."""
 
 import torch
 from torch import Tensor
@@ -18,43 +18,43 @@ DIGITS: Source = load_digits()
 
 
 def digits(tasks: int = 5, seed: int = 0, **options: object) -> Stream:
-    """The handwritten digits as a stream."""
+    """Return the handwritten digits as a stream."""
     return make_stream(DIGITS, StreamOptions(**options), tasks, seed)  # type: ignore[arg-type]
 
 
 def small_pah(seed: int = 0, channels: int = 1, **options: object) -> PAH:
-    """PAH on a convnet of a few channels, for 8x8 images, grey ones unless told otherwise."""
+    """Return PAH on a small convnet, for 8x8 images of `channels` channels."""
     torch.manual_seed(seed)
     backbone = ConvNetOptions(width=4).build(channels)
-    chosen = PAHOptions(**{"prototype_size": 6, "hidden": (16,), **options})  # type: ignore[arg-type]
-    network = Network(backbone, chosen.build_heads(backbone.features, channels), (channels, 8, 8))
-    return PAH(network, OptimizerOptions(), chosen).to(memory_format=torch.channels_last)
+    pah_options = PAHOptions(**{"prototype_size": 6, "hidden": (16,), **options})  # type: ignore[arg-type]
+    network = Network(backbone, pah_options.build_heads(backbone.features, channels), (channels, 8, 8))
+    return PAH(network, OptimizerOptions(), pah_options).to(memory_format=torch.channels_last)
 
 
-def some_batch(task: Task, size: int = 16, seed: int = 0) -> Batch:
-    """Training images of one task."""
-    pick = torch.randint(len(task.train), (size,), generator=generator(seed, "batch"))
-    pixels = task.train.pixels[task.train.rows[pick]]
+def sample_batch(task: Task, size: int = 16, seed: int = 0) -> Batch:
+    """Return a batch of training images of one task, drawn with `seed`."""
+    indices = torch.randint(len(task.train), (size,), generator=generator(seed, "batch"))
+    pixels = task.train.pixels[task.train.rows[indices]]
     step = Step(seed, task.index, 0, seed, AugmentOptions(), task.normalization)
-    return Batch(step.prepare(pixels), task.train.labels[pick], torch.full((size,), task.index), pixels, step)
+    return Batch(step.prepare(pixels), task.train.labels[indices], torch.full((size,), task.index), pixels, step)
 
 
-def learned(method: Method, stream: Stream, tasks: int, steps: int = 3) -> Method:
-    """The method after a few steps on each of the first tasks, the last of which is still open."""
+def train_few_steps(method: Method, stream: Stream, tasks: int, steps: int = 3) -> Method:
+    """Train the method for a few steps on each of the first `tasks` tasks, and return it within the last of them."""
     for task in stream.tasks[:tasks]:
         method.release()
         begin(method, task, seed=0)
         method.train()
         for step in range(steps):
-            method.observe(some_batch(task, seed=step))
+            method.observe(sample_batch(task, seed=step))
     return method
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of all its parameters and buffers."""
+    """Return a copy of all parameters and buffers by name."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def changed(module: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
-    """The names of what is no longer bit for bit what it was."""
+def changed_tensors(module: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Return the names of the parameters and buffers that are not bit for bit equal to `before`."""
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}

@@ -1,4 +1,4 @@
-"""Whatever comes in, a stream, words or a configuration file, works or is refused in one line; hypothesis looks."""
+"""Any stream, arguments or configuration file works or is refused in one line; hypothesis generates them."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from pah.data.sources import Images, Source
 from pah.data.stream import Stream, StreamOptions, evaluation_batches, make_stream, training_batches
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
-from pah.training.config import GROUPS, RunConfig, build_method
+from pah.training.config import OPTION_GROUPS, RunConfig, build_method
 from pah.training.loop import train
 from pah.training.options import TrainingOptions
 from pah.training.state import TaskDone, TrainState
@@ -46,17 +46,23 @@ stream_options = st.fixed_dictionaries(
 
 
 def source_of(shape: tuple[int, int, int], counts: list[tuple[int, int]], seed: int) -> Source:
-    """Images of noise, so many of each class in either split; every image is another one, told by its first pixels."""
+    """Return images of noise.
+
+    Args:
+        shape: Channels, height and width.
+        counts: Number of training and test images of each class.
+        seed: Seed of the noise.
+    """
     parts = []
     for split in (0, 1):
-        labels = torch.tensor([y for y, of in enumerate(counts) for _ in range(of[split])])
-        made = torch.Generator().manual_seed(seed)
-        parts.append(Images(torch.randint(256, (len(labels), *shape), generator=made).byte(), labels))
+        labels = torch.tensor([y for y, numbers in enumerate(counts) for _ in range(numbers[split])])
+        noise = torch.Generator().manual_seed(seed)
+        parts.append(Images(torch.randint(256, (len(labels), *shape), generator=noise).byte(), labels))
     return Source("noise", tuple(f"class {y}" for y in range(len(counts))), parts[0], parts[1])
 
 
-def refused(error: InputError) -> None:
-    """A refusal is one line."""
+def check_refusal(error: InputError) -> None:
+    """Assert that the message is one line."""
     assert str(error)
     assert "\n" not in str(error)
 
@@ -69,7 +75,7 @@ def test_a_stream_gives_every_image_of_its_classes_once_or_is_refused(
     try:
         stream = make_stream(source, StreamOptions(**chosen), tasks, seed)
     except InputError as error:
-        return refused(error)
+        return check_refusal(error)
     order = stream.class_order
     assert len(set(order)) == len(order) <= (chosen["classes"] or len(source.class_names))
     assert len(stream.tasks) == (chosen["first"] or tasks)
@@ -95,7 +101,7 @@ def test_a_stream_gives_every_image_of_its_classes_once_or_is_refused(
     tasks=st.integers(1, 3),
     size=st.integers(3, 9),
 )
-def test_any_method_learns_any_stream_or_refuses_it(source: Source, method: str, tasks: int, size: int) -> None:
+def test_any_method_learns_or_refuses_any_stream(source: Source, method: str, tasks: int, size: int) -> None:
     config = RunConfig(
         method=method, method_options=METHODS[method].options(), backbone_options=ConvNetOptions(width=2)
     )
@@ -104,10 +110,10 @@ def test_any_method_learns_any_stream_or_refuses_it(source: Source, method: str,
         config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
         learner = build_method(config, stream.image_shape)
         state = TrainState()
-        done = list(train(learner, stream, TrainingOptions(epochs=1, batch_size=size), AugmentOptions(), 0, state))
+        events = list(train(learner, stream, TrainingOptions(epochs=1, batch_size=size), AugmentOptions(), 0, state))
     except InputError as error:
-        return refused(error)
-    assert sum(isinstance(event, TaskDone) for event in done) == tasks
+        return check_refusal(error)
+    assert sum(isinstance(event, TaskDone) for event in events) == tasks
     assert all(0 <= accuracy <= 100 for row in state.matrix for accuracy in row)
     return None
 
@@ -131,11 +137,11 @@ def test_numbers_too_large_for_any_machine_are_refused(
 
 
 def names() -> list[str]:
-    """Every option of `pah run` but those that name files, as they are typed."""
+    """Return the names of all options of `pah run` except those that name files."""
     groups = {
         "method": METHODS["pah"].options,
         "backbone": ConvNetOptions,
-        **GROUPS,
+        **OPTION_GROUPS,
     }
     dotted = [
         f"{group}.{field}" for group, kind in groups.items() for field in get_type_hints(kind) if field != "search"
@@ -156,12 +162,12 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.di
 
 @settings(steady, max_examples=40)
 @given(words=st.lists(st.tuples(st.sampled_from(names()) | st.text(max_size=8), scalars), max_size=3))
-def test_any_words_are_a_configuration_or_refused(words: list[tuple[str, Any]]) -> None:
+def test_any_arguments_are_a_configuration_or_refused(words: list[tuple[str, Any]]) -> None:
     typed = [f"--{name}={value}" for name, value in words if name not in ("help", "print_config", "config")]
     try:
         config = options.run_request(typed).config
     except InputError as error:
-        return refused(error)
+        return check_refusal(error)
     require_types(config)
     assert RunConfig.from_dict(config.as_dict()) == config
     return None
@@ -170,7 +176,7 @@ def test_any_words_are_a_configuration_or_refused(words: list[tuple[str, Any]]) 
 @settings(steady, max_examples=40)
 @given(
     content=st.dictionaries(
-        st.sampled_from(("seed", "data", "benchmark", "method", "backbone", *GROUPS)) | st.text(max_size=6),
+        st.sampled_from(("seed", "data", "benchmark", "method", "backbone", *OPTION_GROUPS)) | st.text(max_size=6),
         values
         | st.dictionaries(
             st.sampled_from([name.partition(".")[2] for name in names() if "." in name] + ["name"]), scalars, max_size=3
@@ -178,20 +184,20 @@ def test_any_words_are_a_configuration_or_refused(words: list[tuple[str, Any]]) 
         max_size=3,
     )
 )
-def test_any_configuration_file_is_one_or_refused(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+def test_any_configuration_file_is_valid_or_refused(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(yaml.safe_dump(content, allow_unicode=True).encode(errors="replace"))
     try:
         config = options.read_config(path)
     except InputError as error:
-        return refused(error)
-    kept = Path(path).with_name("kept.yaml")
-    kept.write_text(yaml.safe_dump(config.as_dict(), allow_unicode=True))
-    assert options.read_config(kept) == config
+        return check_refusal(error)
+    saved = Path(path).with_name("saved.yaml")
+    saved.write_text(yaml.safe_dump(config.as_dict(), allow_unicode=True))
+    assert options.read_config(saved) == config
     return None
 
 
-def test_names_of_classes_that_look_like_markup_are_shown_as_they_are(
+def test_class_names_that_look_like_markup_are_printed_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

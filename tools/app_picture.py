@@ -1,9 +1,9 @@
-"""Takes the README's picture of `pah app` at the end of a real lesson: docs/app.png.
+"""Take the README's screenshot of `pah app` at the end of a real lesson: docs/app.png.
 
     python tools/app_picture.py tiny-imagenet-50/train-00000-of-00001.parquet
 
-The file is a split of TinyImageNet as Hugging Face keeps it. Two lessons are taught in a headless Chromium, and a third
-zip is handed in. Needs the extras `app` and `browser`, and Debian's `chromium`.
+The file is a split of TinyImageNet in the format of the Hugging Face hub. Two lessons are taught in headless Chromium,
+and a third zip is uploaded. This needs the extras `app` and `browser`, and Debian's `chromium`.
 """
 
 import argparse
@@ -25,37 +25,37 @@ LESSONS = {
     "small animals": {"n02165456": "ladybird", "n01774750": "tarantula"},
     "birds": {"n01855672": "goose", "n02058221": "albatross"},
 }
-IMAGES, EPOCHS, SIDE = 120, 12, 32  # images of each class, passes, pixels
+IMAGES, EPOCHS, SIDE = 120, 12, 32  # images of each class, passes over them, pixels a side
 WAIT = 600_000  # milliseconds for a lesson
 SIZE = {"width": 900, "height": 920}  # pixels
 
 
-def zips(parquet: Path, place: Path) -> dict[str, Path]:
-    """A zip of class folders for each lesson."""
-    data = load_dataset("parquet", data_files=str(parquet), split="train", cache_dir=str(place / "cache"))
+def make_zips(parquet: Path, folder: Path) -> dict[str, Path]:
+    """Write a zip of class folders for each lesson, and return their paths."""
+    data = load_dataset("parquet", data_files=str(parquet), split="train", cache_dir=str(folder / "cache"))
     label = data.features["label"]
     assert isinstance(label, ClassLabel)
     data = data.cast_column("image", Image(decode=False))
-    found = {}
+    archives = {}
     for lesson, classes in LESSONS.items():
-        found[lesson] = place / f"{lesson}.zip"
-        with zipfile.ZipFile(found[lesson], "w") as archive:
+        archives[lesson] = folder / f"{lesson}.zip"
+        with zipfile.ZipFile(archives[lesson], "w") as archive:
             for code, name in classes.items():
                 rows = [i for i, k in enumerate(data["label"]) if k == label.str2int(code)][:IMAGES]
                 for i, row in enumerate(data.select(rows)):
                     archive.writestr(f"{name}/{i}.jpg", row["image"]["bytes"])
-    return found
+    return archives
 
 
-def hand_in(page: Any, archive: Path) -> None:
-    """Upload a zip, and wait until the page has understood it."""
+def upload(page: Any, archive: Path) -> None:
+    """Upload a zip, and wait until the page shows what it holds."""
     page.locator("#teach-zip input[type=file]").set_input_files(archive)
     page.locator("#teach-understood").get_by_text("images that can be read").wait_for()
 
 
 def teach(page: Any, name: str, archive: Path) -> None:
-    """Teach a lesson to its end."""
-    hand_in(page, archive)
+    """Teach a lesson, and wait for its end."""
+    upload(page, archive)
     page.locator("#teach-name textarea, #teach-name input").fill(name)
     if not page.locator("#teach-epochs input").is_visible():
         page.locator("#teach-options button").first.click()
@@ -65,8 +65,8 @@ def teach(page: Any, name: str, archive: Path) -> None:
     page.locator("#lesson-progress").get_by_text(re.compile(f"Lesson {name} is done")).wait_for()
 
 
-def take(address: str, archives: dict[str, Path], out: Path) -> None:
-    """Teach by the page, and take its picture."""
+def take_screenshot(address: str, archives: dict[str, Path], out: Path) -> None:
+    """Teach the lessons on the page, and save a screenshot."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=which("chromium"), args=["--no-sandbox"])
         page: Any = browser.new_page(viewport={"width": SIZE["width"], "height": SIZE["height"]})
@@ -78,28 +78,28 @@ def take(address: str, archives: dict[str, Path], out: Path) -> None:
         page.locator("#lesson-keep").click()
         page.locator("#teach-message").get_by_text("Kept").wait_for()
         teach(page, second, archives[second])
-        hand_in(page, archives[third])
+        upload(page, archives[third])
         page.locator("#teach-name textarea, #teach-name input").fill(third)
         page.locator("#teach-options button").first.click()
         page.evaluate("window.scrollTo(0, 0); document.activeElement.blur()")
-        page.wait_for_timeout(1000)  # until what folds and fades has done so
+        page.wait_for_timeout(1000)  # until animations have ended
         page.screenshot(path=out)
         browser.close()
 
 
 def main() -> None:
-    """Serve a new learner and take the picture."""
-    parser = argparse.ArgumentParser(description="takes the README's picture of pah app")
+    """Serve a new learner, and take the screenshot."""
+    parser = argparse.ArgumentParser(description="take the README's screenshot of pah app")
     parser.add_argument("parquet", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "app.png")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        archives = zips(options.parquet.resolve(), Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        archives = make_zips(options.parquet.resolve(), Path(folder))
         command = [sys.executable, "-m", "pah", "app", "animals", "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
             try:
                 assert server.stdout is not None
-                take(server.stdout.readline().split()[0], archives, options.out.resolve())
+                take_screenshot(server.stdout.readline().split()[0], archives, options.out.resolve())
             finally:
                 server.terminate()
 

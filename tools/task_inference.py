@@ -24,8 +24,8 @@ from pah.core.files import read_json, read_yaml, write_json
 from pah.data.sources import Images
 from pah.data.stream import Stream
 from pah.learner.learner import ContinualLearner
-from pah.learner.predictor import BATCH, Predictor
-from pah.learner.task_inference import KNOWN, RULE, Rule, task_scores
+from pah.learner.predictor import MAX_BATCH, Predictor
+from pah.learner.task_inference import DEFAULT_RULE, KNOWN_SCORE, Rule, task_scores
 from pah.models.modes import evaluating
 from pah.training.config import RunConfig, load_stream
 from pah.training.options import Part
@@ -42,17 +42,18 @@ def measure(folder: Path, data: str | None, part: Part) -> dict[str, Any]:
     """
     config = RunConfig.from_dict(read_yaml(folder / "config.yaml"))
     config = dataclasses.replace(config, data=data or config.data)
-    taught = ContinualLearner.load(folder / "model").taught
-    if not all(task.quantiles for task in taught.record.tasks):
+    predictor = ContinualLearner.load(folder / "model").predictor
+    if not all(task.quantiles for task in predictor.record.tasks):
         raise InputError(f"{folder}: expected a run with --stream.validation above 0, got one without")
     stream = load_stream(config)
     asked = [task.test if part == "test" else task.validation for task in stream.tasks]
     pixels = torch.cat([of.pixels[of.rows] for of in asked])
     labels = torch.cat([of.labels for of in asked])
     tasks = torch.cat([torch.full_like(of.labels, k) for k, of in enumerate(asked)])
-    rules = {rule: _found(taught, rule, pixels, labels, tasks) for rule in get_args(Rule)}
+    rules = {rule: _found(predictor, rule, pixels, labels, tasks) for rule in get_args(Rule)}
     given = sum(
-        (_answers(taught, pixels[tasks == k], [k])[1] == labels[tasks == k]).sum().item() for k in set(tasks.tolist())
+        (_answers(predictor, pixels[tasks == k], [k])[1] == labels[tasks == k]).sum().item()
+        for k in set(tasks.tolist())
     )
     metrics = read_json(folder / "metrics.json")
     return {
@@ -61,23 +62,23 @@ def measure(folder: Path, data: str | None, part: Part) -> dict[str, Any]:
         "tasks": len(stream.tasks),
         "images": len(labels),
         "task_given_accuracy": 100 * given / len(labels),
-        "default": RULE,
+        "default": DEFAULT_RULE,
         "rules": rules,
-        "unknown": _unknown(taught, pixels, _never_taught(config, stream, part)),
+        "unknown": _unknown(predictor, pixels, _never_taught(config, stream, part)),
     }
 
 
 def _answers(
-    taught: Predictor, pixels: Tensor, among: Sequence[int], rule: Rule = RULE
+    predictor: Predictor, pixels: Tensor, among: Sequence[int], rule: Rule = DEFAULT_RULE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Task, class within it, and how known the image is: each (N,)."""
-    found = list(taught.answer(pixels, among, rule))
-    return tuple(torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes", "known"))  # type: ignore[return-value]
+    found = list(predictor.predict_batches(pixels, among, rule))
+    return tuple(torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes", "known_scores"))  # type: ignore[return-value]
 
 
-def _found(taught: Predictor, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Tensor) -> dict[str, float]:
+def _found(predictor: Predictor, rule: Rule, pixels: Tensor, labels: Tensor, tasks: Tensor) -> dict[str, float]:
     """How often the task is found, and task and class."""
-    task, label, _ = _answers(taught, pixels, range(len(taught.record.tasks)), rule)
+    task, label, _ = _answers(predictor, pixels, range(len(predictor.record.tasks)), rule)
     right = task == tasks
     return {
         "task_accuracy": 100 * right.double().mean().item(),
@@ -95,36 +96,36 @@ def _never_taught(config: RunConfig, stream: Stream, part: Part) -> Images | Non
     return Images(torch.cat([of.pixels[of.rows] for of in found]), torch.cat([of.labels for of in found]))
 
 
-def _unknown(taught: Predictor, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
+def _unknown(predictor: Predictor, known: Tensor, foreign: Images | None) -> dict[str, Any] | None:
     """How well "none of these" tells images of classes never taught from those that were, no task given."""
     if foreign is None:
         return None
-    everyone = range(len(taught.record.tasks))
+    everyone = range(len(predictor.record.tasks))
     scores, refused = [], []
     for pixels in (known, foreign.pixels):
-        found = list(taught.answer(pixels, everyone, RULE))
-        scores.append(torch.cat([f.known for f in found]))
-        answers = [answer for f in found for answer in taught.predictions(f, ALARM)]
+        found = list(predictor.predict_batches(pixels, everyone, DEFAULT_RULE))
+        scores.append(torch.cat([f.known_scores for f in found]))
+        answers = [answer for f in found for answer in predictor.to_predictions(f, ALARM)]
         refused.append(100 * sum(answer.label is None for answer in answers) / len(answers))
     return {
         "images": len(foreign.labels),
         "classes": len(foreign.labels.unique()),
-        "score": KNOWN,
+        "score": KNOWN_SCORE,
         "auroc": _auroc(*scores),
-        "auroc_of": {kind: _auroc(*(_best(taught, x, kind) for x in (known, foreign.pixels))) for kind in OF_HEADS},
+        "auroc_of": {kind: _auroc(*(_best(predictor, x, kind) for x in (known, foreign.pixels))) for kind in OF_HEADS},
         "false_alarm_asked": 100 * ALARM,
         "false_alarm": refused[0],
         "detected": refused[1],
     }
 
 
-def _best(taught: Predictor, pixels: Tensor, kind: Rule) -> Tensor:
+def _best(predictor: Predictor, pixels: Tensor, kind: Rule) -> Tensor:
     """The best score of all tasks, (N,)."""
-    tasks = taught.record.tasks
+    tasks = predictor.record.tasks
     kept, found = [task.quantiles for task in tasks], []
-    with torch.inference_mode(), evaluating(taught.method.network):
-        for batch in pixels.split(BATCH):
-            logits = taught.logits(batch, range(len(tasks)))
+    with torch.inference_mode(), evaluating(predictor.method.network):
+        for batch in pixels.split(MAX_BATCH):
+            logits = predictor.logits(batch, range(len(tasks)))
             found.append(task_scores(kind, logits, None, kept).amax(dim=1))
     return torch.cat(found)
 

@@ -5,16 +5,16 @@ import sys
 
 
 def main() -> int:
-    """Run the command; returns its exit status."""
-    gc.disable()  # what imports make is no garbage: looking for some would take a fifth of their time
+    """Run the command and return its exit status."""
+    gc.disable()  # imports create no garbage, and collections would take a fifth of their time
     from pah.cli import main as command
     from pah.core import distributed
 
-    gc.freeze()  # nor will it be
+    gc.freeze()  # imported objects never become garbage
     gc.enable()
     status = command()
-    if distributed.launched():
-        distributed.leave(status)
+    if distributed.is_distributed():
+        distributed.exit_process(status)
     return status
 
 

@@ -1,4 +1,4 @@
-"""The page without a browser: lessons in processes of their own, answers meanwhile, and the same over HTTP."""
+"""The page's service without a browser: lessons in their own processes, answers during a lesson, and the HTTP API."""
 
 import io
 import json
@@ -22,16 +22,16 @@ from PIL import Image
 
 from fenced_blocks import SERVED, blocks
 from pah import ContinualLearner
-from pah.app import gallery
 from pah.app import service as service_module
 from pah.app.messages import without_paths
-from pah.app.open_learner import Rooms
-from pah.app.service import Service, home_of
+from pah.app.open_learner import OpenLearner
+from pah.app.prototype_images import load_prototype_images
+from pah.app.service import Service, app_folder
 from pah.cli import serving as command
 from pah.cli.main import main
 from pah.core.config import InputError
 
-WAIT = 300.0  # seconds for a lesson, which is nice to whatever else the machine does
+WAIT = 300.0  # seconds for a lesson, which runs with low priority
 
 
 def class_zip(path: Path, classes: str, images: int = 12) -> str:
@@ -46,36 +46,39 @@ def class_zip(path: Path, classes: str, images: int = 12) -> str:
     return str(path)
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """What the condition says, as soon as it is true."""
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until the condition returns something true, and return that."""
     end = time.monotonic() + WAIT
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.05)
     raise AssertionError(f"{what}: not within {WAIT} s")
 
 
 def first(service: Service) -> dict[str, Any]:
+    """Return the first lesson, or a stand-in if there is none."""
     lessons = service.lessons()
     return lessons[0] if lessons else {"id": "", "state": "none", "progress": {}, "reason": ""}
 
 
-def reached(service: Service, state: str) -> dict[str, Any]:
-    def there() -> dict[str, Any] | None:
+def wait_for_state(service: Service, state: str) -> dict[str, Any]:
+    """Wait until the first lesson has that state, and return it."""
+
+    def lesson_in_state() -> dict[str, Any] | None:
         lesson = first(service)
         assert lesson["state"] == state or lesson["state"] != "failed", lesson["reason"]
         return lesson if lesson["state"] == state else None
 
-    found: dict[str, Any] = until(there, state)
-    return found
+    lesson: dict[str, Any] = wait_for(lesson_in_state, state)
+    return lesson
 
 
 def teach(service: Service, name: str, archive: str, epochs: int = 1) -> dict[str, Any]:
     return service.teach(name, archive, "", epochs, 8, True)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -85,11 +88,11 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose learner was taught birds, and an image beside it."""
+    """A service whose learner was taught birds; beside its folder lies `one.png`, an image of class b."""
     folder = tmp_path_factory.mktemp("app")
     service = Service(folder / "animals")
     teach(service, "birds", class_zip(folder / "birds.zip", "abc"))
-    service.desk.keep(reached(service, "done")["id"])
+    service.queue.keep(wait_for_state(service, "done")["id"])
     (folder / "one.png").write_bytes(zipfile.ZipFile(folder / "birds.zip").read("photos/b/3.png"))
     yield service
     service.close()
@@ -97,36 +100,38 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def taught(birds: Service) -> Iterator[Service]:
-    """That service, without the lessons that a test leaves."""
+    """The service `birds`, whose lessons are deleted after each test."""
     yield birds
     for lesson in birds.lessons():
-        birds.desk.stop(lesson["id"])
+        birds.queue.stop(lesson["id"])
 
 
 def ask(service: Service) -> Any:
     return service.ask([str(service.folder.parent / "one.png")], None, False)
 
 
-def test_a_lesson_that_is_kept_is_known_and_one_rolled_back_is_not(taught: Service) -> None:
+def test_only_a_lesson_that_is_kept_changes_the_learner(taught: Service) -> None:
     before = ask(taught)
     state = (taught.folder / "learner.json").read_bytes()
     teach(taught, "fish", class_zip(taught.folder.parent / "fish.zip", "defgh", images=15))
     assert [task["name"] for task in taught.tasks] == ["birds"]
-    done = reached(taught, "done")
+    done = wait_for_state(taught, "done")
     assert {*done["result"]["before"]} == {"birds"}
     assert {*done["result"]["after"]} == {"birds", "fish"}
     assert ask(taught) == before, "a lesson that is not kept changes no answer"
-    taught.desk.roll_back(done["id"])
+    taught.queue.roll_back(done["id"])
     assert (taught.folder / "learner.json").read_bytes() == state
-    assert not list((taught.desk.home / "lessons").iterdir()), "its images are gone"
+    assert not list((taught.queue.home / "lessons").iterdir()), "its images are deleted"
     learner = json.loads(state)
-    assert learner["tasks"][0]["data"] == "images", "where the upload lay is nobody's business"
+    assert learner["tasks"][0]["data"] == "images", "the learner does not record the server's paths"
 
 
-def test_answers_meanwhile_are_quick_and_of_the_last_accepted_state(taught: Service) -> None:
+def test_answers_during_a_lesson_are_quick_and_come_from_the_accepted_learner(taught: Service) -> None:
     before = ask(taught)
     number = teach(taught, "long", class_zip(taught.folder.parent / "long.zip", "ij", images=300), epochs=500)["id"]
-    until(lambda: first(taught)["progress"].get("accuracy") is not None, "an accuracy")  # after that of the epoch
+    wait_for(
+        lambda: first(taught)["progress"].get("accuracy") is not None, "an accuracy"
+    )  # it is reported after the epoch's number
     assert first(taught)["progress"]["epoch"] >= 1
     times = []
     for _ in range(20):
@@ -134,24 +139,24 @@ def test_answers_meanwhile_are_quick_and_of_the_last_accepted_state(taught: Serv
         assert ask(taught) == before
         times.append(time.monotonic() - started)
     assert sorted(times)[10] < 1
-    taught.desk.pause(number)
-    share = reached(taught, "paused")["progress"]["share"]
+    taught.queue.pause(number)
+    share = wait_for_state(taught, "paused")["progress"]["share"]
     time.sleep(0.5)
     assert first(taught)["progress"]["share"] == share
-    taught.desk.go(number)
-    reached(taught, "running")
-    until(lambda: first(taught)["progress"]["share"] > share, "steps after the pause")
-    child = taught.desk._child
-    assert child is not None
-    taught.desk.stop(number)
-    assert not alive(child.pid)
+    taught.queue.go(number)
+    wait_for_state(taught, "running")
+    wait_for(lambda: first(taught)["progress"]["share"] > share, "steps after the pause")
+    process = taught.queue._process
+    assert process is not None
+    taught.queue.stop(number)
+    assert not is_alive(process.pid)
     assert taught.lessons() == []
     assert ask(taught) == before
 
 
-def test_a_full_queue_says_so_and_names_are_taken_once(taught: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_and_a_name_that_is_taken_are_refused(taught: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = class_zip(taught.folder.parent / "few.zip", "xy", images=300)
-    monkeypatch.setattr(taught.desk, "most", 1)
+    monkeypatch.setattr(taught.queue, "max_waiting", 1)
     running, waiting = teach(taught, "one", archive, 500), teach(taught, "two", archive)
     assert waiting["state"] == "waiting"
     with pytest.raises(InputError, match="the queue is full"):
@@ -161,38 +166,36 @@ def test_a_full_queue_says_so_and_names_are_taken_once(taught: Service, monkeypa
         with pytest.raises(InputError, match="name: expected"):
             teach(taught, name, archive)
     with pytest.raises(InputError, match="done"):
-        taught.desk.keep(running["id"])
-    taught.desk.stop(waiting["id"])
-    taught.desk.stop(running["id"])
+        taught.queue.keep(running["id"])
+    taught.queue.stop(waiting["id"])
+    taught.queue.stop(running["id"])
     with pytest.raises(InputError, match="none of that id"):
-        taught.desk.pause(running["id"])
+        taught.queue.pause(running["id"])
 
 
-def test_a_learner_taught_elsewhere_meanwhile_is_not_replaced(taught: Service, tmp_path: Path) -> None:
+def test_a_learner_that_another_program_taught_meanwhile_is_not_replaced(taught: Service, tmp_path: Path) -> None:
     teach(taught, "insects", class_zip(tmp_path / "insects.zip", "kl"))
-    done = reached(taught, "done")
-    whole = (taught.folder / "learner.json").read_bytes()
+    done = wait_for_state(taught, "done")
     try:
         other = ContinualLearner.load(taught.folder)
         other.learn("other", (np.zeros((8, 8, 8), np.uint8), [0, 1] * 4, ["m", "n"]))
         other.save(taught.folder)
         with pytest.raises(InputError, match="taught since"):
-            taught.desk.keep(done["id"])
-        assert [task["name"] for task in taught.tasks] == ["birds", "other"], "asking takes the new one"
+            taught.queue.keep(done["id"])
+        assert [task["name"] for task in taught.tasks] == ["birds", "other"], "answers come from the new learner"
     finally:
         other.forget("other")
         other.save(taught.folder)
-        taught.desk.roll_back(done["id"])
-    assert whole != b""
+        taught.queue.roll_back(done["id"])
 
 
-def test_a_failed_lesson_says_why_without_paths(taught: Service, tmp_path: Path) -> None:
+def test_a_failed_lesson_gives_its_reason_without_paths(taught: Service, tmp_path: Path) -> None:
     lesson = teach(taught, "gone", class_zip(tmp_path / "two.zip", "yz"))
-    shutil.rmtree(taught.desk.home / "lessons" / lesson["id"] / "images")  # before its process has read a thing
-    failed = until(lambda: first(taught)["state"] == "failed" and first(taught), "failed")
+    shutil.rmtree(taught.queue.home / "lessons" / lesson["id"] / "images")  # before its process has read any image
+    failed = wait_for(lambda: first(taught)["state"] == "failed" and first(taught), "failed")
     assert "expected" in failed["reason"]
     assert "/" not in failed["reason"]
-    taught.desk.stop(failed["id"])
+    taught.queue.stop(failed["id"])
     assert without_paths("/home/me/x y: expected /tmp/a/b.png, 3/4", Path("/home/me/x y")) == (
         "the images: expected b.png, 3/4"
     )
@@ -202,16 +205,16 @@ def test_one_class_is_refused_before_a_lesson_is_queued(taught: Service, tmp_pat
     with pytest.raises(InputError, match="at least 2 classes, got only 'z'"):
         teach(taught, "one class", class_zip(tmp_path / "one.zip", "z"))
     assert not taught.lessons()
-    assert not list((taught.desk.home / "lessons").iterdir())
+    assert not list((taught.queue.home / "lessons").iterdir())
 
 
-def test_a_killed_server_leaves_no_orphan_and_its_lesson_is_found_again(tmp_path: Path) -> None:
+def test_a_killed_server_ends_its_lesson_which_can_be_started_again(tmp_path: Path) -> None:
     archive = class_zip(tmp_path / "birds.zip", "ab", images=300)
     code = (
         "import sys, time; from pah.app.service import Service; from pathlib import Path\n"
         f"s = Service(Path({str(tmp_path / 'new')!r})); s.teach('birds', {archive!r}, '', 500, 8, True)\n"
         "while not s.lessons()[0]['progress'].get('epoch'): time.sleep(0.05)\n"
-        "print(s.desk._child.pid, flush=True); time.sleep(100)"
+        "print(s.queue._process.pid, flush=True); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -219,23 +222,23 @@ def test_a_killed_server_leaves_no_orphan_and_its_lesson_is_found_again(tmp_path
         with pytest.raises(InputError, match="in use"):
             Service(tmp_path / "new")
         server.send_signal(signal.SIGKILL)
-    until(lambda: not alive(child), "the lesson's end")
+    wait_for(lambda: not is_alive(child), "the lesson's end")
     again = Service(tmp_path / "new")
     try:
         lesson = first(again)
         assert lesson["state"] == "interrupted"
         assert not (tmp_path / "new" / "learner.json").exists()
-        again.desk.go(lesson["id"])
-        until(lambda: first(again)["progress"].get("epoch"), "an epoch of the second try")
-        again.desk.stop(lesson["id"])
-        assert not list((home_of(tmp_path / "new") / "lessons").iterdir())
+        again.queue.go(lesson["id"])
+        wait_for(lambda: first(again)["progress"].get("epoch"), "an epoch of the second try")
+        again.queue.stop(lesson["id"])
+        assert not list((app_folder(tmp_path / "new") / "lessons").iterdir())
     finally:
         again.close()
 
 
 @pytest.fixture(scope="module")
 def address(birds: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server for a copy of the learner, started by the command with a user and a password."""
+    """The address of a server for a copy of the learner, which the command started with a user and a password."""
     folder = tmp_path_factory.mktemp("served") / "animals"
     shutil.copytree(birds.folder, folder)
     words = [sys.executable, "-m", "pah", "app", str(folder), "--port", "0", "--user", "me"]
@@ -248,8 +251,8 @@ def address(birds: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_same_over_http(taught: Service, address: str) -> None:
-    """gradio's client leaves sockets and an event loop open."""
+def test_answers_downloads_and_refusals_over_http(taught: Service, address: str) -> None:
+    """Warnings are ignored because gradio's client leaves sockets and an event loop open."""
     image = handle_file(str(taught.folder.parent / "one.png"))
     with pytest.raises(Exception, match=r"401|[Ll]ogin|credentials|auth"):
         Client(address, verbose=False)
@@ -258,12 +261,12 @@ def test_the_same_over_http(taught: Service, address: str) -> None:
     assert answer["task"] == "birds"
     assert {share["label"] for share in answer["shares"]} == set("abc")
     assert [task["name"] for task in client.predict(api_name="/tasks")] == ["birds"]
-    packed = client.predict("learner", api_name="/download")
-    names = {Path(name).name for name in zipfile.ZipFile(packed).namelist()}
+    archive = client.predict("learner", api_name="/download")
+    names = {Path(name).name for name in zipfile.ZipFile(archive).namelist()}
     assert names == {"learner.json", "model.safetensors", "README.md"}
     meta = {"_type": "gradio.FileData"}
-    elsewhere, secret = ({"path": path, "meta": meta} for path in ("http://127.0.0.1:1/a.png", "/etc/hostname"))
-    for images, task in (([image], "no task"), ([], ""), ([elsewhere], ""), ([secret], "")):
+    address_file, server_file = ({"path": path, "meta": meta} for path in ("http://127.0.0.1:1/a.png", "/etc/hostname"))
+    for images, task in (([image], "no task"), ([], ""), ([address_file], ""), ([server_file], "")):
         with pytest.raises(AppError) as error:
             client.predict(images, task, api_name="/ask")
         assert "Traceback" not in str(error.value)
@@ -293,7 +296,7 @@ def test_the_examples_of_the_docs_run(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--host", "0.0.0.0"], "expected --user and a password"),
         (["--host", "0.0.0.0", "--user", "me"], "both a user and a password"),
@@ -305,56 +308,58 @@ def test_the_examples_of_the_docs_run(
         ([""], "one learner folder or none, got an empty name"),
     ],
 )
-def test_the_command_refuses_in_one_line(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_refuses_bad_options_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(command.PASSWORD, raising=False)
     assert main(["app", *words]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_a_page_without_a_learner_makes_one_by_name(tmp_path: Path) -> None:
-    rooms = Rooms(None, tmp_path)
+    opened = OpenLearner(None, tmp_path)
     for name in ("", "..", "a/b", "/etc", ".hidden", "x" * 41):
         with pytest.raises(InputError, match="name: expected"):
-            rooms.choose(name)
-    service = rooms.choose("new")
+            opened.choose(name)
+    service = opened.choose("new")
     assert service.folder == tmp_path / "new"
     assert service.next_digits == service_module.TOUR[0][0]
     with pytest.raises(InputError, match="open"):
-        rooms.choose("other")
-    rooms.close()
+        opened.choose("other")
+    opened.close()
 
 
-def test_prototypes_are_seen_at_their_start_after_their_lesson_and_today(taught: Service) -> None:
-    seen = gallery.portraits(ContinualLearner.load(taught.folder), taught.desk.prototypes)
-    assert [(of.task, of.label) for of in seen[:3]] == [("birds", label) for label in "abc"]
-    for of in seen[:3]:
-        assert of.start is not None
-        assert of.then is not None
-        assert of.moved is not None
-        assert of.moved < 0.1, "a later lesson hardly moves it"
-    assert any(of.then.tobytes() != of.start.tobytes() for of in seen[:3] if of.then and of.start), "its own lesson did"
+def test_prototypes_are_shown_at_their_start_after_their_lesson_and_today(taught: Service) -> None:
+    birds = load_prototype_images(ContinualLearner.load(taught.folder), taught.queue.prototypes)[:3]
+    assert [(prototype.task, prototype.label) for prototype in birds] == [("birds", label) for label in "abc"]
+    own_lesson_moved_one = False
+    for prototype in birds:
+        assert prototype.start is not None
+        assert prototype.learned is not None
+        assert prototype.moved is not None
+        assert prototype.moved < 0.1, "a later lesson hardly moves it"
+        own_lesson_moved_one |= prototype.learned.tobytes() != prototype.start.tobytes()
+    assert own_lesson_moved_one
 
 
-def test_gradio_remembers_few_visitors(taught: Service, tmp_path: Path) -> None:
-    """Every visitor, and every call of a program, has a state of its own of 150 kB."""
+def test_gradio_keeps_the_state_of_few_visitors(taught: Service, tmp_path: Path) -> None:
+    """gradio keeps about 150 kB for every visitor and every API call."""
     shutil.copytree(taught.folder, tmp_path / "animals")
     code = (
         "import gc, httpx; from pathlib import Path; from pah.app import server\n"
-        "from pah.app.open_learner import Rooms\n"
-        f"server.SESSIONS = 3; rooms = Rooms(Path({str(tmp_path / 'animals')!r}), Path('learners'))\n"
-        "with server.serving(rooms, server.Door(port=0)) as address:\n"
+        "from pah.app.open_learner import OpenLearner\n"
+        f"server.MAX_SESSIONS = 3; opened = OpenLearner(Path({str(tmp_path / 'animals')!r}), Path('learners'))\n"
+        "with server.serving(opened, server.ServerOptions(port=0)) as address:\n"
         "    for _ in range(6):\n"
         "        call = f'{address}gradio_api/call/tasks'\n"
         "        number = httpx.post(call, json={'data': []}).raise_for_status().json()['event_id']\n"
         "        assert 'event: complete' in httpx.get(f'{call}/{number}').text\n"
         "    from gradio.state_holder import StateHolder\n"
-        "    print(max(len(of.session_data) for of in gc.get_objects() if isinstance(of, StateHolder)))\n"
+        "    print(max(len(state.session_data) for state in gc.get_objects() if isinstance(state, StateHolder)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert int(done.stdout) == 3

@@ -1,4 +1,4 @@
-"""`pah app` in a real Chromium: lessons taught and asked about, a killed server, a phone, the keyboard alone."""
+"""`pah app` in a real Chromium: teaching and asking, a killed server, a phone's screen, and use by keyboard alone."""
 
 import io
 import os
@@ -23,14 +23,14 @@ from PIL import Image
 
 from browsing import CONTRAST, LOWEST_CONTRAST
 from pah import ContinualLearner
-from pah.app.lesson import Request, first_config
-from pah.app.service import home_of
+from pah.app.lesson import Request, new_learner_config
+from pah.app.service import app_folder
 
 pytestmark = pytest.mark.browser
 
 PHONE, DESKTOP = 390, 1280  # pixels
-WAIT = 300_000  # milliseconds for a lesson, which is nice to whatever else the machine does
-ENDLESS = 500  # epochs of a lesson that is not to end by itself
+WAIT = 300_000  # milliseconds for a lesson, which runs with low priority
+ENDLESS = 500  # epochs of a lesson that the test stops
 
 
 Colours = dict[str, tuple[int, int, int]]
@@ -39,20 +39,20 @@ BIRDS: Colours = {"wren": (220, 220, 20), "stork": (20, 220, 220)}
 
 
 def pixels(colour: tuple[int, int, int], seed: int) -> np.ndarray[Any, Any]:
-    """An image of about that colour, (8, 8, 3) bytes."""
+    """Return a noisy image of that colour, uint8 (8, 8, 3)."""
     noise = np.random.default_rng(seed).integers(-30, 30, (8, 8, 3))
     return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
 
 
 def picture(colour: tuple[int, int, int], seed: int) -> bytes:
-    """The same as a PNG file."""
+    """Return such an image as a PNG file."""
     data = io.BytesIO()
     Image.fromarray(pixels(colour, seed)).save(data, "png")
     return data.getvalue()
 
 
-def zipped(path: Path, classes: Colours, images: int = 16) -> Path:
-    """A zip with a folder of images of its colour for each class."""
+def make_zip(path: Path, classes: Colours, images: int = 16) -> Path:
+    """Write a zip with a folder for each class, whose images have the class's colour."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, colour in classes.items():
             for seed in range(images):
@@ -62,8 +62,8 @@ def zipped(path: Path, classes: Colours, images: int = 16) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a learner that was taught fish and birds. To be copied."""
-    learner = ContinualLearner(config=first_config(Request("", "", "", "images", image_size=8)))
+    """The folder of a learner that was taught fish and birds. Tests that teach use a copy."""
+    learner = ContinualLearner(config=new_learner_config(Request("", "", "", "images", image_size=8)))
     learner.config = replace(learner.config, training=replace(learner.config.training, epochs=20))
     for name, classes in (("fish", FISH), ("birds", BIRDS)):
         images = np.stack([pixels(colour, seed) for colour in classes.values() for seed in range(16)])
@@ -75,7 +75,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
-    """A page on that learner, for tests that teach nothing."""
+    """A server for that learner, for tests that teach nothing."""
     with serving(copytree(taught, tmp_path_factory.mktemp("shared") / "animals")) as server:
         yield server
 
@@ -92,7 +92,7 @@ class Server:
         self.address = self.process.stdout.readline().split()[0]
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal, and wait for the end."""
+        """Send a signal to the process, and wait until it has ended."""
         self.process.send_signal(number)
         self.process.wait(30)
         assert self.process.stdout is not None
@@ -110,20 +110,20 @@ def serving(learner: Path, *words: str, **environment: str) -> Iterator[Server]:
 
 @contextmanager
 def visiting(chromium: Any, address: str, width: int = DESKTOP, **options: Any) -> Iterator[Any]:
-    """The page; at its end it has complained of nothing and asked no other machine."""
+    """Open the page; at the end, assert that it reported no error and sent no request to another machine."""
     context = chromium.new_context(viewport={"width": width, "height": 800}, **options)
     page = context.new_page()
     page.set_default_timeout(WAIT)
-    complaints: list[str] = []
-    elsewhere: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    errors: list[str] = []
+    foreign_requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
 
     def pass_on(route: Any) -> None:
         if urlsplit(route.request.url).netloc == urlsplit(address).netloc:
             route.continue_()
         else:
-            elsewhere.append(route.request.url)
+            foreign_requests.append(route.request.url)
             route.abort()
 
     context.route("**/*", pass_on)
@@ -132,27 +132,27 @@ def visiting(chromium: Any, address: str, width: int = DESKTOP, **options: Any) 
     yield page
     page.unroute_all(behavior="ignoreErrors")
     context.close()
-    assert elsewhere == []
-    assert complaints == []
+    assert foreign_requests == []
+    assert errors == []
 
 
-def opened(page: Any, tab: str) -> None:
+def open_tab(page: Any, tab: str) -> None:
     page.get_by_role("tab", name=tab).click()
 
 
-def says(page: Any, place: str, text: str) -> None:
-    """Wait until that text is there."""
-    page.locator(place).get_by_text(re.compile(text)).first.wait_for()
+def wait_for_text(page: Any, selector: str, text: str) -> None:
+    """Wait until the element shows text that matches the regular expression."""
+    page.locator(selector).get_by_text(re.compile(text)).first.wait_for()
 
 
-def hand_in(page: Any, classes: Colours) -> None:
-    """Give an image of each class, of that name, to be asked about."""
+def upload_images(page: Any, classes: Colours) -> None:
+    """Upload an image of each class to be asked about."""
     files = [
         {"name": f"a {name}.png", "mimeType": "image/png", "buffer": picture(colour, 99)}
         for name, colour in classes.items()
     ]
     page.locator("#ask-files input[type=file]").set_input_files(files)
-    says(page, "#ask-files", f"a {list(classes)[-1]}")
+    wait_for_text(page, "#ask-files", f"a {list(classes)[-1]}")
 
 
 def choose_task(page: Any, name: str) -> None:
@@ -160,145 +160,149 @@ def choose_task(page: Any, name: str) -> None:
     page.get_by_role("option", name=name).click()
 
 
-def begin(page: Any, name: str, archive: Path, epochs: int) -> None:
-    """Upload, name and start a lesson."""
-    opened(page, "Teach")
+def start_lesson(page: Any, name: str, archive: Path, epochs: int) -> None:
+    """Upload a zip, enter the name and options of a lesson, and start it."""
+    open_tab(page, "Teach")
     page.locator("#teach-zip input[type=file]").set_input_files(archive)
-    says(page, "#teach-understood", "images that can be read")
+    wait_for_text(page, "#teach-understood", "images that can be read")
     page.locator("#teach-name input, #teach-name textarea").fill(name)
     if not page.locator("#teach-epochs input").is_visible():
         page.locator("#teach-options button").first.click()
     page.locator("#teach-epochs input").fill(str(epochs))
     page.locator("#teach-size input").fill("8")
     page.locator("#teach-start").click()
-    says(page, "#lesson-progress", f"Lesson {name}")
+    wait_for_text(page, "#lesson-progress", f"Lesson {name}")
 
 
-def decide(page: Any, verb: str, said: str) -> None:
-    """Press one of the first lesson's buttons."""
-    page.locator(f"#lesson-{verb}").click()
-    says(page, "#teach-message", said)
+def press(page: Any, button: str, message: str) -> None:
+    """Press one of the first lesson's buttons, and wait for the message."""
+    page.locator(f"#lesson-{button}").click()
+    wait_for_text(page, "#teach-message", message)
 
 
-def test_two_lessons_then_the_first_is_asked_about_and_a_third_rolled_back(chromium: Any, tmp_path: Path) -> None:
-    fish, birds = zipped(tmp_path / "fish.zip", FISH), zipped(tmp_path / "birds.zip", BIRDS, images=8)
+def test_keep_two_lessons_then_ask_then_roll_back_a_third(chromium: Any, tmp_path: Path) -> None:
+    fish, birds = make_zip(tmp_path / "fish.zip", FISH), make_zip(tmp_path / "birds.zip", BIRDS, images=8)
     with serving(tmp_path / "animals") as server, visiting(chromium, server.address) as page:
-        begin(page, "fish", fish, epochs=20)
-        says(page, "#lesson-progress", "is done")
-        decide(page, "keep", "Kept")
-        begin(page, "birds", birds, epochs=20)
-        says(page, "#lesson-progress", "is done")
+        start_lesson(page, "fish", fish, epochs=20)
+        wait_for_text(page, "#lesson-progress", "is done")
+        press(page, "keep", "Kept")
+        start_lesson(page, "birds", birds, epochs=20)
+        wait_for_text(page, "#lesson-progress", "is done")
         rows = page.locator("#lesson-progress tbody tr")
         assert [row.split("\t")[0] for row in rows.all_inner_texts()] == ["fish", "birds (new)"]
-        decide(page, "keep", "Kept")
+        press(page, "keep", "Kept")
 
-        opened(page, "Ask")
-        hand_in(page, FISH)
+        open_tab(page, "Ask")
+        upload_images(page, FISH)
         page.locator("#ask-button").click()
-        says(page, "#ask-answer", r"Task (fish|birds): \d+ %")
+        wait_for_text(page, "#ask-answer", r"Task (fish|birds): \d+ %")
         choose_task(page, "fish")
         page.locator("#ask-button").click()
-        says(page, "#ask-answer", "Task fish, as chosen")
+        wait_for_text(page, "#ask-answer", "Task fish, as chosen")
         assert page.locator("#ask-answer h3").all_inner_texts() == list(FISH)
 
-        begin(page, "more", zipped(tmp_path / "more.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}), epochs=1)
-        says(page, "#lesson-progress", "is done")
-        decide(page, "roll-back", "Rolled back")
+        start_lesson(
+            page, "more", make_zip(tmp_path / "more.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}), epochs=1
+        )
+        wait_for_text(page, "#lesson-progress", "is done")
+        press(page, "roll-back", "Rolled back")
         assert tasks_of(page) == ["fish", "birds"]
 
 
 def tasks_of(page: Any) -> list[str]:
-    """What the page says that the learner knows."""
-    opened(page, "Look")
+    """Return the names of the tasks that the tab Look shows."""
+    open_tab(page, "Look")
     page.locator("#look-view table").first.wait_for()
     names: list[str] = page.locator("#look-view table").first.locator("tbody th").all_inner_texts()
     return names
 
 
-def test_a_lesson_goes_on_while_nobody_looks_and_is_found_again(chromium: Any, taught: Path, tmp_path: Path) -> None:
+def test_a_lesson_continues_while_the_page_is_closed(chromium: Any, taught: Path, tmp_path: Path) -> None:
     learner = copytree(taught, tmp_path / "animals")
-    long = zipped(tmp_path / "long.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}, images=100)
+    long = make_zip(tmp_path / "long.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}, images=100)
     with serving(learner) as server, visiting(chromium, server.address) as page:
-        begin(page, "long", long, epochs=ENDLESS)
-        says(page, "#lesson-progress", "epoch")
+        start_lesson(page, "long", long, epochs=ENDLESS)
+        wait_for_text(page, "#lesson-progress", "epoch")
         page.reload()
-        opened(page, "Teach")
-        says(page, "#lesson-progress", f"epoch .* of {ENDLESS}, accuracy on validation images .* left")
+        open_tab(page, "Teach")
+        wait_for_text(page, "#lesson-progress", f"epoch .* of {ENDLESS}, accuracy on validation images .* left")
         page.locator("#lesson-pause").click()
-        says(page, "#lesson-progress", "is paused")
+        wait_for_text(page, "#lesson-progress", "is paused")
         page.goto("about:blank")
         page.goto(server.address)
-        opened(page, "Teach")
-        says(page, "#lesson-progress", "is paused")
+        open_tab(page, "Teach")
+        wait_for_text(page, "#lesson-progress", "is paused")
         page.locator("#lesson-go").click()
-        says(page, "#lesson-progress", "is being taught")
+        wait_for_text(page, "#lesson-progress", "is being taught")
 
-        opened(page, "Ask")
-        hand_in(page, FISH)
+        open_tab(page, "Ask")
+        upload_images(page, FISH)
         page.locator("#ask-button").click()
-        says(page, "#ask-answer", r"Task (fish|birds): \d+ %")
-        opened(page, "Teach")
-        decide(page, "stop", "Stopped")
-        says(page, "#lesson-progress", "No lesson goes on")
+        wait_for_text(page, "#ask-answer", r"Task (fish|birds): \d+ %")
+        open_tab(page, "Teach")
+        press(page, "stop", "Stopped")
+        wait_for_text(page, "#lesson-progress", "No lesson is running")
 
 
-def test_a_killed_server_offers_its_lesson_again_or_deletes_it(chromium: Any, taught: Path, tmp_path: Path) -> None:
+def test_a_lesson_of_a_killed_server_can_be_started_again_or_deleted(
+    chromium: Any, taught: Path, tmp_path: Path
+) -> None:
     learner = copytree(taught, tmp_path / "animals")
-    grey = zipped(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)})
+    grey = make_zip(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)})
     server = Server(learner)
     try:
         with visiting(chromium, server.address) as page:
-            begin(page, "grey", grey, epochs=5)
+            start_lesson(page, "grey", grey, epochs=5)
             page.locator("#lesson-pause").click()
-            says(page, "#lesson-progress", "is paused")
-        server = killed_and_started(server, learner)
+            wait_for_text(page, "#lesson-progress", "is paused")
+        server = kill_and_restart(server, learner)
         with visiting(chromium, server.address) as page:
-            opened(page, "Teach")
-            says(page, "#lesson-progress", "was interrupted")
+            open_tab(page, "Teach")
+            wait_for_text(page, "#lesson-progress", "was interrupted")
             page.get_by_role("button", name="Start again").click()
-            says(page, "#lesson-progress", "is done")
-            decide(page, "keep", "Kept")
-            begin(page, "again", grey, epochs=ENDLESS)
-            says(page, "#lesson-progress", "epoch")
-        server = killed_and_started(server, learner)
+            wait_for_text(page, "#lesson-progress", "is done")
+            press(page, "keep", "Kept")
+            start_lesson(page, "again", grey, epochs=ENDLESS)
+            wait_for_text(page, "#lesson-progress", "epoch")
+        server = kill_and_restart(server, learner)
         with visiting(chromium, server.address) as page:
-            opened(page, "Teach")
-            says(page, "#lesson-progress", "was interrupted")
-            decide(page, "stop", "Stopped")
-            says(page, "#lesson-progress", "No lesson goes on")
-            assert list((home_of(learner) / "lessons").iterdir()) == []
+            open_tab(page, "Teach")
+            wait_for_text(page, "#lesson-progress", "was interrupted")
+            press(page, "stop", "Stopped")
+            wait_for_text(page, "#lesson-progress", "No lesson is running")
+            assert list((app_folder(learner) / "lessons").iterdir()) == []
             assert tasks_of(page) == ["fish", "birds", "grey"]
     finally:
         server.end()
 
 
-def killed_and_started(server: Server, learner: Path) -> Server:
+def kill_and_restart(server: Server, learner: Path) -> Server:
     server.end(signal.SIGKILL)
     return Server(learner)
 
 
-def filled(page: Any, archive: Path) -> Iterator[str]:
-    """The name of each tab, open and with as much on it as it can show."""
-    hand_in(page, FISH)
+def fill_tabs(page: Any, archive: Path) -> Iterator[str]:
+    """Open each tab with as much content as it can show, and yield its name."""
+    upload_images(page, FISH)
     page.locator("#ask-button").click()
-    says(page, "#ask-answer", "Task ")
+    wait_for_text(page, "#ask-answer", "Task ")
     yield "Ask"
-    opened(page, "Teach")
+    open_tab(page, "Teach")
     page.locator("#teach-zip input[type=file]").set_input_files(archive)
-    says(page, "#teach-understood", "images that can be read")
+    wait_for_text(page, "#teach-understood", "images that can be read")
     page.locator("#teach-options button").first.click()
     page.locator("#teach-epochs").wait_for()
     yield "Teach"
-    opened(page, "Look")
-    says(page, "#look-view", "Prototypes")
+    open_tab(page, "Look")
+    wait_for_text(page, "#look-view", "Prototypes")
     yield "Look"
 
 
-# what reaches beyond the screen, but for what scrolls in a box of its own, and text that its box cuts off
-CUT = """(width) => [...document.querySelectorAll("body *:not(svg *)")].filter((one) => {
+# elements that reach beyond the screen, except in a box that scrolls, and text that its box cuts off
+CUT_ELEMENTS = """(width) => [...document.querySelectorAll("body *:not(svg *)")].filter((one) => {
   if (!one.checkVisibility({visibilityProperty: true, opacityProperty: true}) || one.closest(".scroll *")) return false;
   const box = one.getBoundingClientRect();
-  if (box.width <= 1) return false;  // for screen readers alone
+  if (box.width <= 1) return false;  // for screen readers only
   if ((box.right > width + 1 || box.left < -1)) return true;
   const text = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
   const hides = ["overflowX", "overflowY"].some((of) => getComputedStyle(one)[of] !== "visible");
@@ -306,7 +310,7 @@ CUT = """(width) => [...document.querySelectorAll("body *:not(svg *)")].filter((
 }).map((one) => one.outerHTML.slice(0, 200))"""
 
 
-# words and buttons that lie on each other, but for those inside of each other and those in a box that scrolls
+# texts and buttons that overlap, except those inside each other or in a box that scrolls
 OVERLAPPING = """() => {
   const seen = {opacityProperty: true, visibilityProperty: true};
   const shown = [...document.querySelectorAll("body *:not(svg *)")].filter((one) => one.checkVisibility(seen) &&
@@ -322,11 +326,13 @@ OVERLAPPING = """() => {
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_nothing_is_cut_and_every_picture_has_a_text(chromium: Any, shared: Server, tmp_path: Path, width: int) -> None:
+def test_nothing_is_cut_off_and_every_image_has_an_alternative_text(
+    chromium: Any, shared: Server, tmp_path: Path, width: int
+) -> None:
     with visiting(chromium, shared.address, width) as page:
-        for tab in filled(page, zipped(tmp_path / "fish.zip", FISH)):
-            photographed(page, f"{tab}-{width}")
-            assert page.evaluate(CUT, width) == [], tab
+        for tab in fill_tabs(page, make_zip(tmp_path / "fish.zip", FISH)):
+            take_screenshot(page, f"{tab}-{width}")
+            assert page.evaluate(CUT_ELEMENTS, width) == [], tab
             assert page.evaluate(OVERLAPPING) == [], tab
             assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
             pictures = page.locator("img:visible")
@@ -334,52 +340,52 @@ def test_nothing_is_cut_and_every_picture_has_a_text(chromium: Any, shared: Serv
             assert all((picture.get_attribute("alt") or "").strip() for picture in pictures.all()), tab
 
 
-def photographed(page: Any, name: str) -> None:
-    """For those who want to look: a picture in the folder that PAH_SHOTS names."""
+def take_screenshot(page: Any, name: str) -> None:
+    """Save a screenshot for inspection if PAH_SHOTS names a folder."""
     if folder := os.environ.get("PAH_SHOTS"):
         page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out(chromium: Any, shared: Server, tmp_path: Path, scheme: str) -> None:
+def test_all_text_has_enough_contrast(chromium: Any, shared: Server, tmp_path: Path, scheme: str) -> None:
     with visiting(chromium, shared.address, color_scheme=scheme) as page:
-        for tab in filled(page, zipped(tmp_path / "fish.zip", FISH)):
-            photographed(page, f"{tab}-{scheme}")
-            lowest, where = page.evaluate(LOWEST_CONTRAST)
-            assert lowest >= CONTRAST, f"{tab}: {where}"
+        for tab in fill_tabs(page, make_zip(tmp_path / "fish.zip", FISH)):
+            take_screenshot(page, f"{tab}-{scheme}")
+            lowest, element = page.evaluate(LOWEST_CONTRAST)
+            assert lowest >= CONTRAST, f"{tab}: {element}"
 
 
-def tab_to(page: Any, place: str) -> None:
-    """Press the tab key until the focus is there."""
+def tab_to(page: Any, selector: str) -> None:
+    """Press the tab key until the element, or one inside it, has the focus."""
     for _ in range(60):
         page.keyboard.press("Tab")
-        if page.evaluate("(place) => document.activeElement.closest(place) !== null", place):
+        if page.evaluate("(selector) => document.activeElement.closest(selector) !== null", selector):
             return
-    raise AssertionError(f"{place}: expected to be reached by the tab key")
+    raise AssertionError(f"{selector}: expected to be reached by the tab key")
 
 
-def test_the_keyboard_suffices_to_ask_and_to_teach(chromium: Any, taught: Path, tmp_path: Path) -> None:
+def test_asking_and_teaching_work_by_keyboard_alone(chromium: Any, taught: Path, tmp_path: Path) -> None:
     learner, image = copytree(taught, tmp_path / "animals"), tmp_path / "perch.png"
     image.write_bytes(picture(FISH["perch"], 99))
     with serving(learner) as server, visiting(chromium, server.address) as page:
         tab_to(page, "#ask-files button")
-        chosen_by_keyboard(page, image)
-        says(page, "#ask-files", "perch")
+        choose_by_keyboard(page, image)
+        wait_for_text(page, "#ask-files", "perch")
         tab_to(page, "#ask-task")
-        # the list opens a moment after it has the focus, and the field is told its value a moment after the key
+        # the list opens shortly after it gets the focus, and the field gets its value shortly after the key
         page.get_by_role("option", name="birds").wait_for()
         for key in ("ArrowDown", "ArrowDown", "Enter"):
             page.keyboard.press(key)
         page.wait_for_function("document.querySelector('#ask-task input').value === 'birds'")
         tab_to(page, "#ask-button")
         page.keyboard.press("Enter")
-        says(page, "#ask-answer", "Task birds, as chosen")
+        wait_for_text(page, "#ask-answer", "Task birds, as chosen")
 
         tab_to(page, "#tab-teach-button")
         page.keyboard.press("Enter")
         tab_to(page, "#teach-zip button")
-        chosen_by_keyboard(page, zipped(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}))
-        says(page, "#teach-understood", "images that can be read")
+        choose_by_keyboard(page, make_zip(tmp_path / "grey.zip", {"grey": (128, 128, 128), "black": (0, 0, 0)}))
+        wait_for_text(page, "#teach-understood", "images that can be read")
         tab_to(page, "#teach-name")
         page.keyboard.type("grey")
         tab_to(page, "#teach-options")
@@ -389,14 +395,14 @@ def test_the_keyboard_suffices_to_ask_and_to_teach(chromium: Any, taught: Path, 
         page.keyboard.type("2")
         tab_to(page, "#teach-start")
         page.keyboard.press("Enter")
-        says(page, "#lesson-progress", "is done")
+        wait_for_text(page, "#lesson-progress", "is done")
         tab_to(page, "#lesson-keep")
         page.keyboard.press("Enter")
-        says(page, "#teach-message", "Kept")
+        wait_for_text(page, "#teach-message", "Kept")
 
 
-def chosen_by_keyboard(page: Any, file: Path) -> None:
-    """Press enter until the browser asks for a file: right after the page changed it may not listen yet."""
+def choose_by_keyboard(page: Any, file: Path) -> None:
+    """Press enter until the browser asks for a file: a page that just changed may not react at once."""
     choosers: list[Any] = []
     page.once("filechooser", lambda chooser: choosers.append(chooser))
     for _ in range(20):
@@ -409,7 +415,7 @@ def chosen_by_keyboard(page: Any, file: Path) -> None:
 
 
 def status(url: str) -> int:
-    """What the server answers with, as a number."""
+    """Return the status code of the server's answer."""
     try:
         with urlopen(url) as answer:
             return int(answer.status)
@@ -418,24 +424,24 @@ def status(url: str) -> int:
             return refusal.code
 
 
-def test_no_file_of_the_machine_is_served(shared: Server, taught: Path) -> None:
+def test_no_file_of_the_server_can_be_downloaded(shared: Server, taught: Path) -> None:
     record = next(path for path in taught.iterdir() if path.suffix == ".json")
     for path in ("/etc/passwd", str(record), f"animals/{record.name}", f"{Path(__file__)}"):
         assert status(f"{shared.address}gradio_api/file={path}") in (403, 404), path
 
 
-def test_a_password_is_asked_for_where_one_is_set(chromium: Any, taught: Path, tmp_path: Path) -> None:
+def test_a_login_is_needed_if_a_password_is_set(chromium: Any, taught: Path, tmp_path: Path) -> None:
     learner = copytree(taught, tmp_path / "animals")
     with serving(learner, "--user", "ada", PAH_PASSWORD="lovelace") as server:
         for endpoint in ("config", "gradio_api/info", f"gradio_api/file={learner}"):
             assert status(server.address + endpoint) == 401
         page = chromium.new_page()
         page.goto(server.address)
-        for password, inside in (("wrong", False), ("lovelace", True)):
+        for password, accepted in (("wrong", False), ("lovelace", True)):
             page.get_by_label("username").fill("ada")
             page.get_by_label("password").fill(password)
             page.get_by_role("button", name="Login").click()
-            if inside:
+            if accepted:
                 page.get_by_role("tab", name="Ask").wait_for()
             else:
                 page.get_by_text("Incorrect Credentials").wait_for()

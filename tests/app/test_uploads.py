@@ -1,4 +1,4 @@
-"""Uploads: what is taken, what is refused in one line that names no path of the server, and that nothing is left."""
+"""Uploads are accepted or refused in one line without paths of the server, and a refused one leaves no file."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from PIL import Image
 
 from helpers import DIGITS
 from pah.app import uploads
-from pah.app.uploads import Limits, allowed, understand, unpack
+from pah.app.uploads import Limits, allowed_folder, summarize, unpack
 from pah.core.config import InputError
 from pah.data.lesson import load_lesson
 
@@ -35,13 +35,13 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def digit(y: int, number: int = 0, side: int = 8) -> bytes:
-    """A handwritten digit as a PNG file."""
+    """Return a handwritten digit as a PNG file."""
     row = (DIGITS.train.labels == y).nonzero()[number]
     return encoded(Image.fromarray(DIGITS.train.pixels[row].squeeze().numpy()).resize((side, side)))
 
 
 def digits(*names: str, count: int = 5, around: str = "") -> dict[str, bytes]:
-    """Files of `count` digits a class, the y-th of which holds the digit y."""
+    """Return files of `count` images for each class; the y-th class holds the digit y."""
     return {f"{around}{name}/{i}.png": digit(y, i) for y, name in enumerate(names) for i in range(count)}
 
 
@@ -60,13 +60,14 @@ def folder_of(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 @pytest.fixture
-def taken(tmp_path: Path) -> Callable[[Files], Path]:
+def unpacked(tmp_path: Path) -> Callable[[Files], Path]:
+    """A function that zips and unpacks files, and returns their folder."""
     return lambda files: unpack(pack(tmp_path / "up.zip", files), tmp_path / "into")
 
 
 @contextmanager
 def refused(tmp_path: Path, match: str) -> Iterator[None]:
-    """Inside, something is refused in one line that tells no path, and leaves nothing behind."""
+    """Assert that the code inside is refused in one line without a path, and leaves no file."""
     before = {path.name for path in tmp_path.iterdir()} | {"up.zip"}
     with pytest.raises(InputError, match=match) as caught:
         yield
@@ -100,33 +101,33 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_understood_is_what_a_lesson_takes(layout: str, taken: Callable[[Files], Path]) -> None:
-    found = understand(taken(LAYOUTS[layout]))
-    assert {name: found.counts[name] for name in ("one", "two")} == {"one": 5, "two": 5}
-    assert found.sizes == "8x8"
-    assert found.unreadable == ()
-    source = load_lesson(found.folder, 8)
-    assert source.class_names == tuple(found.counts)
-    assert len(source.train) + len(source.test) == sum(found.counts.values())
-    for name, file in found.samples:
+def test_the_summary_agrees_with_what_a_lesson_uses(layout: str, unpacked: Callable[[Files], Path]) -> None:
+    summary = summarize(unpacked(LAYOUTS[layout]))
+    assert {name: summary.counts[name] for name in ("one", "two")} == {"one": 5, "two": 5}
+    assert summary.sizes == "8x8"
+    assert summary.unreadable == ()
+    source = load_lesson(summary.folder, 8)
+    assert source.class_names == tuple(summary.counts)
+    assert len(source.train) + len(source.test) == sum(summary.counts.values())
+    for name, file in summary.samples:
         assert file.parent.name == name
         Image.open(file).close()
 
 
-def test_samples_are_few(taken: Callable[[Files], Path]) -> None:
+def test_samples_are_few(unpacked: Callable[[Files], Path]) -> None:
     files = {f"{c:02}/{i}.png": digit(c % 10, i) for c in range(14) for i in range(4)}
-    found = understand(taken(files))
-    assert [name for name, _ in found.samples] == [f"{c:02}" for c in range(12) for _ in range(3)]
-    assert len({file for _, file in found.samples}) == 36
-    assert len(found.counts) == 14
+    summary = summarize(unpacked(files))
+    assert [name for name, _ in summary.samples] == [f"{c:02}" for c in range(12) for _ in range(3)]
+    assert len({file for _, file in summary.samples}) == 36
+    assert len(summary.counts) == 14
 
 
-def test_sizes_are_the_smallest_and_the_largest(taken: Callable[[Files], Path]) -> None:
+def test_sizes_are_the_smallest_and_the_largest(unpacked: Callable[[Files], Path]) -> None:
     files = {**digits("one", "two"), "one/big.png": encoded(Image.new("RGB", (64, 48))), "two/m.png": digit(1, side=9)}
-    assert understand(taken(files)).sizes == "8x8 to 64x48"
+    assert summarize(unpacked(files)).sizes == "8x8 to 64x48"
 
 
-def test_what_cannot_be_read_is_listed_and_not_counted(taken: Callable[[Files], Path]) -> None:
+def test_unreadable_files_are_listed_and_not_counted(unpacked: Callable[[Files], Path]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     others = {
         "one/cut.png": digit(0)[:-30],
@@ -137,24 +138,24 @@ def test_what_cannot_be_read_is_listed_and_not_counted(taken: Callable[[Files], 
         "two/deep/notes.txt": b"notes",
         "cover.png": digit(3),
     }
-    found = understand(taken({**digits("one", "two"), **others}))
-    assert found.counts == {"one": 5, "two": 5}
-    assert found.unreadable == tuple(sorted(others))
-    source = load_lesson(found.folder, 8, skip_unreadable=True)
+    summary = summarize(unpacked({**digits("one", "two"), **others}))
+    assert summary.counts == {"one": 5, "two": 5}
+    assert summary.unreadable == tuple(sorted(others))
+    source = load_lesson(summary.folder, 8, skip_unreadable=True)
     assert len(source.train) + len(source.test) == 10
     assert {Path(name).name for name in source.skipped} == {"cut.png", "cut.jpg", "empty.png", "text.png"}
 
 
-def test_nothing_but_images_is_written(taken: Callable[[Files], Path]) -> None:
-    """A Parquet file or TinyImageNet's annotations would have a lesson read other files than those understood."""
+def test_only_images_are_written(unpacked: Callable[[Files], Path]) -> None:
+    """With a Parquet file or TinyImageNet's annotations, a lesson would read other files than the summary."""
     files = {**digits("val", "two"), "train-0.parquet": b"PAR1", "data/train-0.parquet": b"PAR1"}
     with pytest.raises(InputError, match="class 'data': expected at least 2 readable images, got 0"):
-        understand(taken({**files, "val/val_annotations.txt": b"0.png\tn01\n"}))
+        summarize(unpacked({**files, "val/val_annotations.txt": b"0.png\tn01\n"}))
 
 
-def test_letters_with_accents_are_the_same_from_every_system(taken: Callable[[Files], Path]) -> None:
-    apart, together = "e\u0301toile", "\u00e9toile"
-    assert list(understand(taken(digits(apart, "two"))).counts) == ["two", together]
+def test_letters_with_accents_are_equal_from_every_system(unpacked: Callable[[Files], Path]) -> None:
+    decomposed, composed = "e\u0301toile", "\u00e9toile"
+    assert list(summarize(unpacked(digits(decomposed, "two"))).counts) == ["two", composed]
 
 
 def entry(name: str, mode: int = 0, **fields: int) -> zipfile.ZipInfo:
@@ -190,7 +191,7 @@ HOSTILE: dict[str, tuple[str | zipfile.ZipInfo, str]] = {
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG file that claims a size, and ends where its pixels would begin."""
+    """Return a PNG file with a header of that size and no pixels."""
     chunks = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0), b"IDAT"
     written = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
@@ -208,7 +209,9 @@ def test_hostile_entries_are_refused(kind: str, tmp_path: Path) -> None:
     assert not Path("/tmp/evil.png").exists()
 
 
-@pytest.mark.parametrize("side", [7072, 10_000, 20_000])  # just too large; Pillow would warn of it, or raise
+@pytest.mark.parametrize(
+    "side", [7072, 10_000, 20_000]
+)  # just too large; large enough for Pillow's warning; for its error
 def test_image_bombs_are_refused_by_their_header(side: int, tmp_path: Path) -> None:
     pack(tmp_path / "up.zip", {**digits("one", "two"), "one/bomb.png": png_header(side, side)})
     with refused(tmp_path, "'one/bomb.png': expected an image of at most 50 megapixels"):
@@ -233,7 +236,7 @@ WRONG: dict[str, tuple[Files, str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_no_lesson_is_refused(kind: str, tmp_path: Path) -> None:
+def test_zips_without_class_folders_are_refused(kind: str, tmp_path: Path) -> None:
     files, expected = WRONG[kind]
     pack(tmp_path / "up.zip", files)
     with refused(tmp_path, expected):
@@ -248,19 +251,19 @@ LACKING: dict[str, tuple[Files, str]] = {
 
 
 @pytest.mark.parametrize("kind", LACKING)
-def test_a_class_without_images_is_refused(kind: str, taken: Callable[[Files], Path]) -> None:
+def test_a_class_without_images_is_refused(kind: str, unpacked: Callable[[Files], Path]) -> None:
     files, expected = LACKING[kind]
-    folder = taken({**digits("one", "two"), **files})
+    folder = unpacked({**digits("one", "two"), **files})
     with pytest.raises(InputError, match=expected):
-        understand(folder)
+        summarize(folder)
     with pytest.raises(InputError):
         load_lesson(folder, 8, skip_unreadable=True)
 
 
-def test_a_class_lacking_in_one_part_is_refused(taken: Callable[[Files], Path]) -> None:
-    folder = taken({**digits("one", "two", around="train/"), **digits("one", around="test/")})
+def test_a_class_without_test_images_is_refused(unpacked: Callable[[Files], Path]) -> None:
+    folder = unpacked({**digits("one", "two", around="train/"), **digits("one", around="test/")})
     with pytest.raises(InputError, match="class 'two': expected readable images in test, got none"):
-        understand(folder)
+        summarize(folder)
 
 
 LIMITS: dict[str, tuple[Limits, str]] = {
@@ -278,16 +281,16 @@ def test_limits_hold(limit: str, tmp_path: Path) -> None:
     pack(tmp_path / "up.zip", digits("one", "two"))
     with refused(tmp_path, expected):
         unpack(tmp_path / "up.zip", tmp_path / "into", limits)
-    if limit == "classes":  # of a folder on the server's machine, too
+    if limit == "classes":  # it also holds for a folder on the server's machine
         folder = folder_of(tmp_path / "open", digits("one", "two"))
         with refused(tmp_path, expected):
-            understand(folder, limits)
+            summarize(folder, limits)
     exact = Limits(entries=10, classes=2, pixels=640)
-    assert len(understand(unpack(tmp_path / "up.zip", tmp_path / "into", exact)).counts) == 2
+    assert len(summarize(unpack(tmp_path / "up.zip", tmp_path / "into", exact)).counts) == 2
 
 
-def test_a_bomb_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousandfold: 100 MB in 100 kB, of which no more than the limit is written or held."""
+def test_unpacking_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 MB compressed to 100 kB, no more than the limit is written or held in memory."""
     pack(tmp_path / "up.zip", {**digits("one", "two"), "one/z.png": bytes(100 * 2**20)})
     written = []
 
@@ -307,7 +310,7 @@ def test_a_bomb_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_directory_of_millions_is_not_read(tmp_path: Path) -> None:
-    """Entries of 50 bytes, of which a zip within the limit in size holds millions, and zipfile an object for each."""
+    """A small zip can list millions of entries of 50 bytes, for each of which zipfile would make an object."""
     record = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 33, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0) + b"a/b."
     size, count = 10**6 * len(record), 65_535
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, 0, 0)
@@ -328,7 +331,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
         unpack(tmp_path / "up.zip", tmp_path / "into")
 
 
-def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
+def test_an_entry_with_a_wrong_size_is_refused_as_damaged(tmp_path: Path) -> None:
     content = bytearray(pack(tmp_path / "up.zip", digits("one", "two")).read_bytes())
     content[content.index(b"PK\1\2") + 24] -= 1  # the unpacked size of the first entry
     (tmp_path / "up.zip").write_bytes(content)
@@ -337,7 +340,7 @@ def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", digit(0), b"Rar!\x1a\x07\x00" * 100])
-def test_what_is_no_zip_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_than_zips_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "up.zip").write_bytes(content)
     with refused(tmp_path, "expected a zip of class folders, got no zip or a damaged one"):
         unpack(tmp_path / "up.zip", tmp_path / "into")
@@ -345,8 +348,8 @@ def test_what_is_no_zip_is_refused(content: bytes, tmp_path: Path) -> None:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damage_never_ends_in_anything_but_one_line(tmp_path: Path, data: st.DataObject) -> None:
-    """Bytes turned anywhere, mostly in the zip's own directory: taken for what it is, or refused."""
+def test_a_damaged_zip_is_accepted_or_refused_in_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    """Random bytes are changed, most of them in the zip's directory."""
     content = bytearray(pack(tmp_path / "up.zip", digits("one", "two", count=2)).read_bytes())
     directory = content.index(b"PK\1\2")
     for at in data.draw(
@@ -359,23 +362,23 @@ def test_damage_never_ends_in_anything_but_one_line(tmp_path: Path, data: st.Dat
     into = tmp_path / "into"
     message = ""
     try:
-        understand(unpack(tmp_path / "up.zip", into))
+        summarize(unpack(tmp_path / "up.zip", into))
     except InputError as error:
         message = str(error)
     assert str(tmp_path) not in message
-    shutil.rmtree(into, ignore_errors=True)  # it is there where only a class lacks readable images
+    shutil.rmtree(into, ignore_errors=True)  # it exists if only the summary refused it
     assert {path.name for path in tmp_path.iterdir()} == {"up.zip"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_disk_that_fills_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(tmp_path / "up.zip", digits("one", "two"))
     monkeypatch.setattr(Path, "open", lambda path, mode: io.FileIO("/dev/full", "w"))
     with refused(tmp_path, "got a full disk"):
         unpack(tmp_path / "up.zip", tmp_path / "into")
 
 
-def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     pack(tmp_path / "up.zip", digits("one", "two"))
     (tmp_path / "into").mkdir()
     (tmp_path / "into" / "precious").touch()
@@ -386,7 +389,7 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture
 def roots(tmp_path: Path) -> list[Path]:
-    """Two open folders; the first has a folder, and links to the second and out of both."""
+    """Two allowed folders; the first holds a folder, and links to the second one and out of both."""
     for name in ("open/pets", "more", "secret"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "open" / "across").symlink_to(tmp_path / "more")
@@ -399,9 +402,9 @@ def roots(tmp_path: Path) -> list[Path]:
 def test_folders_in_the_roots_are_allowed(roots: list[Path]) -> None:
     pets = roots[0] / "pets"
     for named in (str(pets), "pets", f"{pets}/", "pets/../pets"):
-        assert allowed(named, roots) == pets
-    assert allowed(str(roots[1]), roots) == roots[1]
-    assert allowed("across", roots) == roots[1]
+        assert allowed_folder(named, roots) == pets
+    assert allowed_folder(str(roots[1]), roots) == roots[1]
+    assert allowed_folder("across", roots) == roots[1]
 
 
 ELSEWHERE = [
@@ -421,57 +424,57 @@ NOWHERE = ["none", "file", "circle", "~", "a\0b", "\ud800", "x" * 5000]
 
 
 @pytest.mark.parametrize("named", [*ELSEWHERE, *NOWHERE])
-def test_other_folders_are_refused_alike(named: str, roots: list[Path]) -> None:
-    """Whether a folder exists outside of the roots is not told."""
+def test_other_folders_are_refused_with_the_same_message(named: str, roots: list[Path]) -> None:
+    """The message does not tell whether a folder outside the roots exists."""
     (roots[0].parent / "open-not").mkdir()
     named = named.replace("OPEN", str(roots[0]))
     with pytest.raises(
         InputError, match="expected a folder inside those that this server's owner has opened"
     ) as caught:
-        allowed(named, roots[:1])
+        allowed_folder(named, roots[:1])
     assert len(str(caught.value)) < 200
     with pytest.raises(InputError):
-        allowed(str(roots[0]), [])
+        allowed_folder(str(roots[0]), [])
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "open", digits("one", "two"))
     (tmp_path / "secret.png").write_bytes(digit(5))
     (folder / "one" / "inside.png").symlink_to(folder / "one" / "0.png")
-    assert understand(folder).counts == {"one": 6, "two": 5}
+    assert summarize(folder).counts == {"one": 6, "two": 5}
     (folder / "one" / "link.png").symlink_to(tmp_path / "secret.png")
     with refused(tmp_path, "'one/link.png': expected an image or a folder inside the one named, got a link out of it"):
-        understand(folder)
+        summarize(folder)
 
 
-def test_nothing_but_plain_files_is_opened(tmp_path: Path) -> None:
-    """A pipe would have the server wait for ever; a list of what was left out could be a link to any text."""
+def test_only_plain_files_are_opened(tmp_path: Path) -> None:
+    """A pipe would block the server for ever, and the list of left-out files could be a link to any text file."""
     folder = folder_of(tmp_path / "open", digits("one", "two"))
     os.mkfifo(folder / "one" / "pipe.png")
     (folder / "two" / "folder.png").mkdir()
     (tmp_path / "secret.txt").write_text("password\n")
     (folder / uploads.LEFT_OUT).symlink_to(tmp_path / "secret.txt")
-    assert understand(folder).unreadable == ("one/pipe.png", "two/folder.png")
+    assert summarize(folder).unreadable == ("one/pipe.png", "two/folder.png")
 
 
 def test_a_folder_that_cannot_be_described_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "open", digits("one", "two"))
     with refused(tmp_path, "got No such file or directory"):
-        understand(tmp_path / "gone")
+        summarize(tmp_path / "gone")
     (folder / "val").mkdir()
     (folder / "train").mkdir()
     for content in (b"none of the format\n", b"\xff\xfe"):
         (folder / "val" / "val_annotations.txt").write_bytes(content)
         with refused(tmp_path, "expected file, wnid and box|expected text in UTF-8"):
-            understand(folder)
+            summarize(folder)
     for split in ("train", "test"):
         (folder / f"{split}-0.parquet").touch()
     with refused(tmp_path, "folder: expected folders of image files, got Parquet files"):
-        understand(folder)
+        summarize(folder)
 
 
-def test_beyond_a_number_of_pixels_headers_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_a_number_of_pixels_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path / "open", {**digits("one", "two"), "two/cut.png": digit(1)[:-30]})
-    assert understand(folder).unreadable == ("two/cut.png",)
+    assert summarize(folder).unreadable == ("two/cut.png",)
     monkeypatch.setattr(uploads, "CHECKED_PIXELS", 5 * 64)
-    assert understand(folder).counts == {"one": 5, "two": 6}
+    assert summarize(folder).counts == {"one": 5, "two": 6}

@@ -1,4 +1,4 @@
-"""Bad input: exit status 2, one line that says what was expected, what came and where, and nothing is lost."""
+"""Bad input ends with exit status 2 and one line that says what was expected and what came, and loses nothing."""
 
 import errno
 import itertools
@@ -21,14 +21,14 @@ import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import (
-    EVENTS_A_TASK,
-    ONLY_TASK_ENDS,
+    EVENTS_PER_TASK,
+    ONLY_AT_TASK_ENDS,
     TINY,
     assert_same_run,
     contents,
-    cut_short,
     log,
     processes,
+    run_until_death,
     tiny,
 )
 from pah.cli import main
@@ -47,14 +47,14 @@ QUICK = ("--epochs", "1", "--backbone.width", "2", "--classes", "4", "--tasks", 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which commands run: `runs/` would appear in it."""
+    """The working directory of the commands, in which `runs/` would appear."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], here: Path) -> Refused:
-    """Run a command that must be refused: checks all that bad input has in common, and returns the line."""
+    """A function that runs a command that must be refused without changing a file, and returns its error line."""
 
     def run(*words: str, changes: bool = False) -> str:
         before = contents(here)
@@ -69,7 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], here: Path) -> Refused:
 
 @pytest.fixture
 def after_step() -> Iterator[AfterStep]:
-    """Have something done after the n-th step of any optimizer."""
+    """A function that registers an action to run after the n-th step of any optimizer."""
     hooks = []
 
     def do(number: int, action: Callable[[torch.optim.Optimizer], None]) -> None:
@@ -82,7 +82,7 @@ def after_step() -> Iterator[AfterStep]:
 
 
 def one_line(err: str) -> str:
-    """The line on stderr, which is the only one."""
+    """Return the only line on stderr."""
     assert err.startswith("pah: ")
     assert err.endswith("\n")
     assert err.count("\n") == 1
@@ -90,15 +90,15 @@ def one_line(err: str) -> str:
     return err.removeprefix("pah: ").rstrip("\n")
 
 
-def said(line: str, *parts: str) -> bool:
-    """Whether the line has all these parts."""
+def has_parts(line: str, *parts: str) -> bool:
+    """Assert that the line contains all parts, and return True."""
     missing = [part for part in parts if part not in line]
     assert not missing, f"{missing} not in {line!r}"
     return True
 
 
-# words of a command, and what the message has to say
-WORDS = [
+# arguments of a command, and what its message must contain
+ARGUMENTS = [
     (("runn",), ("command 'runn'", "'run'")),
     (("run", "split-digit"), ("benchmark 'split-digit'", "'split-digits'")),
     (("run", "--benchmark", "split-cifar10"), ("benchmark 'split-cifar10'", "'split-cifar100'")),
@@ -159,12 +159,12 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "parts"), WORDS, ids=[" ".join(words)[:60] for words, _ in WORDS])
-def test_words_that_make_no_sense_are_refused(words: tuple[str, ...], parts: tuple[str, ...], refused: Refused) -> None:
-    assert said(refused(*words), *parts)
+@pytest.mark.parametrize(("words", "parts"), ARGUMENTS, ids=[" ".join(words)[:60] for words, _ in ARGUMENTS])
+def test_invalid_arguments_are_refused(words: tuple[str, ...], parts: tuple[str, ...], refused: Refused) -> None:
+    assert has_parts(refused(*words), *parts)
 
 
-def test_no_folder_is_made_for_a_run_that_is_refused(refused: Refused, here: Path) -> None:
+def test_a_refused_run_makes_no_folder(refused: Refused, here: Path) -> None:
     refused("run", "--epochs", "0")
     refused("run", "--tasks", "6", "--out", "deep/run")
     assert list(here.iterdir()) == []
@@ -172,10 +172,10 @@ def test_no_folder_is_made_for_a_run_that_is_refused(refused: Refused, here: Pat
 
 def test_an_unknown_timm_model_is_refused_with_the_nearest(refused: Refused) -> None:
     pytest.importorskip("timm")
-    assert said(refused("run", "--backbone", "timm:resnet1"), "timm backbone 'resnet1'", "'resnet18'")
+    assert has_parts(refused("run", "--backbone", "timm:resnet1"), "timm backbone 'resnet1'", "'resnet18'")
 
 
-# content of a YAML file, and what the message has to say
+# content of a YAML file, and what the message must contain
 FILES = [
     (b"method:\n  stablity: 1\n", ("option 'method.stablity'", "'method.stability'")),
     (b"seeed: 1\n", ("option 'seeed'", "'seed'")),
@@ -218,13 +218,13 @@ FILES += [(content, ("f.yaml: expected",)) for content in BROKEN]
 
 
 @pytest.mark.parametrize(("content", "parts"), FILES, ids=[repr(content)[1:50] for content, _ in FILES])
-def test_a_configuration_that_makes_no_sense_is_refused(
+def test_an_invalid_configuration_is_refused(
     content: bytes, parts: tuple[str, ...], here: Path, refused: Refused
 ) -> None:
     (here / "f.yaml").write_bytes(content)
-    assert said(refused("run", "--config", "f.yaml"), *parts)
+    assert has_parts(refused("run", "--config", "f.yaml"), *parts)
     shutil.move(here / "f.yaml", here / "config.yaml")  # the same in a run folder: the message names the file
-    assert said(refused("resume", "."), "config.yaml")
+    assert has_parts(refused("resume", "."), "config.yaml")
 
 
 @pytest.mark.parametrize("value", ["2001-11-05", "!!set {1}", "{? 2001-11-05 : 1}", "!!binary aGk="])
@@ -232,41 +232,45 @@ def test_values_that_no_option_takes_are_refused_with_another_method_as_well(
     value: str, here: Path, refused: Refused
 ) -> None:
     (here / "f.yaml").write_text(f"seed: {value}\nmethod: {{stability: 2}}\n")
-    assert said(refused("run", "--config", "f.yaml", "--method", "lwf"), "seed: ")
+    assert has_parts(refused("run", "--config", "f.yaml", "--method", "lwf"), "seed: ")
 
 
 def test_a_configuration_file_that_is_missing_or_a_folder_is_refused(refused: Refused, here: Path) -> None:
-    assert said(refused("run", "--config", "no.yaml"), "no.yaml: expected a configuration file", "No such file")
-    assert said(refused("run", "--config", str(here)), f"{here}: expected a configuration file", "directory")
+    assert has_parts(refused("run", "--config", "no.yaml"), "no.yaml: expected a configuration file", "No such file")
+    assert has_parts(refused("run", "--config", str(here)), f"{here}: expected a configuration file", "directory")
 
 
 @pytest.fixture
 def run(here: Path, unfinished: Path) -> Path:
-    """A run folder of the test's own, with a checkpoint inside its second task."""
+    """A copy of a run folder with a checkpoint inside the second task."""
     shutil.copytree(unfinished, here / "run")
     return Path("run")
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(
+def test_an_existing_run_is_only_overwritten_with_the_option(
     run: Path, refused: Refused, uninterrupted: Uninterrupted
 ) -> None:
     into = ("--out", str(run))
-    assert said(refused("run", *TINY, *into), "run: expected a folder without a run", "unfinished", "`pah resume run`")
-    assert said(refused("run", *TINY, *into, "--seed", "1"), "run: expected a folder without a run", "another run")
+    assert has_parts(
+        refused("run", *TINY, *into), "run: expected a folder without a run", "unfinished", "`pah resume run`"
+    )
+    assert has_parts(refused("run", *TINY, *into, "--seed", "1"), "run: expected a folder without a run", "another run")
     shutil.copytree(uninterrupted(tiny()), "finished")
-    assert said(refused("run", *TINY, "--out", "finished"), "finished: expected", "this run, finished", "--overwrite")
+    assert has_parts(
+        refused("run", *TINY, "--out", "finished"), "finished: expected", "this run, finished", "--overwrite"
+    )
     (run / "config.yaml").unlink()
-    assert said(refused("run", *TINY, *into), "run: expected a folder without a run", "another run")
+    assert has_parts(refused("run", *TINY, *into), "run: expected a folder without a run", "another run")
 
 
 def test_all_folders_are_checked_before_the_first_run_trains(run: Path, refused: Refused) -> None:
     run.rename("new-finetune")
     line = refused("run", *TINY, "--out", "new", "--beside", "joint,finetune")
-    assert said(line, "new-finetune: expected a folder without a run", "another run")
+    assert has_parts(line, "new-finetune: expected a folder without a run", "another run")
     assert not Path("new").exists()
 
 
-def test_the_same_method_beside_itself_gets_a_folder_of_its_own() -> None:
+def test_a_method_beside_itself_gets_another_folder() -> None:
     assert main(["run", *QUICK, "--method.stability", "1", "--beside", "pah,finetune"]) == 0
     folders = {path.name for path in Path("runs").iterdir()}
     assert folders == {"split-digits-pah-0", "split-digits-pah-0-pah", "split-digits-finetune-0"}
@@ -276,7 +280,7 @@ def test_the_same_method_beside_itself_gets_a_folder_of_its_own() -> None:
 def test_overwriting_leaves_nothing_of_the_old_run(uninterrupted: Uninterrupted, here: Path) -> None:
     shutil.copytree(uninterrupted(tiny()), here / "run")
     anew = partial(start_run, overwrite=True)
-    cut_short(tiny("--seed", "1"), here / "run", 1, ONLY_TASK_ENDS, go=anew)
+    run_until_death(tiny("--seed", "1"), here / "run", 1, ONLY_AT_TASK_ENDS, run=anew)
     assert {*contents(here / "run")} == {"config.yaml", "prototypes/0.safetensors"}
     assert main(["resume", "run"]) == 0
     assert_same_run(here / "run", uninterrupted(tiny("--seed", "1")))
@@ -284,8 +288,8 @@ def test_overwriting_leaves_nothing_of_the_old_run(uninterrupted: Uninterrupted,
 
 def test_a_folder_that_cannot_be_made_is_refused(here: Path, refused: Refused) -> None:
     (here / "file").touch()
-    assert said(refused("run", *QUICK, "--out", "file"), "file: expected a folder to write in", "exists")
-    assert said(refused("run", *QUICK, "--out", "file/run"), "file/run: expected a folder", "Not a directory")
+    assert has_parts(refused("run", *QUICK, "--out", "file"), "file: expected a folder to write in", "exists")
+    assert has_parts(refused("run", *QUICK, "--out", "file/run"), "file/run: expected a folder", "Not a directory")
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 100, 5_000, 100_000, -1])
@@ -293,7 +297,9 @@ def test_a_truncated_checkpoint_is_refused(length: int, run: Path, refused: Refu
     whole = (run / STATE).read_bytes()
     (run / STATE).write_bytes(whole[:length])
     (run / BEFORE).unlink()
-    assert said(refused("resume", str(run)), str(run / STATE), "expected a whole checkpoint", "truncated or corrupt")
+    assert has_parts(
+        refused("resume", str(run)), str(run / STATE), "expected a whole checkpoint", "truncated or corrupt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -316,7 +322,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(
     data[at] ^= 1 << bit
     (run / STATE).write_bytes(data)
     (run / BEFORE).unlink()
-    assert said(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
+    assert has_parts(refused("resume", str(run)), str(run / STATE), "expected a", "checkpoint", "corrupt")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +333,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any]
     for key, value in change.items():
         if key == "method":
             config["method"]["prototype_start"] = value
-        elif key == "backbone":  # a network that fits no memory
+        elif key == "backbone":  # a network too large for any memory
             config["backbone"]["width"] = value
         elif key == "training":
             config["training"]["epochs"] = value
@@ -335,7 +341,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(change: dict[str, Any]
             config[key] = value
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     line = refused("resume", str(run))
-    assert said(line, "run/checkpoint", "expected a checkpoint of the configuration", "another configuration")
+    assert has_parts(line, "run/checkpoint", "expected a checkpoint of the configuration", "another configuration")
 
 
 @pytest.mark.parametrize("change", ["tensor missing", "tensor of another shape", "unknown fact", "no facts"])
@@ -351,7 +357,7 @@ def test_a_whole_checkpoint_that_does_not_fit_is_refused(change: str, run: Path,
     else:
         del facts["state"]
     checkpoint.save(run / "checkpoint", tensors, facts)
-    assert said(refused("resume", str(run)), "run/checkpoint", "expected a checkpoint that fits")
+    assert has_parts(refused("resume", str(run)), "run/checkpoint", "expected a checkpoint that fits")
 
 
 @pytest.mark.parametrize(
@@ -359,17 +365,17 @@ def test_a_whole_checkpoint_that_does_not_fit_is_refused(change: str, run: Path,
 )
 def test_a_broken_configuration_of_a_run_is_refused(content: bytes, run: Path, refused: Refused) -> None:
     (run / "config.yaml").write_bytes(content)
-    assert said(refused("resume", str(run)), "run/config.yaml")
+    assert has_parts(refused("resume", str(run)), "run/config.yaml")
 
 
 def test_broken_metrics_of_a_run_are_refused(run: Path, refused: Refused) -> None:
     (run / "metrics.json").write_text("{")
-    assert said(refused("resume", str(run)), "run/metrics.json", "expected JSON")
+    assert has_parts(refused("resume", str(run)), "run/metrics.json", "expected JSON")
 
 
 @contextmanager
 def full_disk_after(writes: int) -> Iterator[None]:
-    """Inside, after so many files, what is written does not reach the disk."""
+    """Inside the context, the disk is full after this number of files."""
     fsync, files = os.fsync, itertools.count(1)
 
     def full(handle: int) -> None:
@@ -383,7 +389,7 @@ def full_disk_after(writes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("writes", "file"),  # that were possible, and the first that was not
+    ("writes", "file"),  # number of files that can be written, and the first that cannot
     [
         (0, "log.jsonl"),
         (1, str(STATE)),
@@ -402,21 +408,21 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
     before = (run / STATE).read_bytes()
     with full_disk_after(writes):
         line = refused("resume", str(run), changes=True)
-    assert said(line, str(run), f"{file}: expected to write", "bytes", "No space left on device")
+    assert has_parts(line, str(run), f"{file}: expected to write", "bytes", "No space left on device")
     assert [path.name for path in run.rglob("*.new")] == []
     assert writes > 1 or (run / STATE).read_bytes() == before
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_a_full_disk_at_the_start_leaves_nothing_that_looks_like_a_run(refused: Refused) -> None:
+def test_a_full_disk_at_the_start_leaves_no_run(refused: Refused) -> None:
     with full_disk_after(0):
         line = refused("run", *QUICK, "--out", "run")
-    assert said(line, "run/config.yaml: expected to write", "No space left on device")
+    assert has_parts(line, "run/config.yaml: expected to write", "No space left on device")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_log_stops_the_run(
+def test_a_full_disk_while_logging_stops_the_run(
     run: Path, refused: Refused, uninterrupted: Uninterrupted, after_step: AfterStep
 ) -> None:
     logged = (run / "log.jsonl").read_bytes()
@@ -427,7 +433,7 @@ def test_a_full_disk_under_the_log_stops_the_run(
 
     after_step(1, fill)
     line = refused("resume", str(run), changes=True)
-    assert said(line, "run/log.jsonl", "expected to write", "No space left on device")
+    assert has_parts(line, "run/log.jsonl", "expected to write", "No space left on device")
     (run / "log.jsonl").unlink()
     (run / "log.jsonl").write_bytes(logged)
     assert main(["resume", str(run)]) == 0
@@ -435,7 +441,7 @@ def test_a_full_disk_under_the_log_stops_the_run(
 
 
 def run_with_little_space(words: list[str], limit: int, err: Path) -> None:
-    """In a process of its own: run a command that may write no file larger than `limit` bytes."""
+    """Run a command that may write no file larger than `limit` bytes; called in a new process."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # Python ignores SIGXFSZ: the write fails
     with err.open("w") as sys.stderr:
@@ -445,15 +451,15 @@ def run_with_little_space(words: list[str], limit: int, err: Path) -> None:
 def test_a_file_too_large_for_the_system_stops_the_run_and_keeps_the_last_checkpoint(
     here: Path, uninterrupted: Uninterrupted
 ) -> None:
-    cut_short(tiny(), here / "run", EVENTS_A_TASK, ONLY_TASK_ENDS)
+    run_until_death(tiny(), here / "run", EVENTS_PER_TASK, ONLY_AT_TASK_ENDS)
     before = (here / "run" / STATE).read_bytes()
-    arguments = (["resume", "run"], len(before), here / "err")  # that of two tasks is larger than that of one
+    arguments = (["resume", "run"], len(before), here / "err")  # the checkpoint of two tasks is larger than that of one
     process = processes.Process(target=run_with_little_space, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == 2
     process.close()
-    assert said(one_line((here / "err").read_text()), str(Path("run") / STATE), "expected to write", "too large")
+    assert has_parts(one_line((here / "err").read_text()), str(Path("run") / STATE), "expected to write", "too large")
     assert (here / "run" / STATE).read_bytes() == before
     assert main(["resume", "run"]) == 0
     assert_same_run(here / "run", uninterrupted(tiny()))
@@ -462,7 +468,7 @@ def test_a_file_too_large_for_the_system_stops_the_run_and_keeps_the_last_checkp
 def test_a_diverging_run_says_which_term_in_which_task_and_step(refused: Refused) -> None:
     wild = ("--optimizer.name", "sgd", "--optimizer.lr", "1e30", "--training.schedule", "constant")
     line = refused("run", *QUICK, *wild, "--out", "run", changes=True)
-    assert said(line, "L_hm became", "task 1, epoch 1, step 2 of", "expected a finite loss")
+    assert has_parts(line, "L_hm became", "task 1, epoch 1, step 2 of", "expected a finite loss")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -479,50 +485,52 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "cross_entropy", cross_entropy)
         line = refused("resume", str(run), changes=True)
-    assert said(line, f"L_hm became {value}", "task 2, epoch 2, step 2 of 5", "expected a finite loss")
+    assert has_parts(line, f"L_hm became {value}", "task 2, epoch 2, step 2 of 5", "expected a finite loss")
     assert (run / STATE).read_bytes() == before
     assert len(log(run)) == 3
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_weights_that_are_not_finite_are_never_saved_not_even_by_the_last_step(
+def test_weights_that_are_not_finite_are_never_saved(
     run: Path, refused: Refused, uninterrupted: Uninterrupted, after_step: AfterStep
 ) -> None:
     last = 2 * 7 + 2 * 10  # two optimizers, seven steps left of the second task and ten of the third
     after_step(last, lambda optimizer: optimizer.param_groups[0]["params"][0].data.fill_(math.nan))
     line = refused("resume", str(run), changes=True)
-    assert said(line, "prototypes.tasks.0 became NaN or infinite", "2 epochs", "task 3", "expected finite numbers")
+    assert has_parts(line, "prototypes.tasks.0 became NaN or infinite", "2 epochs", "task 3", "expected finite numbers")
     assert not (run / "metrics.json").exists()
     assert main(["resume", str(run)]) == 0
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_help_and_usage_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_usage_list_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["run", "--help"])
     assert exit_.value.code == 0
-    assert said(capsys.readouterr().out, "split-cifar100", "finetune", "resnet18-slim", "--method.stability", "λ_sm")
+    assert has_parts(
+        capsys.readouterr().out, "split-cifar100", "finetune", "resnet18-slim", "--method.stability", "λ_sm"
+    )
     with pytest.raises(SystemExit) as exit_:
         main(["resume", "--help"])
     assert exit_.value.code == 0
-    assert said(capsys.readouterr().out, "pah resume RUN", "--track", "mlflow", "--progress")
+    assert has_parts(capsys.readouterr().out, "pah resume RUN", "--track", "mlflow", "--progress")
     for words, status in (([], 2), (["--help"], 0)):
         assert main(words) == status
         out, err = capsys.readouterr()
-        assert said(out, "pah run", "pah resume", "pah data")
+        assert has_parts(out, "pah run", "pah resume", "pah data")
         assert err == ""
 
 
 def test_data_lists_benchmarks_and_the_tasks_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data"]) == 0
-    assert said(capsys.readouterr().out, "split-digits", "split-mnist", "split-cifar100", "split-tinyimagenet")
+    assert has_parts(capsys.readouterr().out, "split-digits", "split-mnist", "split-cifar100", "split-tinyimagenet")
     assert main(["data", "split-digits", "--tasks", "3", "--stream.class_order", "natural"]) == 0
-    assert said(capsys.readouterr().out, "8x8", "grey", "scikit-learn", "0, 1, 2, 3", "4, 5, 6", "7, 8, 9")
+    assert has_parts(capsys.readouterr().out, "8x8", "grey", "scikit-learn", "0, 1, 2, 3", "4, 5, 6", "7, 8, 9")
 
 
 def resolved(*words: str) -> str:
-    """The `config.yaml` of a quick run of these words."""
+    """Run with these arguments, and return the text of `config.yaml`."""
     assert main(["run", *words, "--out", "out", "--overwrite"]) == 0
     return Path("out/config.yaml").read_text()
 
@@ -535,11 +543,11 @@ def test_a_printed_configuration_gives_the_same_run(capsys: pytest.CaptureFixtur
     (here / "printed.yaml").write_text(capsys.readouterr().out)
     expected = resolved(*words)
     assert resolved("--config", "printed.yaml") == expected
-    (here / "kept.yaml").write_text(expected)  # a run folder's own is as good
+    (here / "kept.yaml").write_text(expected)  # a run folder's file works as well
     assert resolved("--config", "kept.yaml") == expected
 
 
-def test_words_override_the_configuration_file_wherever_it_is_named(here: Path) -> None:
+def test_arguments_override_the_configuration_file_in_any_order(here: Path) -> None:
     (here / "f.yaml").write_text("seed: 5\nmethod: {name: finetune}\ntraining: {epochs: 1, batch_size: 512}\n")
     few = ("--backbone.width", "2", "--classes", "4", "--tasks", "2")
     for words in (("--seed", "6", "--config", "f.yaml", *few), ("--config", "f.yaml", "--seed", "6", *few)):
@@ -549,19 +557,19 @@ def test_words_override_the_configuration_file_wherever_it_is_named(here: Path) 
     assert (other["seed"], other["method"]["name"]) == (5, "joint")
 
 
-def test_options_of_another_method_or_backbone_in_a_file_do_not_count(here: Path) -> None:
+def test_options_of_another_method_or_backbone_in_a_file_are_ignored(here: Path) -> None:
     (here / "f.yaml").write_text("method: {stability: 2}\nbackbone: {name: resnet18-slim, width: 2, stem_stride: 1}\n")
     quick = (*QUICK, "--config", "f.yaml")
     kept = yaml.safe_load(resolved(*quick))
     assert (kept["method"]["stability"], kept["backbone"]["name"]) == (2, "resnet18-slim")
     other = yaml.safe_load(resolved(*quick, "--method", "lwf", "--backbone", "convnet", "--backbone.width", "3"))
-    assert other["method"]["stability"] == 10  # its own default, though it has the option as well
+    assert other["method"]["stability"] == 10  # the other method's default, although it has the option too
     assert other["backbone"] == {"name": "convnet", "width": 3}
-    assert main(["run", *quick, "--method", "lwf", "--method.alignment", "1"]) == 2  # what is typed is meant
+    assert main(["run", *quick, "--method", "lwf", "--method.alignment", "1"]) == 2  # a typed option is never ignored
 
 
-def test_dashes_equal_underscores_in_options(here: Path) -> None:
+def test_options_may_be_written_with_hyphens(here: Path) -> None:
     one = resolved(*QUICK, "--training.batch_size", "128", "--stream.class_order", "natural")
     other = resolved(*QUICK, "--training.batch-size=128", "--stream.class-order=natural")
     assert one == other
-    assert said(one, "batch_size: 128", "class_order: natural")
+    assert has_parts(one, "batch_size: 128", "class_order: natural")

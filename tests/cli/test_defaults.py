@@ -1,4 +1,4 @@
-"""A new learner starts alike from the command, from Python and from the page."""
+"""A new learner has the same options from the command, from Python and from the page."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,19 @@ import pytest
 import yaml
 
 from pah import ContinualLearner, InputError
-from pah.app.lesson import Request, first_config
+from pah.app.lesson import Request, new_learner_config
 from pah.cli.parser import config_of, parse
-from pah.learner.learner import IMAGE_SIZE, defaults
+from pah.learner.defaults import IMAGE_SIZE, defaults
 from pah.training.config import RunConfig
 
 
 def by_command(*words: str) -> dict[str, Any]:
-    """The options of a new learner that `pah learn` makes, but for the benchmark, which means nothing to it."""
+    """Return the options of a new learner of `pah learn`; its benchmark has no meaning, so it is set to "split"."""
     return {**config_of(parse([*words], "learn")).as_dict(), "benchmark": "split"}
 
 
 def by_page(size: int) -> dict[str, Any]:
-    return first_config(Request(learner="x", folder="x", name="x", images="x", image_size=size)).as_dict()
+    return new_learner_config(Request(learner="x", folder="x", name="x", images="x", image_size=size)).as_dict()
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 96])
@@ -36,10 +36,10 @@ def test_without_any_option_they_agree_too() -> None:
     assert by_command() == expected
     assert ContinualLearner().config.as_dict() == expected
     assert by_page(IMAGE_SIZE) == expected
-    assert expected["method"]["prototype_start"] == "random", "a semantic prototype shows a training image"
+    assert expected["method"]["prototype_start"] == "random", "semantic prototypes would show training images"
 
 
-def test_a_yaml_that_sets_only_the_epochs_changes_only_these(tmp_path: Path) -> None:
+def test_a_yaml_with_only_the_epochs_changes_only_the_epochs(tmp_path: Path) -> None:
     path = tmp_path / "epochs.yaml"
     path.write_text(yaml.safe_dump({"training": {"epochs": 3}}))
     expected = defaults().as_dict()
@@ -47,12 +47,12 @@ def test_a_yaml_that_sets_only_the_epochs_changes_only_these(tmp_path: Path) -> 
     assert by_command(f"--config={path}") == expected
 
 
-def test_a_method_or_backbone_of_another_name_has_its_own_defaults() -> None:
-    found = by_command("--method.name=lwf", "--backbone.name=convnet")
+def test_another_method_or_backbone_has_its_own_defaults() -> None:
+    options = by_command("--method.name=lwf", "--backbone.name=convnet")
     own = RunConfig.from_dict({"method": {"name": "lwf"}, "backbone": {"name": "convnet"}}).as_dict()
-    assert found["method"] == own["method"]
-    assert found["backbone"] == own["backbone"]
-    assert found["training"] == defaults().as_dict()["training"]
+    assert options["method"] == own["method"]
+    assert options["backbone"] == own["backbone"]
+    assert options["training"] == defaults().as_dict()["training"]
 
 
 def test_an_image_size_beside_a_config_is_refused() -> None:

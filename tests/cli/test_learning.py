@@ -1,4 +1,4 @@
-"""The commands on a learner, as a user types them."""
+"""The commands on a learner: learn, predict, data and forget."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learner of two lessons; not to be changed."""
+    """A learner of two lessons, which tests must not change."""
     folder = tmp_path_factory.mktemp("taught") / "digits"
     assert main(["learn", str(folder), "--name", "low", "--data", str(photos / "low"), *NEW]) == 0
     assert main(["learn", str(folder), "--name", "high", "--data", str(photos / "high"), "--epochs", "2"]) == 0
@@ -42,14 +42,14 @@ def taught(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def learner(taught: Path, tmp_path: Path) -> Path:
-    """A copy that may be changed."""
+    """A copy of the learner, which a test may change."""
     ContinualLearner.load(taught).save(tmp_path / "digits")
     return tmp_path / "digits"
 
 
 @pytest.fixture
 def refused(learner: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """A command that must end with status 2 and one line, and leave the learner as it was."""
+    """A function that runs a command that must be refused without changing the learner, and returns the line."""
 
     def run(*words: str) -> str:
         before = {file.name: file.read_bytes() for file in learner.iterdir()}
@@ -63,7 +63,7 @@ def refused(learner: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     return run
 
 
-def test_a_taught_learner_answers_about_files(taught: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_classifies_files(taught: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(photos / "low" / name / "1.png") for name in ("zero", "one", "two")]
     assert main(["predict", str(taught), *files, "--task", "low", "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -75,7 +75,7 @@ def test_a_taught_learner_answers_about_files(taught: Path, photos: Path, capsys
     assert main(["predict", str(taught), files[0], "--rule", "combined"]) == 0
 
 
-def test_options_stay_until_a_lesson_says_otherwise(taught: Path) -> None:
+def test_options_stay_until_a_lesson_changes_them(taught: Path) -> None:
     learner = ContinualLearner.load(taught)
     assert learner.config.training.epochs == 2
     assert learner.config.augment.crop == 0
@@ -100,7 +100,7 @@ def test_too_much_drift_ends_with_status_1_and_the_learner_as_it_was(
     assert (learner / "learner.json").read_bytes() == before
 
 
-def test_forget_makes_room_for_a_name(learner: Path, photos: Path, refused: Refused) -> None:
+def test_a_forgotten_tasks_name_can_be_used_again(learner: Path, photos: Path, refused: Refused) -> None:
     again = ("learn", str(learner), "--name", "low", "--data", str(photos / "low"))
     assert "taught before" in refused(*again)
     assert main(["forget", str(learner), "--task", "low"]) == 0

@@ -1,4 +1,4 @@
-"""Finding, understanding, decoding and caching a data set: every layout, every way to be wrong, every way to break."""
+"""Loading of data sets: every layout, wrong columns and labels, damaged images, the cache, and the hub."""
 
 import http.server
 import io
@@ -34,7 +34,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data be
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and a hub that refuses connections."""
+    """Use a separate cache for each test, and a hub that refuses connections."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
@@ -44,13 +44,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading labels or decoding any image fails: whatever still loads comes from the cache."""
+    """Make it an error to read labels or to decode an image: a data set that still loads comes from the cache."""
 
     def fail(*_: object) -> None:
         raise AssertionError("the data set was read")
 
     monkeypatch.setattr(decode, "decode_image", fail)
-    monkeypatch.setattr(sources, "understand", fail)
+    monkeypatch.setattr(sources, "read_labelled_splits", fail)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 6)) -> Ima
     return Image.fromarray(noise).convert(mode)
 
 
-def encoded(image: Image.Image, format: str = "PNG") -> bytes:
+def encode(image: Image.Image, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format)
     return buffer.getvalue()
@@ -89,7 +89,7 @@ def class_folders(root: Path, count: int = 2, splits: Sequence[str] = ("train", 
 
 
 def shard(folder: Path, split: str, columns: dict[str, list[Any]], features: datasets.Features | None = None) -> Path:
-    """A Parquet file; without `features`, one without the metadata of `datasets`."""
+    """Write a Parquet file; without `features` it lacks the metadata of `datasets`."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pyarrow.table(columns, schema=features and features.arrow_schema)
     pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
@@ -97,7 +97,7 @@ def shard(folder: Path, split: str, columns: dict[str, list[Any]], features: dat
 
 
 def images(*pictures: Image.Image) -> list[dict[str, Any]]:
-    return [{"bytes": encoded(p), "path": None} for p in pictures]
+    return [{"bytes": encode(p), "path": None} for p in pictures]
 
 
 def features(**columns: Any) -> datasets.Features:
@@ -105,7 +105,7 @@ def features(**columns: Any) -> datasets.Features:
 
 
 def parquet(folder: Path, train: Sequence[int | None] = (0, 1, 2), test: Sequence[int | None] = (0, 1, 2)) -> Path:
-    """One image a label, in the hub's layout, for the three classes NAMES."""
+    """Write Parquet files in the hub's layout, with one image a label, of the three classes NAMES."""
     kinds = features(label=datasets.ClassLabel(names=NAMES))
     for split, labels in (("train", train), ("test", test)):
         pictures = images(*(picture(i) for i in range(len(labels))))
@@ -113,14 +113,14 @@ def parquet(folder: Path, train: Sequence[int | None] = (0, 1, 2), test: Sequenc
     return folder
 
 
-def columns_set(folder: Path, columns: dict[str, list[Any]], kinds: datasets.Features | None = None) -> Path:
-    """Both splits have three images and the other `columns`."""
+def parquet_with_columns(folder: Path, columns: dict[str, list[Any]], kinds: datasets.Features | None = None) -> Path:
+    """Write both splits, each with three images and the other `columns`."""
     for split in ("train", "test"):
         shard(folder, split, {"image": images(*map(picture, range(3))), **columns}, kinds)
     return folder
 
 
-def same(a: Source, b: Source) -> bool:
+def equal_sources(a: Source, b: Source) -> bool:
     pairs = ((a.train, b.train), (a.test, b.test))
     equal = all(torch.equal(x.pixels, y.pixels) and torch.equal(x.labels, y.labels) for x, y in pairs)
     return equal and a.class_names == b.class_names
@@ -145,7 +145,7 @@ def test_digits_are_the_same_in_every_run() -> None:
     torch.manual_seed(1)
     first = load_digits()
     torch.manual_seed(2)
-    assert same(first, load_digits())
+    assert equal_sources(first, load_digits())
 
 
 # Layouts
@@ -153,14 +153,14 @@ def test_digits_are_the_same_in_every_run() -> None:
 
 def test_class_folders_give_the_images_of_the_files(tmp_path: Path) -> None:
     source = load_source(str(class_folders(tmp_path / "set")))
-    assert source.where == str(tmp_path / "set")
+    assert source.origin == str(tmp_path / "set")
     assert source.class_names == tuple(NAMES)
     assert source.train.labels.tolist() == source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(source.train.pixels, torch.stack([chw(picture(10 * c + i)) for c in range(3) for i in range(2)]))
     assert torch.equal(source.test.pixels[3], chw(picture(111)))
 
 
-def test_a_path_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(tmp_path / "set")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_source("~/set").train) == 6
@@ -181,8 +181,8 @@ def test_test_is_preferred_to_validation(tmp_path: Path) -> None:
     assert torch.equal(load_source(str(root)).test.pixels[0], chw(picture(200)))
 
 
-def test_plain_class_folders_give_a_fixed_fifth_of_each_class_to_the_test(tmp_path: Path) -> None:
-    for name, count in (("train", 10), ("cat", 15), ("dog", 2)):  # "train" is a class here: it has no subfolders
+def test_of_plain_class_folders_a_fixed_fifth_of_each_class_is_for_testing(tmp_path: Path) -> None:
+    for name, count in (("train", 10), ("cat", 15), ("dog", 2)):  # "train" has no subfolders, so it is a class here
         for i in range(count):
             save(picture(len(name) * 100 + i), tmp_path / "set" / name / f"{i:02}.png")
     (tmp_path / "set" / "cat" / "notes.txt").write_text("no image")
@@ -192,11 +192,11 @@ def test_plain_class_folders_give_a_fixed_fifth_of_each_class_to_the_test(tmp_pa
     assert source.train.labels.bincount().tolist() == [12, 1, 8]
     assert source.test.labels.bincount().tolist() == [3, 1, 2]
     shutil.move(tmp_path / "set", tmp_path / "moved")
-    assert same(source, load_source(str(tmp_path / "moved")))
+    assert equal_sources(source, load_source(str(tmp_path / "moved")))
 
 
 def tiny_imagenet(root: Path) -> Path:
-    """TinyImageNet as it is unpacked: two classes of three training and two validation images."""
+    """Write TinyImageNet as unpacked, with two classes of three training and two validation images."""
     lines = []
     for c, wnid in enumerate(("n02", "n01")):
         for i in range(3):
@@ -206,7 +206,7 @@ def tiny_imagenet(root: Path) -> Path:
             save(picture(50 + 10 * c + i), root / "val" / "images" / f"val_{2 * i + c}.JPEG")
             lines.append(f"val_{2 * i + c}.JPEG\t{wnid}\t0\t0\t62\t62\n")
     (root / "val" / "val_annotations.txt").write_text("".join(lines))
-    save(picture(99), root / "test" / "images" / "test_0.JPEG")  # has no labels and is not used
+    save(picture(99), root / "test" / "images" / "test_0.JPEG")  # not used, as it has no labels
     (root / "wnids.txt").write_text("n02\nn01\n")
     (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tnewt\n")
     return root
@@ -222,7 +222,7 @@ def test_tiny_imagenet_as_unpacked_equals_its_parquet_form(tmp_path: Path) -> No
     for split, files, labels in (("train", train, [0, 0, 0, 1, 1, 1]), ("valid", val, [1, 1, 0, 0])):
         rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
         shard(tmp_path / "hub", split, {"image": rows, "label": labels}, kinds)
-    assert same(folder, load_source(str(tmp_path / "hub")))
+    assert equal_sources(folder, load_source(str(tmp_path / "hub")))
 
 
 def test_broken_annotations_of_tiny_imagenet_are_named(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_broken_annotations_of_tiny_imagenet_are_named(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_real_images_some_of_them_grey(tmp_path: Path) -> None:
-    for split in ("train", "valid"):  # the small split twice, to be quick
+def test_a_real_data_set_with_some_grey_images(tmp_path: Path) -> None:
+    for split in ("train", "valid"):  # the small split twice, as it loads faster
         name = f"{split}-00000-of-00001.parquet"
         (tmp_path / name).symlink_to(SHARED / "tiny-imagenet-50" / "valid-00000-of-00001.parquet")
     source = load_source(str(tmp_path))
@@ -257,22 +257,22 @@ def test_cifar100_is_decoded_within_a_minute_and_opened_within_two_seconds() -> 
     start = time.perf_counter()
     second = load_source(str(SHARED / "cifar100"))
     assert time.perf_counter() - start < 2
-    assert same(first, second)
+    assert equal_sources(first, second)
     assert second.train.pixels.shape == (50_000, 3, 32, 32)
     assert second.class_names[:2] == ("apple", "aquarium_fish")
     assert second.test.labels.bincount().tolist() == [100] * 100
 
 
-# Places where there is no data set
+# Paths without a data set
 
 
 @pytest.mark.parametrize("data", ["/no/such", "./no", "../no", "~/no-such", "~nobody/x", "a/b/c", "a b", "", "owner/"])
-def test_a_path_that_does_not_exist(data: str) -> None:
+def test_a_missing_path_is_refused(data: str) -> None:
     with refused("expected a folder of images or Parquet files or a hub id, got a path that does not exist"):
         load_source(data)
 
 
-def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
+def test_folders_without_a_data_set_are_refused(tmp_path: Path) -> None:
     with refused("found no images"):
         load_source(str(tmp_path))
     save(picture(0), tmp_path / "train" / "loose.png")
@@ -286,7 +286,7 @@ def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
         load_source(str(tmp_path / "alone"))
 
 
-def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}-0.parquet").write_bytes(b"PAR1 but no more")
     with refused("expected readable data, got: .*train-0.parquet"):
@@ -316,7 +316,7 @@ def test_the_label_column(tmp_path: Path, columns: dict[str, str], asked: str | 
     }
     values: dict[str, list[Any]] = {name: [2, 1, 0] if name == expected else [0, 1, 2] for name in columns}
     values |= {name: ["x"] * 3 for name, kind in columns.items() if kind == "string"}
-    columns_set(tmp_path / "set", values, features(**{name: kinds[kind] for name, kind in columns.items()}))
+    parquet_with_columns(tmp_path / "set", values, features(**{name: kinds[kind] for name, kind in columns.items()}))
     source = load_source(str(tmp_path / "set"), label_column=asked)
     assert source.train.labels.tolist() == [2, 1, 0]
     assert source.class_names == (tuple(NAMES) if columns[expected] == "class" else ("0", "1", "2"))
@@ -332,53 +332,53 @@ def test_the_label_column(tmp_path: Path, columns: dict[str, str], asked: str | 
         ({"mask": images(*map(picture, range(3))), "label": [0, 1, 2]}, None, "one column of images"),
     ],
 )
-def test_columns_that_are_missing_or_ambiguous(
+def test_missing_or_ambiguous_columns_are_refused(
     tmp_path: Path, columns: dict[str, list[Any]], asked: str | None, match: str
 ) -> None:
-    columns_set(tmp_path / "set", columns)
+    parquet_with_columns(tmp_path / "set", columns)
     with refused(match):
         load_source(str(tmp_path / "set"), label_column=asked)
 
 
-def test_a_set_without_a_column_of_images(tmp_path: Path) -> None:
+def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         shard(tmp_path / "set", split, {"text": ["x"], "label": [0]})
     with refused("expected one column of images, got the columns 'text', 'label'"):
         load_source(str(tmp_path / "set"))
 
 
-@pytest.mark.parametrize(("label", "came"), [(3, "3"), (-1, "-1"), (None, "-1")])
-def test_a_label_that_has_no_class(tmp_path: Path, label: int | None, came: str) -> None:
-    with refused(f"split test, row 3: expected a label from 0 to 2, got {came}"):
+@pytest.mark.parametrize(("label", "shown"), [(3, "3"), (-1, "-1"), (None, "-1")])
+def test_a_label_without_a_class_is_refused(tmp_path: Path, label: int | None, shown: str) -> None:
+    with refused(f"split test, row 3: expected a label from 0 to 2, got {shown}"):
         load_source(str(parquet(tmp_path / "set", test=[0, 1, 2, label])))
 
 
 @pytest.mark.parametrize("label", [-1, 10**12])
-def test_an_integer_that_is_no_label(tmp_path: Path, label: int) -> None:
-    columns_set(tmp_path / "set", {"label": [0, 1, label]})
+def test_an_integer_that_is_not_a_label_is_refused(tmp_path: Path, label: int) -> None:
+    parquet_with_columns(tmp_path / "set", {"label": [0, 1, label]})
     with refused(f"split train, row 2: expected a label from 0 to [12], got {label}"):
         load_source(str(tmp_path / "set"))
 
 
-def test_a_class_without_images_in_a_split(tmp_path: Path) -> None:
+def test_a_class_without_images_in_a_split_is_refused(tmp_path: Path) -> None:
     with refused("split test: expected images of every class, got none of 'dog'"):
         load_source(str(parquet(tmp_path / "a", test=[0, 1])))
     with refused("split train: expected images of every class, got none of 'cat'"):
         load_source(str(parquet(tmp_path / "b", train=[0, 2, 2])))
-    columns_set(tmp_path / "c", {"label": [0, 2, 2]})
+    parquet_with_columns(tmp_path / "c", {"label": [0, 2, 2]})
     with refused("got none of '1'"):
         load_source(str(tmp_path / "c"))
 
 
-def test_an_empty_class_folder(tmp_path: Path) -> None:
+def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
-    load_source(str(root))  # fills the cache, which must not hide the folder that is new
+    load_source(str(root))  # fills the cache, which must not hide the new folder
     (root / "train" / "zebra").mkdir()
     with refused("split train: expected images of every class, got none of 'zebra'"):
         load_source(str(root))
 
 
-def test_splits_with_different_class_names(tmp_path: Path) -> None:
+def test_splits_with_different_class_names_are_refused(tmp_path: Path) -> None:
     for split, names in (("train", NAMES), ("test", NAMES[::-1])):
         kinds = features(label=datasets.ClassLabel(names=names))
         shard(tmp_path / "set", split, {"image": images(*map(picture, range(3))), "label": [0, 1, 2]}, kinds)
@@ -405,7 +405,7 @@ def test_grey_images_have_one_channel(tmp_path: Path, mode: str) -> None:
 
 def test_one_colour_image_makes_all_of_them_colour(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", mode="L")
-    # With this kind of transparency Pillow warns of what the conversion loses.
+    # Pillow warns that the conversion loses this kind of transparency.
     picture(3, "P").save(root / "test" / "dog" / "1.png", transparency=bytes(range(0, 256, 8)))
     source = load_source(str(root))
     assert source.train.pixels.shape == source.test.pixels.shape == (6, 3, 6, 6)
@@ -413,7 +413,7 @@ def test_one_colour_image_makes_all_of_them_colour(tmp_path: Path) -> None:
     assert torch.equal(source.test.pixels[5], chw(picture(3, "P").convert("RGB")))
 
 
-def test_photographs_stand_upright(tmp_path: Path) -> None:
+def test_rotated_photos_are_turned_upright(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
@@ -435,34 +435,34 @@ def test_images_of_two_sizes_are_refused_or_resized(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "came"),
+    ("content", "reason"),
     [
         pytest.param(b"P4\n8000 7000\n", "8000x7000 pixels, more than 50 megapixels", id="too large"),
         pytest.param(b"P4\n60000 60000\n", "Image size .* exceeds limit", id="a bomb"),
         pytest.param(b"text", "data in none of the formats BMP, GIF, JPEG, PNG", id="text"),
-        pytest.param(encoded(picture(0), "EPS"), "data in none of the formats", id="a program"),
-        pytest.param(encoded(picture(0))[:60], "image file is truncated|broken PNG", id="cut"),
-        pytest.param(encoded(picture(0, "F"), "TIFF"), "floating-point pixels", id="floats"),
+        pytest.param(encode(picture(0), "EPS"), "data in none of the formats", id="a program"),
+        pytest.param(encode(picture(0))[:60], "image file is truncated|broken PNG", id="cut"),
+        pytest.param(encode(picture(0, "F"), "TIFF"), "floating-point pixels", id="floats"),
     ],
 )
-def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, came: str) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     root = class_folders(tmp_path / "folders")
     (root / "train" / "cat" / "1.png").write_bytes(content)
-    with refused(f"train/cat/1.png: expected an image, got: ({came})"):
+    with refused(f"train/cat/1.png: expected an image, got: ({reason})"):
         load_source(str(root))
     rows = [*images(picture(0), picture(1)), {"bytes": content, "path": "2.png"}]
     kinds = features(label=datasets.ClassLabel(names=NAMES))
     parquet(tmp_path / "parquet")
     shard(tmp_path / "parquet", "test", {"image": rows, "label": [0, 1, 2]}, kinds)
-    with refused(f"parquet, split test, row 2: expected an image, got: ({came})"):
+    with refused(f"parquet, split test, row 2: expected an image, got: ({reason})"):
         load_source(str(tmp_path / "parquet"))
 
 
 def test_the_row_of_an_image_counts_from_the_start_of_its_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "ROWS", 2)
-    columns_set(tmp_path / "set", {"label": [0, 1, 2]})
+    monkeypatch.setattr(decode, "BATCH_ROWS", 2)
+    parquet_with_columns(tmp_path / "set", {"label": [0, 1, 2]})
     shard(tmp_path / "set", "train", {"image": [*images(*map(picture, range(4))), None], "label": [0, 1, 2, 0, 0]})
     with refused("split train, row 4: expected an image, got: nothing"):
         load_source(str(tmp_path / "set"))
@@ -476,12 +476,12 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(tmp_path: Path, reques
     first = load_source(str(root))
     request.getfixturevalue("undecodable")
     second = load_source(str(root))
-    assert same(first, second)
-    second.train.pixels.zero_()  # a private copy: what is on disk stays as it is
-    assert same(first, load_source(str(root)))
+    assert equal_sources(first, second)
+    second.train.pixels.zero_()  # a private copy: the file does not change
+    assert equal_sources(first, load_source(str(root)))
 
 
-def test_another_file_column_or_size_is_decoded_anew(tmp_path: Path) -> None:
+def test_a_changed_file_column_or_size_is_decoded_again(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     load_source(str(root))
     save(picture(9), root / "train" / "cat" / "0.png")
@@ -489,7 +489,7 @@ def test_another_file_column_or_size_is_decoded_anew(tmp_path: Path) -> None:
     assert load_source(str(root), image_size=3).train.pixels.shape == (6, 3, 3, 3)
     save(picture(8), root / "train" / "cat" / "9.png")
     assert len(load_source(str(root)).train) == 7
-    columns_set(tmp_path / "parquet", {"label": [0, 1, 2], "other": [2, 1, 0]})
+    parquet_with_columns(tmp_path / "parquet", {"label": [0, 1, 2], "other": [2, 1, 0]})
     assert load_source(str(tmp_path / "parquet")).train.labels.tolist() == [0, 1, 2]
     assert load_source(str(tmp_path / "parquet"), label_column="other").train.labels.tolist() == [2, 1, 0]
 
@@ -501,8 +501,8 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, cache: Path, damage: str) ->
     expected = [first.train.pixels.clone(), first.test.pixels.clone()]
     (file,) = cache.glob("*/train_pixels.npy")
     content = file.read_bytes()
-    file.parent.with_suffix(".left").mkdir()  # as a killed process leaves it
-    file.unlink()  # the open set keeps its pages
+    file.parent.with_suffix(".left").mkdir()  # as a killed process would leave it
+    file.unlink()  # the open data set keeps its pages
     if damage in ("cut", "flip", "empty"):
         file.write_bytes({"cut": content[:-1], "flip": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}[damage])
     if damage == "names":
@@ -515,9 +515,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, cache: Path, damage: str) ->
     assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
 
 
-def test_decoding_that_fails_leaves_nothing_behind(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_decoding_leaves_no_files(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = class_folders(tmp_path / "set")
     broken = root / "test" / "dog" / "1.png"
     broken.write_bytes(b"text")
@@ -533,7 +531,7 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path, cache: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))  # a file takes 400 bytes, the images 648
     try:
-        with refused("pah: expected room to keep the decoded images, got: .*; HF_DATASETS_CACHE=FOLDER names another"):
+        with refused("pah: expected space for the decoded images, got: .*; HF_DATASETS_CACHE=FOLDER chooses another"):
             load_source(root)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -541,41 +539,43 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path, cache: Path) -> None:
     assert len(load_source(root).train) == 6
 
 
-def test_two_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_concurrent_loads_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(class_folders(tmp_path / "set"))
-    built, loaded, build = [], [], decode._build
+    calls, loaded, decode_to_folder = [], [], decode._decode_to_folder
 
-    def slow_build(*args: Any) -> None:
-        built.append(args)
+    def slow_decode(*args: Any) -> None:
+        calls.append(args)
         time.sleep(0.2)
-        build(*args)
+        decode_to_folder(*args)
 
-    monkeypatch.setattr(decode, "_build", slow_build)
+    monkeypatch.setattr(decode, "_decode_to_folder", slow_decode)
     threads = [threading.Thread(target=lambda: loaded.append(load_source(root))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(built) == 1
-    assert same(*loaded)
+    assert len(calls) == 1
+    assert equal_sources(*loaded)
 
 
 # The hub
 
 
-def test_a_hub_out_of_reach_is_said_with_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "hub_answers", lambda: False)
-    with refused(r"'owner/set': .* a hub that cannot be reached, .*; --data PATH with a folder of Parquet files or"):
+def test_an_unreachable_hub_is_reported_with_an_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
+    with refused(
+        r"'owner/set': .* a hub that cannot be reached, .*; use --data PATH with a folder of Parquet files or"
+    ):
         load_source("owner/set")
 
 
-def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     session = type("Session", (), {"head": lambda *_, **__: time.sleep(1)})
     monkeypatch.setattr(huggingface_hub, "get_session", session)
-    assert not hub.hub_answers(seconds=0.05)
+    assert not hub.hub_is_reachable(seconds=0.05)
 
 
-def test_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_answers_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_error(404)
@@ -586,42 +586,42 @@ def test_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.handle_request).start()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        assert hub.hub_answers()
+        assert hub.hub_is_reachable()
 
 
-def test_what_the_hub_says_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_become_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: str) -> None:
         raise ValueError("Config name is missing.\nPlease pick one among ['a', 'b']")
 
-    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with refused("'owner/set': .* got Config name is missing.; --data PATH"):
+    with refused("'owner/set': .* got Config name is missing.; use --data PATH"):
         load_source("owner/set")
 
 
-def test_a_set_in_the_cache_needs_no_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_in_the_cache_needs_no_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     local = parquet(tmp_path / "set")
     shards = {split: [str(local / f"{split}-00000-of-00001.parquet")] for split in ("train", "test")}
     builder = Parquet(cache_dir=str(tmp_path), dataset_name="shapes", data_files=shards)
     builder.download_and_prepare(output_dir=str(cache.parent / "owner___shapes" / "default" / "0.0.0" / "hash"))
     source = load_source("owner/shapes")
-    assert source.where == "owner/shapes"
-    assert same(source, load_source(str(local)))
+    assert source.origin == "owner/shapes"
+    assert equal_sources(source, load_source(str(local)))
     assert not datasets.config.HF_HUB_OFFLINE
     assert not datasets.are_progress_bars_disabled()
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
-def test_a_decoded_set_is_mapped_for_random_reading(tmp_path: Path, cache: Path) -> None:
-    """Reading ahead, of as much as the disk is set to, would push out of a small memory what it holds."""
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux shows how a file is mapped")
+def test_a_decoded_data_set_is_mapped_without_read_ahead(tmp_path: Path, cache: Path) -> None:
+    """Read-ahead would displace useful pages from a small memory."""
     class_folders(tmp_path)
     source = load_source(str(tmp_path))
     mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
     flags = {
-        Path(of.splitlines()[0].split(maxsplit=5)[5]).name: of.split("VmFlags:")[1].split()
-        for of in mappings
-        if str(cache) in of.splitlines()[0]
+        Path(mapping.splitlines()[0].split(maxsplit=5)[5]).name: mapping.split("VmFlags:")[1].split()
+        for mapping in mappings
+        if str(cache) in mapping.splitlines()[0]
     }
-    assert "rr" in flags["train_pixels.npy"], "VM_RAND_READ"
+    assert "rr" in flags["train_pixels.npy"]  # VM_RAND_READ
     assert len(source.train)

@@ -16,11 +16,11 @@ PLAIN = AugmentOptions()
 SHIFTED = AugmentOptions(crop=2, flip=True)
 
 
-def test_classes_that_do_not_divide_evenly_go_to_the_first_tasks() -> None:
+def test_if_classes_do_not_divide_evenly_the_first_tasks_get_one_more() -> None:
     assert [len(task.class_names) for task in digits(tasks=3).tasks] == [4, 3, 3]
 
 
-def test_every_image_belongs_to_one_task_with_its_own_label() -> None:
+def test_every_image_is_in_one_task_with_its_label() -> None:
     stream = digits(tasks=3, seed=5)
     rows = torch.cat([task.train.rows for task in stream.tasks])
     assert sorted(rows.tolist()) == list(range(len(DIGITS.train)))
@@ -29,45 +29,45 @@ def test_every_image_belongs_to_one_task_with_its_own_label() -> None:
         assert torch.equal(DIGITS.test.labels[task.test.rows], torch.tensor(task.labels)[task.test.labels])
 
 
-def test_the_seed_orders_the_classes_and_natural_order_is_the_data_sets() -> None:
+def test_classes_are_shuffled_by_the_seed_or_in_natural_order() -> None:
     assert digits(seed=1).class_order == digits(seed=1).class_order
     assert digits(seed=1).class_order != digits(seed=2).class_order
     assert sorted(digits(seed=1).class_order) == list(range(10))
     assert digits(class_order="natural").class_order == list(range(10))
 
 
-def test_fewer_classes_are_the_first_of_the_order() -> None:
+def test_fewer_classes_are_the_first_ones_of_the_order() -> None:
     assert digits(tasks=2, classes=5, seed=3).class_order == digits(seed=3).class_order[:5]
 
 
-def test_tasks_may_have_sizes_of_their_own() -> None:
+def test_tasks_of_given_sizes() -> None:
     stream = digits(class_order="natural", sizes=(2, 4, 3))
     assert [task.labels for task in stream.tasks] == [(0, 1), (2, 3, 4, 5), (6, 7, 8)]
 
 
-def test_fewer_images_are_drawn_by_the_seed_from_those_that_are_not_held_out() -> None:
-    asked = ((0, None), (0, 20), (1, 20))
-    whole, few, other = (digits(seed=seed, images=n, class_order="natural", validation=0.2) for seed, n in asked)
-    for all_of, some, rest in zip(whole.tasks, few.tasks, other.tasks, strict=True):
-        assert some.train.labels.bincount().tolist() == [20, 20]
-        assert set(some.train.rows.tolist()) < set(all_of.train.rows.tolist())
-        assert torch.equal(some.validation.rows, all_of.validation.rows)
-        assert set(some.train.rows.tolist()) != set(rest.train.rows.tolist())
+def test_fewer_images_are_drawn_by_the_seed_and_not_from_validation_images() -> None:
+    seeds_and_images = ((0, None), (0, 20), (1, 20))
+    streams = [digits(seed=seed, images=n, class_order="natural", validation=0.2) for seed, n in seeds_and_images]
+    for all_images, few, other_seed in zip(*(stream.tasks for stream in streams), strict=True):
+        assert few.train.labels.bincount().tolist() == [20, 20]
+        assert set(few.train.rows.tolist()) < set(all_images.train.rows.tolist())
+        assert torch.equal(few.validation.rows, all_images.validation.rows)
+        assert set(few.train.rows.tolist()) != set(other_seed.train.rows.tolist())
 
 
 def test_validation_is_the_same_share_of_every_class_and_never_trained_on() -> None:
     plain, stream = digits(seed=4), digits(seed=4, validation=0.25)
     for whole, task in zip(plain.tasks, stream.tasks, strict=True):
-        kept, held = set(task.train.rows.tolist()), set(task.validation.rows.tolist())
-        assert not kept & held
-        assert kept | held == set(whole.train.rows.tolist())
+        training, held_out = set(task.train.rows.tolist()), set(task.validation.rows.tolist())
+        assert not training & held_out
+        assert training | held_out == set(whole.train.rows.tolist())
         for label in range(2):
             count = int((whole.train.labels == label).sum())
             assert int((task.validation.labels == label).sum()) == round(count / 4)
         assert torch.equal(task.test.rows, whole.test.rows)
 
 
-def test_normalisation_knows_the_first_task_only() -> None:
+def test_normalisation_uses_only_the_first_task() -> None:
     stream = digits(tasks=5, seed=0)
     first = stream.tasks[0].train
     values = first.pixels[first.rows].double() / 255
@@ -79,7 +79,7 @@ def test_normalisation_knows_the_first_task_only() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 32, 50, 1000])
-def test_an_epoch_shows_every_image_once_in_batches_of_nearly_equal_size(batch_size: int) -> None:
+def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size(batch_size: int) -> None:
     task = digits().tasks[1]
     batches = list(training_batches([task], batch_size, PLAIN, seed=0, epoch=0))
     sizes = [len(batch.y) for batch in batches]
@@ -87,9 +87,9 @@ def test_an_epoch_shows_every_image_once_in_batches_of_nearly_equal_size(batch_s
     assert sum(sizes) == len(task.train)
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
-    shown = torch.cat([batch.x for batch in batches]).flatten(1).sum(dim=1).sort().values
-    there = task.normalization(task.train.pixels[task.train.rows]).flatten(1).sum(dim=1).sort().values
-    torch.testing.assert_close(shown, there)
+    batch_sums = torch.cat([batch.x for batch in batches]).flatten(1).sum(dim=1).sort().values
+    task_sums = task.normalization(task.train.pixels[task.train.rows]).flatten(1).sum(dim=1).sort().values
+    torch.testing.assert_close(batch_sums, task_sums)
 
 
 def test_an_epoch_continued_at_a_batch_is_the_same_epoch() -> None:
@@ -97,9 +97,9 @@ def test_an_epoch_continued_at_a_batch_is_the_same_epoch() -> None:
     whole = list(training_batches([task], 16, SHIFTED, seed=7, epoch=3))
     rest = list(training_batches([task], 16, SHIFTED, seed=7, epoch=3, first=5))
     assert len(rest) == len(whole) - 5
-    for one, other in zip(whole[5:], rest, strict=True):
-        assert torch.equal(one.x, other.x)
-        assert torch.equal(one.y, other.y)
+    for batch, resumed in zip(whole[5:], rest, strict=True):
+        assert torch.equal(batch.x, resumed.x)
+        assert torch.equal(batch.y, resumed.y)
 
 
 def test_seed_and_epoch_change_order_and_augmentation() -> None:
@@ -113,7 +113,7 @@ def test_seed_and_epoch_change_order_and_augmentation() -> None:
     assert not torch.equal(first(0, 0), first(1, 0))
 
 
-def test_an_image_is_augmented_anew_in_each_epoch_and_step() -> None:
+def test_an_image_is_augmented_differently_in_each_epoch_and_step() -> None:
     task = digits().tasks[0]
     one = Examples(task.train.pixels, task.train.rows[:1].expand(64), torch.zeros(64, dtype=torch.int64))
     same = replace(task, train=one)  # one image only, so that the order of images makes no difference
@@ -122,19 +122,19 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_step() -> None:
         for epoch in range(2)
         for step, batch in enumerate(training_batches([same], 32, SHIFTED, seed=0, epoch=epoch))
     }
-    for one_place, other_place in itertools.combinations(batches, 2):
-        assert not torch.equal(batches[one_place], batches[other_place])
+    for first, second in itertools.combinations(batches.values(), 2):
+        assert not torch.equal(first, second)
 
 
-def test_joint_batches_mix_tasks_and_say_whose_an_image_is() -> None:
+def test_joint_batches_mix_tasks_and_give_the_task_of_each_image() -> None:
     tasks = digits().tasks[:3]
     batches = list(training_batches(tasks, 64, PLAIN, seed=0, epoch=0))
-    owners = torch.cat([batch.tasks for batch in batches])
-    assert owners.bincount().tolist() == [len(task.train) for task in tasks]
+    task_indices = torch.cat([batch.tasks for batch in batches])
+    assert task_indices.bincount().tolist() == [len(task.train) for task in tasks]
     assert len(batches[0].tasks.unique()) == 3
 
 
-def test_evaluation_shows_every_image_once_unchanged() -> None:
+def test_evaluation_yields_every_image_once_and_unchanged() -> None:
     task = digits().tasks[2]
     x, y = (torch.cat(parts) for parts in zip(*evaluation_batches(task, task.test, 7), strict=True))
     assert torch.equal(x, task.normalization(task.test.pixels[task.test.rows]))
@@ -151,9 +151,9 @@ def test_a_shift_moves_the_image_and_mirrors_the_border() -> None:
 
 def test_a_flip_mirrors_left_and_right_of_half_the_images() -> None:
     images = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 2, 3).expand(400, -1, -1, -1)
-    out = augment(images, AugmentOptions(flip=True), generator(0, "f"))
-    flipped = (out == images.flip(-1)).flatten(1).all(dim=1)
-    same = (out == images).flatten(1).all(dim=1)
+    augmented = augment(images, AugmentOptions(flip=True), generator(0, "f"))
+    flipped = (augmented == images.flip(-1)).flatten(1).all(dim=1)
+    same = (augmented == images).flatten(1).all(dim=1)
     assert bool((flipped ^ same).all())
     assert 150 < int(flipped.sum()) < 250
 
@@ -172,7 +172,7 @@ def test_without_augmentation_images_are_unchanged() -> None:
         (StreamOptions(validation=0.999), 2, "keeps no training image"),
         (StreamOptions(sizes=(2, 9)), 2, "at most the 10 classes"),
         (StreamOptions(sizes=(2, 3), classes=6), 2, "sizes that add up to 6 classes"),
-        (StreamOptions(sizes=(2, 3), tasks=3), 3, "2, as there are so many sizes"),
+        (StreamOptions(sizes=(2, 3), tasks=3), 3, "2, the number of stream.sizes"),
     ],
 )
 def test_impossible_splits_are_refused(options: StreamOptions, tasks: int, message: str) -> None:

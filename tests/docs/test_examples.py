@@ -1,4 +1,4 @@
-"""Every block of code in the README and in docs/ is run as it stands there, with fewer epochs and on small images."""
+"""Run every block of code in README.md, CONTRIBUTING.md and docs/, with fewer epochs and on small images."""
 
 import re
 import shlex
@@ -21,16 +21,20 @@ from conftest import TINY
 from fenced_blocks import SERVED, Block, blocks
 from pah.cli.main import main
 from pah.data.benchmarks import BENCHMARKS
-from pah.learner.learner import DEFAULT
+from pah.learner.defaults import DEFAULT
 from pah.methods import METHODS, Entry
 from pah.models.backbones import BACKBONES
 from pah.study.grid import run_cells
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != SERVED)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != SERVED),
+]
 NO_CODE = {"", "text", "bibtex"}  # languages of blocks that are not run
 
-QUICK_PYTHON = {  # what a block says -> the same, made quick
+QUICK_PYTHON = {  # text of a block -> text that runs faster
     'backbone="resnet18-slim"': '"convnet", quick',
     "epochs=20": "epochs=1",
 }
@@ -47,7 +51,7 @@ A_STUDY = (
     "--stream.first",
     "1",
 )
-QUICK_COMMANDS = {  # how a command begins -> words that make it quick; of an option that is said twice the last counts
+QUICK_COMMANDS = {  # start of a command -> words that make it faster; if an option is given twice, the last one counts
     "pah run": A_RUN,
     "pah run split-cifar100": (*A_RUN, "--data", "PATH"),  # not from the hub
     "pah run split-digits --backbone patches": ("--epochs", "1"),
@@ -61,7 +65,7 @@ QUICK_COMMANDS = {  # how a command begins -> words that make it quick; of an op
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the pages speak of: class folders, an image, a run with snapshots, the recipes."""
+    """Return a folder with everything that the pages use: class folders, an image, a run with snapshots, recipes."""
     folder = tmp_path_factory.mktemp("world")
     class_folders(folder / "PATH", [f"class{i:02}" for i in range(20)])
     class_folders(folder / "photos", ["crow", "duck", "wren", "cod", "ray", "eel"])
@@ -75,9 +79,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def class_folders(folder: Path, classes: Sequence[str]) -> None:
-    """Six images of 16x16 of each class; the classes differ in brightness.
+    """Write six images of 16x16 pixels for each class; the classes differ in brightness.
 
-    In bf16, 8x8 are too small: PyTorch 2.14 leaves some weight gradients of a strided convolution on 1x1 unset.
+    In bf16, 8x8 pixels are too few: PyTorch 2.14 leaves some weight gradients of a strided convolution on 1x1 unset.
     """
     for level, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -87,8 +91,8 @@ def class_folders(folder: Path, classes: Sequence[str]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _tables_as_they_were() -> Iterator[None]:
-    """What blocks add to the tables of names is gone after a test."""
+def _restore_tables() -> Iterator[None]:
+    """Remove what blocks add to the tables of names after each test."""
     tables: list[dict[str, Any]] = [METHODS, BENCHMARKS, BACKBONES]
     before = [dict(table) for table in tables]
     yield
@@ -100,9 +104,8 @@ def _tables_as_they_were() -> Iterator[None]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = namespace(page.stem, monkeypatch)
-    monkeypatch.setattr(
-        sys.modules["pah.cli.main"], "engine", lambda *_: nullcontext(run_cells)
-    )  # tests of Ray stand elsewhere
+    # Ray has tests of its own
+    monkeypatch.setattr(sys.modules["pah.cli.studies"], "engine", lambda *_: nullcontext(run_cells))
     for number, block in enumerate(blocks(page)):
         if block.language in NO_CODE:
             continue
@@ -117,7 +120,7 @@ def test_every_block_of_code_runs(page: Path, world: Path, tmp_path: Path, monke
 
 
 def namespace(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Where all Python of a page runs: a module, for a dataclass looks its own up."""
+    """Return the namespace of a module in which all Python of a page runs: a dataclass looks up its module."""
     module = ModuleType(f"page_{name}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     quick = replace(DEFAULT, training=replace(DEFAULT.training, epochs=1))
@@ -133,12 +136,12 @@ def run_python(block: Block, names: dict[str, object]) -> None:
 
 
 def run_line(line: str, where: str) -> None:
-    """Run a line of shell up to a pipe, made quick; of programs but pah, whether what they are asked exists."""
+    """Run a line of shell up to a pipe: `pah` with faster options, of other programs check that the words are valid."""
     words = shlex.split(line, comments=True)
     if not words:
         return
     words = words[: words.index("|")] if "|" in words else words
-    program = words[0].removeprefix(".venv/bin/")
+    program = words[0]
     assert program in PROGRAMS, f"{where}: no test knows how to run {line!r}"
     PROGRAMS[program](words[1:], f"{where}: {line}")
 
@@ -155,7 +158,7 @@ def run_pah(words: Sequence[str], where: str) -> None:
 
 
 def run_as_one(words: Sequence[str], where: str) -> None:
-    """What torchrun starts, in one process; tests of several stand elsewhere."""
+    """Run what torchrun starts in one process; several processes have tests of their own."""
     assert words[0] == "--nproc-per-node", where
     assert words[2:4] == ["-m", "pah"], where
     run_pah(words[4:], where)
@@ -168,9 +171,17 @@ def check_make(words: Sequence[str], where: str) -> None:
 
 def check_pip(words: Sequence[str], where: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = re.fullmatch(r"install (?:-e \.|pah)(?:\[([\w,]+)\])?", " ".join(words))
-    assert asked, where
-    assert set((asked[1] or "dev").split(",")) <= set(project["optional-dependencies"]), where
+    install = re.fullmatch(r"install -e \.(?:\[([\w,]+)\])?", " ".join(words))  # the package is on no index
+    assert install, where
+    assert set((install[1] or "dev").split(",")) <= set(project["optional-dependencies"]), where
+
+
+def check_activate(words: Sequence[str], where: str) -> None:
+    assert list(words) == [".venv/bin/activate"], where
+
+
+def check_script(words: Sequence[str], where: str) -> None:
+    assert (ROOT / words[0]).is_file(), where
 
 
 def check_ray(words: Sequence[str], where: str) -> None:
@@ -184,18 +195,30 @@ PROGRAMS: dict[str, Callable[[Sequence[str], str], None]] = {
     "pah": run_pah,
     "make": check_make,
     "pip": check_pip,
+    "python": check_script,
+    "source": check_activate,
     "ray": check_ray,
     "torchrun": run_as_one,
 }
 
 
-def test_the_blocks_that_are_made_quick_are_there() -> None:
-    said = "\n".join(block.text for page in PAGES for block in blocks(page))
-    assert [begin for begin in (*QUICK_PYTHON, *QUICK_COMMANDS) if begin not in said] == []
+def test_the_blocks_that_are_made_faster_exist() -> None:
+    code = "\n".join(block.text for page in PAGES for block in blocks(page))
+    assert [begin for begin in (*QUICK_PYTHON, *QUICK_COMMANDS) if begin not in code] == []
 
 
 @pytest.mark.parametrize(
-    "line", ["pah run --epoch 1", "pah runs", "curl example.org", "make tests", "pip install pah[x]"]
+    "line",
+    [
+        "pah run --epoch 1",
+        "pah runs",
+        ".venv/bin/pah --version",
+        "curl example.org",
+        "make tests",
+        "pip install 'pah[report]'",
+        "python tools/none.py",
+        "source venv/bin/activate",
+    ],
 )
 def test_a_line_that_cannot_run_is_noticed(line: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
@@ -203,19 +226,52 @@ def test_a_line_that_cannot_run_is_noticed(line: str, world: Path, monkeypatch: 
         run_line(line, "here")
 
 
-def test_the_readme_says_what_its_examples_do(
+def python_blocks(page: str) -> list[Block]:
+    return [block for block in blocks(ROOT / page) if block.language == "python"]
+
+
+def test_the_examples_do_what_the_pages_say(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names = namespace("README", monkeypatch)
-    lifelong, library, *method = (block for block in blocks(ROOT / "README.md") if block.language == "python")
-    run_python(lifelong, names)
+    [photos] = python_blocks("README.md")
+    run_python(photos, names)
+    label, probability = capsys.readouterr().out.splitlines()[-1].split()
+    assert label in ("crow", "duck", "wren")
+    assert 0 < float(probability) <= 1
     assert [task.name for task in pah.ContinualLearner.load("animals").tasks] == ["birds", "fish"]
-    run_python(library, names)
+    [benchmark] = python_blocks("docs/first-benchmark.md")
+    run_python(benchmark, names)
     assert capsys.readouterr().out.count("accuracy on each task so far") == 5
-    for block in method:
+    for block in python_blocks("docs/extending.md")[:2]:  # the class of a method, and its line in the table
         run_python(block, names)
     assert main(["run", "--method", "stay-near", "--method.pull", "0.1", *TINY, "--out", "run"]) == 0
     assert '"moved"' in Path("run/log.jsonl").read_text()
     assert "pull: 0.1" in Path("run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name
+)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_one_page_and_names_every_package() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    packages = {path.parent.name for path in (ROOT / "src" / "pah").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == packages

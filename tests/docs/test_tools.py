@@ -1,4 +1,4 @@
-"""The programs beside the library: the README's table, its picture, and the cost of a step."""
+"""Test the programs beside the library: tables, the picture, finding the task, and the cost of a step."""
 
 import importlib.util
 import json
@@ -9,7 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import measurement_tables
 import pytest
+import run_tables
+import tables
 import torch
 import yaml
 from PIL import Image
@@ -20,15 +23,15 @@ from pah.data.task import Batch
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.runs.results import save_predictions
-from pah.study.comparison import summary_of
+from pah.study.comparison import summarise_folder
 from pah.training.config import RunConfig
-from pah.training.evaluation import Answers
+from pah.training.evaluation import TaskPredictions
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def program(path: str) -> ModuleType:
-    """A program of the repository as a module; it belongs to no package."""
+    """Return a program of the repository as a module; it belongs to no package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
@@ -37,16 +40,24 @@ def program(path: str) -> ModuleType:
     return module
 
 
-readme, picture, task_inference = (program(f"tools/{name}.py") for name in ("readme", "picture", "task_inference"))
+picture, task_inference = (program(f"tools/{name}.py") for name in ("picture", "task_inference"))
 step_cost, many_tasks = (program(f"benchmarks/{name}.py") for name in ("step_cost", "many_tasks"))
 
 
-SECTIONS = ("results", "comparison", "steps", "inference", "small", "lessons")
-MARKERS = "\nbetween\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in SECTIONS) + "\nThe end.\n"
+def markers(page: str) -> str:
+    """Return the text of a page whose tables are still empty."""
+    pairs = (f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in tables.TABLES[page])
+    return "# Title\n" + "\nbetween\n".join(pairs) + "\nThe end.\n"
+
+
+def table_lines(root: Path) -> list[str]:
+    """Return the lines of all tables in the pages."""
+    texts = [(root / page).read_text() for page in tables.TABLES]
+    return [line for text in texts for line in text.splitlines() if line.startswith("|")]
 
 
 def write_run(root: Path, study: str, method: str, seed: int, **changed: Any) -> Path:
-    """A committed run of three tasks; `changed` overrides its metrics."""
+    """Write a committed run of three tasks and return its folder; `changed` overrides its metrics."""
     metrics = {
         "benchmark": "split-digits",
         "method": method,
@@ -78,7 +89,7 @@ def write_run(root: Path, study: str, method: str, seed: int, **changed: Any) ->
 
 
 def write_answers(results: Path) -> None:
-    """What was measured of finding tasks, and of three lessons."""
+    """Write measurements of finding the task, of three lessons and of small lessons."""
     rules = {"energy": {"task_accuracy": 40.0, "class_accuracy": 36.0}}
     found: dict[str, Any] = {
         "tasks": 10,
@@ -113,56 +124,63 @@ def write_answers(results: Path) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Two studies, one of them with two seeds of PAH, and a README without a table."""
-    write_run(tmp_path, "digits", "joint", 0)
-    write_run(tmp_path, "digits", "finetune", 0, forgetting=51.5)
-    write_run(tmp_path, "digits", "pah", 0, average_accuracy=70.0, backward_transfer=-1.5, seconds=60.0)
-    write_run(tmp_path, "digits", "pah", 1, average_accuracy=74.0, backward_transfer=1.5, seconds=240.0)
-    write_run(tmp_path, "cifar", "pah", 3, class_order=list(range(9)))
+    """Return a folder with two studies, one of them with two seeds of PAH, and pages with empty tables."""
+    write_run(tmp_path, "fast", "joint", 0)
+    write_run(tmp_path, "fast", "lwf", 0, average_accuracy=71.0)
+    write_run(tmp_path, "fast", "finetune", 0, forgetting=51.5)
+    write_run(tmp_path, "fast", "pah", 0, average_accuracy=70.0, backward_transfer=-1.5, seconds=60.0)
+    write_run(tmp_path, "fast", "pah", 1, average_accuracy=74.0, backward_transfer=1.5, seconds=240.0)
+    write_run(tmp_path, "best", "pah", 3, class_order=list(range(9)), seconds=4200.0)
     steps = {"backbone": "convnet", "batch": 64, "image": 32, "classes": 10, "threads": 2, "torch": "2", "repeats": 9}
     row = {"tasks": 5, "finetune_ms": 100.0, "pah_ms": 150.0, "per_head_ms": 1200.0}
     (tmp_path / "results" / "step-cost.json").write_text(json.dumps({"rows": [row], **steps}))
     write_answers(tmp_path / "results")
     compared = [write_run(tmp_path, "comparison/tiny", "er", seed, stored_samples=200) for seed in (0, 1)]
-    content = summary_of(compared[0].parent, [])
+    content = summarise_folder(compared[0].parent, [])
     (compared[0].parent / "comparison.json").write_text(json.dumps(content))
-    (tmp_path / "README.md").write_text(f"# Title\n{MARKERS}")
+    seconds = {"pah": 5.0, "avalanche, 0 workers": 6.0, "avalanche, 2 workers": 10.0}
+    speed = {"seconds_an_epoch": {"lwf": seconds}, "tasks": 3, "batch": 64, "width": 32, "threads": 2, "torch": "2"}
+    (tmp_path / "results" / "against-avalanche.json").write_text(json.dumps(speed))
+    (tmp_path / "docs").mkdir()
+    for page in tables.TABLES:
+        (tmp_path / page).write_text(markers(page))
     return tmp_path
 
 
-def test_the_table_shows_every_study_and_method(project: Path) -> None:
-    assert readme.main(["--root", str(project)]) == 0
-    text = (project / "README.md").read_text()
+def test_the_tables_show_every_study_and_method(project: Path) -> None:
+    assert tables.main(["--root", str(project)]) == 0
+    text = (project / "docs" / "results.md").read_text()
     assert text.startswith("# Title\n<!-- results:begin -->\n")
-    assert text.endswith("<!-- lessons:end -->\nThe end.\n")
-    assert "6.0 % of them, 9.0 % of the others" in text
+    assert text.endswith("<!-- inference:end -->\nThe end.\n")
+    assert "rejects 6.0 % of them and 9.0 % of the images of unknown classes" in text
     assert "525 of birds (a stored head: 903)" in text
-    assert "98 % of what the bare backbone takes" in text
+    assert "98 % of the speed of the bare backbone" in text
     setting = "12 epochs a task, resnet18-slim (width 32, stem stride 2)"
-    assert [line for line in text.splitlines() if line.startswith("|")] == [
+    assert table_lines(project) == [
+        "| PAH on | seeds | AA, % | FM, points | what it shows |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| Split-CIFAR100, recipe `best` | 1 | 80.00 | 3.00 "
+        "| This is the most accurate recipe; one run takes 70 minutes on one CPU thread. |",
+        "| Split-CIFAR100, recipe `fast` | 2 | 72.00 ± 2.83 | 3.00 ± 0.00 | LwF, which stores a head for each task, "
+        "reaches 71.00. |",
+        "| 1 streams of small lessons | 3 | 80.0 | 1.5 | This is the mean over streams that resemble one's own photos; "
+        "others reach: LwF 80.0, a separate network for each lesson 80.0. |",
         "| study | method | seeds | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] "
         "| AA without flip | per new task | minutes |",
         "| --- | --- |" + " ---: |" * 10,
-        f"| **cifar**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – "
-        "| – | 20 | 1.5 |",
+        f"| **best**: 3 tasks of 3 classes, {setting} | pah | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – "
+        "| – | 20 | 70.0 |",
         # the standard deviation of 70 and 74 is √(2² + 2²) = 2.83, that of -1.5 and 1.5 is √(2 · 1.5²) = 2.12
-        f"| **digits**: 3 tasks of 3 to 4 classes, {setting} | pah | 2 | 72.00 ± 2.83 | 3.00 ± 0.00 | 0.00 ± 2.12 "
+        f"| **fast**: 3 tasks of 3 to 4 classes, {setting} | pah | 2 | 72.00 ± 2.83 | 3.00 ± 0.00 | 0.00 ± 2.12 "
         "| 82.00 ± 0.00 | 40.00 ± 0.00 | – | – | 20 | 2.5 |",
         "|  | finetune | 1 | 80.00 | 51.50 | -3.00 | 82.00 | 40.00 | – | – | 20 | 1.5 |",
         "|  | joint | 1 | 80.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | – | 20 | 1.5 |",
+        "|  | lwf | 1 | 71.00 | 3.00 | -3.00 | 82.00 | 40.00 | – | – | 20 | 1.5 |",
         "| method | n | AA | FM | BWT | LA | task not given | AA minus PAH [95 % interval] | stored samples "
         "| parameters | per new task | time / finetune |",
         "| --- |" + " ---: |" * 11,
         "| er | 2 | 80.00 ± 0.00 | 3.00 ± 0.00 | -3.00 ± 0.00 | 82.00 ± 0.00 | 40.00 ± 0.00 "
         "| – | 200 | 1.1 k | 20 | – |",
-        "| tasks learned | finetune, ms | PAH, ms | PAH, a pass per old head, ms | PAH / finetune | per head / PAH |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| 5 | 100 | 150 | 1200 | 1.50 | 8.0 |",
-        "| rule | task found, % | class right, % |",
-        "| --- | ---: | ---: |",
-        "| `energy` (default) | 40.0 | 36.0 |",
-        "| by chance | 10.0 | 8.0 |",
-        "| task given | – | 80.0 |",
         "| stream | settings | pah, AA / FM | lwf, AA / FM | finetune, AA / FM | independent, AA / FM "
         "| joint, AA / FM | LwF minus PAH [95 % interval] |",
         "| --- | --- |" + " ---: |" * 6,
@@ -176,102 +194,140 @@ def test_the_table_shows_every_study_and_method(project: Path) -> None:
         "| --- | ---: | ---: | ---: |",
         "| birds | 7 | 70.0 / 60.0 | 65.0 / 55.0 |",
         "| fish | 4 |  | 70.0 / 60.0 |",
+        "| rule | task found, % | class right, % |",
+        "| --- | ---: | ---: |",
+        "| `energy` (default) | 40.0 | 36.0 |",
+        "| by chance | 10.0 | 8.0 |",
+        "| task given | – | 80.0 |",
+        "| tasks learned | finetune, ms | PAH, ms | PAH, a pass per old head, ms | PAH / finetune | per head / PAH |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| 5 | 100 | 150 | 1200 | 1.50 | 8.0 |",
+        "| backbone | batch size | after 5 tasks |",
+        "| --- | ---: | ---: |",
+        "| `convnet` | 64 | 1.50 |",
+        "| seconds an epoch | `pah` | Avalanche, 0 workers | Avalanche, 2 workers | times faster |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| `lwf` | 5.00 | 6.00 | 10.00 | 1.20 |",
     ]
 
 
-def test_the_table_compares_methods_whose_answers_are_committed(tmp_path: Path) -> None:
-    right = {"pah": 60, "lwf": 70}  # of 100 images of the only task, in both seeds, and the same ones
+@pytest.mark.parametrize(("right_of_lwf", "words"), [(61, "not significant"), (90, "significant")])
+def test_the_summary_says_whether_the_difference_to_lwf_is_significant(
+    project: Path, right_of_lwf: int, words: str
+) -> None:
+    for method, right in (("pah", 60), ("lwf", right_of_lwf)):
+        write_predictions(project / "results" / "fast" / f"{method}-seed0", right)
+    _, fast = run_tables.summary_rows(run_tables.read_runs(project / "results"))
+    assert f"; over 1 seed this difference is {words}." in fast[-1]
+
+
+def write_predictions(run: Path, right: int) -> None:
+    """Write the answers to 100 images of the only task, the first `right` of them correct."""
+    labels = torch.zeros(100, dtype=torch.long)
+    wrong = (torch.arange(100) >= right).long()
+    save_predictions(run / "predictions.safetensors", [TaskPredictions(labels, wrong, wrong)])
+
+
+def test_the_table_compares_methods_whose_predictions_are_committed(tmp_path: Path) -> None:
     runs = []
-    for method, seed in ((method, seed) for method in right for seed in (0, 1)):
-        folder = write_run(tmp_path, "digits", method, seed)
-        labels = torch.zeros(100, dtype=torch.long)
-        wrong = (torch.arange(100) >= right[method]).long()
-        save_predictions(folder / "predictions.safetensors", [Answers(labels, wrong, wrong)])
-        runs.append(readme.read_run(folder))
-    *_, of_pah, of_lwf = readme.table(runs).splitlines()
+    for method, right in (("pah", 60), ("lwf", 70)):
+        for seed in (0, 1):
+            folder = write_run(tmp_path, "digits", method, seed)
+            write_predictions(folder, right)
+            runs.append(run_tables.read_run(folder))
+    *_, of_pah, of_lwf = run_tables.runs_table(runs).splitlines()
     assert of_pah.split(" | ")[-4] == "–"
     difference, low, high = (
         float(x) for x in of_lwf.split(" | ")[-4].replace("[", "").replace(",", "").rstrip("]").split()
     )
     assert difference == 10
     assert 0 < low < 10 < high
-    write_run(tmp_path, "others", "lwf", 0)  # no answers, and no PAH beside it
-    alone = readme.table([readme.read_run(tmp_path / "results" / "others" / "lwf-seed0")])
+    write_run(tmp_path, "others", "lwf", 0)  # without predictions, and PAH is missing
+    alone = run_tables.runs_table([run_tables.read_run(tmp_path / "results" / "others" / "lwf-seed0")])
     assert alone.splitlines()[-1].split(" | ")[-4] == "–"
 
 
-def test_small_lessons_are_a_line_a_stream_with_a_dash_for_what_is_missing(project: Path) -> None:
+def test_small_lessons_have_a_row_for_each_stream_with_a_dash_for_a_missing_method(project: Path) -> None:
     small = project / "results" / "small-lessons"
-    lines = readme.small_table(small / "table.json", small / "gauge.json").splitlines()
+    lines = measurement_tables.small_lessons_table(small / "table.json").splitlines()
     assert lines[2] == "| `small-marks` | reported | 80.0 / 1.5 | 80.0 / 1.5 | – | 80.0 / 1.5 | – | -1.2 [-3.0, +0.5] |"
+    assert lines[-3:] == [
+        "* PAH forgets most on `small-marks` (1.5 points).",
+        "* LwF is significantly more accurate than PAH on 0 of the 1 streams and significantly less accurate on 0.",
+        "* On the streams that were not used to choose settings, AA / FM is 80.0 / 1.5 for PAH and 80.0 / 1.5 for LwF.",
+    ]
+    lines = measurement_tables.estimate_table(small / "gauge.json").splitlines()
     assert lines[-4:-2] == ["| pah | 20 | 0 | – | 5 % |", "| all | 40 | 5 | 80 % | 10 % |"]
-    assert lines[-1].endswith("Correlation of estimate and truth: 0.60.")
+    assert lines[-1].endswith("correlation of estimated and measured cost is 0.60.")
 
 
-def test_check_notices_a_stale_readme(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_notices_a_stale_page(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = ["--root", str(project), "--check"]
     before = (project / "README.md").read_text()
-    assert readme.main(check) == 1
+    assert tables.main(check) == 1
     assert (project / "README.md").read_text() == before
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    readme.main(check[:2])
-    assert readme.main(check) == 0
-    write_run(project, "digits", "pah", 2)
-    assert readme.main(check) == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert message.startswith("README.md, docs/results.md, docs/performance.md: expected the tables made from results/")
+    tables.main(check[:2])
+    assert tables.main(check) == 0
+    write_run(project, "others", "pah", 2)
+    assert tables.main(check) == 1
+    assert capsys.readouterr().err.startswith("docs/results.md: ")
 
 
-def test_a_comparison_that_says_other_than_its_runs_is_refused(
+def test_a_comparison_that_disagrees_with_its_runs_is_refused(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(project, "comparison/tiny", "er", 2, average_accuracy=10.0)
-    assert readme.main(["--root", str(project)]) == 2
-    assert "comparison.json: expected what its runs say" in capsys.readouterr().err
+    assert tables.main(["--root", str(project)]) == 2
+    assert "comparison.json: expected the numbers of its runs" in capsys.readouterr().err
 
 
 def test_numbers_that_do_not_belong_together_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_run(project, "digits", "pah", 2)
+    folder = write_run(project, "fast", "pah", 2)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["training"]["epochs"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert readme.main(["--root", str(project)]) == 2
+    assert tables.main(["--root", str(project)]) == 2
     assert "one configuration for all seeds of pah" in capsys.readouterr().err
     folder.rename(folder.with_name("pah-seed9"))
-    assert readme.main(["--root", str(project)]) == 2
+    assert tables.main(["--root", str(project)]) == 2
     assert "got pah-seed2" in capsys.readouterr().err
 
 
-def test_a_readme_without_markers_is_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reversed_markers = "<!-- results:end --> <!-- results:begin -->"
+def test_a_page_without_markers_is_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reversed_markers = "<!-- summary:end --> <!-- summary:begin -->"
     (project / "README.md").write_text(reversed_markers)
-    assert readme.main(["--root", str(project)]) == 2
-    assert "<!-- results:begin -->" in capsys.readouterr().err
+    assert tables.main(["--root", str(project)]) == 2
+    assert "README.md: expected <!-- summary:begin -->" in capsys.readouterr().err
     assert (project / "README.md").read_text() == reversed_markers
 
 
-def test_an_evaluation_out_of_the_ordinary_is_said(project: Path) -> None:
+def test_a_special_evaluation_is_described() -> None:
     training = {"epochs": 1, "evaluate_on": "validation", "flip_test": True, "test_batch_norm": "batch"}
     config = {"training": training, "backbone": {"name": "resnet18"}}
-    said = readme.describe({"task_names": ["a", "b"], "class_order": [0, 1, 2, 3]}, config)
-    assert said == (
+    setting = run_tables.describe({"task_names": ["a", "b"], "class_order": [0, 1, 2, 3]}, config)
+    assert setting == (
         "2 tasks of 2 classes, 1 epoch a task, resnet18, measured on validation images, "
         "answers averaged over an image and its mirror image, batch norm at test time by batch"
     )
 
 
-def test_a_flipped_test_is_shown_beside_what_comes_without(project: Path) -> None:
-    readme.main(["--root", str(project)])
-    plain = (project / "README.md").read_text()
+def test_the_accuracy_without_flip_is_shown_for_runs_that_flip(project: Path) -> None:
+    tables.main(["--root", str(project)])
+    lines = [line for line in table_lines(project) if line.startswith("| **fast**")]
     folder = write_run(project, "flipped", "pah", 0, average_accuracy_without_flip=71.25)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"training": config["training"] | {"flip_test": True}}))
-    run = readme.read_run(folder)
-    assert run.figures[readme.UNFLIPPED] == 71.25
-    assert readme.table([run]).splitlines()[-1].split(" | ")[-3] == "71.25"
-    assert all(line.split(" | ")[-3] == "–" for line in plain.splitlines() if line.startswith("| **digits**"))
+    run = run_tables.read_run(folder)
+    assert run.figures[run_tables.UNFLIPPED] == 71.25
+    assert run_tables.runs_table([run]).splitlines()[-1].split(" | ")[-3] == "71.25"
+    assert [line.split(" | ")[-3] for line in lines] == ["–"]
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    assert readme.main(["--check"]) == 0
+def test_the_pages_show_the_committed_results() -> None:
+    assert tables.main(["--check"]) == 0
 
 
 def test_the_picture_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
@@ -286,7 +342,7 @@ def test_the_picture_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
-def test_the_picture_says_what_the_numbers_say(tmp_path: Path) -> None:
+def test_the_picture_shows_the_numbers(tmp_path: Path) -> None:
     kept = picture.read_result(write_run(tmp_path, "digits", "pah", 0))
     lost = picture.read_result(write_run(tmp_path, "digits", "finetune", 0, forgetting=51.5))
     assert (kept.title, lost.title) == ("PAH keeps what it learned", "finetuning forgets")
@@ -295,6 +351,13 @@ def test_the_picture_says_what_the_numbers_say(tmp_path: Path) -> None:
     assert cells == ["80", "78", "82", "75", "81", "84", "80.0 % at the end,\n3.0 points forgotten"]
     lines = [list(line.get_ydata()) for line in figure.axes[2].lines]
     assert lines == [[80.0, 80.0, 80.0]] * 2
+
+
+def test_the_picture_names_options_of_the_network_that_differ(tmp_path: Path) -> None:
+    wide = picture.read_result(write_run(tmp_path, "digits", "pah", 0))
+    narrow = replace(wide, network=wide.network | {"width": 16})
+    assert picture.differing_options((wide, narrow), narrow) == "\nwidth 16"
+    assert picture.differing_options((wide, wide), wide) == ""
 
 
 def test_a_picture_of_two_streams_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""An exported learner answers as the learner does, without pah and without torch."""
+"""An exported learner gives the learner's predictions, without pah and without torch."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ PIXELS = DIGITS.test.pixels[:64, 0].numpy()
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "mirrored"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learner of five tasks, with temperatures of their own; answers with or without mirror images."""
+    """Return the folder of a calibrated learner of five tasks, with or without mirror images at test time."""
     path = tmp_path_factory.mktemp("run")
     config = RunConfig(
         backbone_options=ConvNetOptions(8),
@@ -43,9 +43,9 @@ def test_onnxruntime_and_the_learner_agree(folder: Path, tmp_path: Path, batch: 
     assert main(["export", str(folder), "--all", "--out", str(tmp_path / "all.onnx")]) == 0
     onnx.checker.check_model(str(tmp_path / "all.onnx"), full_check=True)
     session = onnxruntime.InferenceSession(tmp_path / "all.onnx")
-    found = session.run(None, {"images": PIXELS[:batch, None]})
-    assert len(found) == 5
-    for task, probabilities in zip(learner.tasks, found, strict=True):
+    outputs = session.run(None, {"images": PIXELS[:batch, None]})
+    assert len(outputs) == 5
+    for task, probabilities in zip(learner.tasks, outputs, strict=True):
         expected = learner.predict(PIXELS[:batch], task=task.name)
         assert [task.classes[c] for c in probabilities.argmax(axis=1)] == [answer.label for answer in expected]
         assert np.abs(probabilities.max(axis=1) - [answer.probability for answer in expected]).max() < 1e-4
@@ -59,10 +59,10 @@ def test_a_tasks_graph_is_served_without_torch(folder: Path, tmp_path: Path) -> 
     assert main(["export", str(folder), "--task", name, "--out", str(tmp_path / "one.onnx")]) == 0
     blocked = "import sys, runpy; sys.modules.update(torch=None, pah=None); sys.argv = sys.argv[1:]; "
     command = [sys.executable, "-c", blocked + "runpy.run_path(sys.argv[0])"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, str(SERVE), str(tmp_path / "one.onnx"), str(image)], capture_output=True, text=True, check=True
     )
-    file, task, label, probability = done.stdout.strip().split("\t")
+    file, task, label, probability = process.stdout.strip().split("\t")
     (expected,) = learner.predict([image], task=name)
     assert (file, task, label) == (str(image), name, expected.label)
     assert float(probability) == pytest.approx(expected.probability, abs=1e-3)
@@ -79,5 +79,5 @@ def test_bad_exports(
         assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", str(folder), "--all", "--out", str(out)]) == 2
-    assert "pip install 'pah[onnx]'" in capsys.readouterr().err
+    assert "pip install -e '.[onnx]'" in capsys.readouterr().err
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""A learner can be taught, asked, saved and taught again, and loses nothing on the way."""
+"""`ContinualLearner`: lessons, predictions, save and load, drift, and refused input."""
 
 import copy
 import dataclasses
@@ -14,8 +14,8 @@ from pah import ContinualLearner, DriftError, InputError, TaughtTask
 from pah.data.augment import AugmentOptions
 from pah.data.stream import StreamOptions
 from pah.data.task import Examples
-from pah.learner.drift import fit_carry
-from pah.learner.learner import DEFAULT
+from pah.learner.defaults import DEFAULT
+from pah.learner.drift import fit_feature_map
 from pah.learner.task_inference import AMONG_ALL
 from pah.methods import METHODS
 from pah.methods.base import OptimizerOptions
@@ -40,7 +40,7 @@ QUICK = dataclasses.replace(
 
 
 def lesson(*classes: int, part: str = "train") -> Lesson:
-    """Images of some digits, their labels within the lesson, and names."""
+    """Return images of some digits, their labels within the lesson, and class names."""
     images = DIGITS.train if part == "train" else DIGITS.test
     rows = torch.isin(images.labels, torch.tensor(classes))
     pixels = images.pixels[rows, 0].numpy()
@@ -48,23 +48,23 @@ def lesson(*classes: int, part: str = "train") -> Lesson:
 
 
 def weights(learner: ContinualLearner) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in learner.taught.method.network.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in learner.predictor.method.network.state_dict().items()}
 
 
 def same(a: ContinualLearner, b: ContinualLearner) -> bool:
-    """Whether two learners are equal bit for bit, but for the clock."""
+    """Return whether two learners are equal bit for bit, except for times."""
     left, right = weights(a), weights(b)
-    calibrated = [[(t.name, t.temperature, t.quantiles) for t in of.tasks] for of in (a, b)]
+    calibration = [[(t.name, t.temperature, t.quantiles) for t in learner.tasks] for learner in (a, b)]
     return (
         list(left) == list(right)
         and all(torch.equal(left[n], right[n]) for n in left)
-        and calibrated[0] == calibrated[1]
+        and calibration[0] == calibration[1]
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learner of two lessons, of three and of two classes; not to be changed."""
+    """Return the folder of a learner after two lessons, of three and of two classes. Do not change it."""
     learner = ContinualLearner(config=QUICK)
     learner.learn("low", lesson(0, 1, 2))
     learner.learn("middle", lesson(3, 4))
@@ -85,24 +85,24 @@ def test_it_knows_the_first_lesson_after_the_second(learner: ContinualLearner) -
         right = [answer.label == names[label] for answer, label in zip(answers, labels, strict=True)]
         assert sum(right) / len(right) > 0.9
         assert all(answer.task == name and 1 / len(classes) <= answer.probability <= 1 for answer in answers)
-        found = learner.evaluate((pixels, labels, names), name)
-        assert found.images == len(labels)
-        assert found.accuracy == pytest.approx(100 * sum(right) / len(right))
-        assert set(found.of_class) == set(names)
+        evaluation = learner.evaluate((pixels, labels, names), name)
+        assert evaluation.images == len(labels)
+        assert evaluation.accuracy == pytest.approx(100 * sum(right) / len(right))
+        assert set(evaluation.of_class) == set(names)
 
 
 @pytest.mark.parametrize("method", ["pah", "lwf", "finetune"])
 def test_a_reload_between_lessons_changes_nothing(tmp_path: Path, method: str) -> None:
     config = dataclasses.replace(QUICK, method=method, method_options=METHODS[method].options())
-    never = ContinualLearner(config=config)
-    never.learn("low", lesson(0, 1, 2))
-    never.save(tmp_path / "digits")
+    not_reloaded = ContinualLearner(config=config)
+    not_reloaded.learn("low", lesson(0, 1, 2))
+    not_reloaded.save(tmp_path / "digits")
     reloaded = ContinualLearner.load(tmp_path / "digits")
-    assert same(never, reloaded)
-    for each in (never, reloaded):
+    assert same(not_reloaded, reloaded)
+    for each in (not_reloaded, reloaded):
         each.learn("high", lesson(5, 6, 7, 8))
-    assert same(never, reloaded)
-    assert [task.classes for task in reloaded.tasks] == [task.classes for task in never.tasks]
+    assert same(not_reloaded, reloaded)
+    assert [task.classes for task in reloaded.tasks] == [task.classes for task in not_reloaded.tasks]
 
 
 def test_the_task_is_inferred_better_than_by_chance(tmp_path: Path) -> None:
@@ -114,27 +114,27 @@ def test_the_task_is_inferred_better_than_by_chance(tmp_path: Path) -> None:
     start_run(config, tmp_path)
     learner = ContinualLearner.load(tmp_path / "model")
     for rule in ("softmax", "energy", "contrast", "combined"):
-        found = [
+        evaluations = [
             learner.evaluate(renamed(lesson(*task.labels, part="test"), task), task.name, task_given=False, rule=rule)
             for task in learner.tasks
         ]
-        assert sum(of.task_accuracy or 0 for of in found) / 2 > 65
-        assert all(of.accuracy <= (of.task_accuracy or 0) for of in found)
+        assert sum(evaluation.task_accuracy or 0 for evaluation in evaluations) / 2 > 65
+        assert all(evaluation.accuracy <= (evaluation.task_accuracy or 0) for evaluation in evaluations)
 
 
-def renamed(given: Lesson, task: TaughtTask) -> Lesson:
-    """A lesson of digits under the names that a run gives them."""
-    return given[0], given[1], list(task.classes)
+def renamed(digits_lesson: Lesson, task: TaughtTask) -> Lesson:
+    """Return a lesson of digits with the class names that a run uses."""
+    return digits_lesson[0], digits_lesson[1], list(task.classes)
 
 
 def test_probabilities_are_calibrated_on_validation_images(learner: ContinualLearner) -> None:
     for task in learner.tasks:
         assert task.temperature != 1
         assert set(task.quantiles) == {"softmax", "energy", "contrast", "prototypes", AMONG_ALL}
-        assert all(list(of) == sorted(of) for of in task.quantiles.values())
+        assert all(list(values) == sorted(values) for values in task.quantiles.values())
 
 
-def test_none_of_these_comes_at_about_the_rate_allowed_and_more_often_for_what_was_never_taught(
+def test_none_of_these_has_about_the_allowed_rate_and_a_higher_one_for_unknown_classes(
     learner: ContinualLearner,
 ) -> None:
     known = refusals(learner, 3, 4, task="middle")
@@ -155,56 +155,58 @@ def test_none_of_these_keeps_its_rate_when_no_task_is_given() -> None:
 
 
 def refusals(learner: ContinualLearner, *digits: int, task: str | None = None) -> float:
-    """The share of test images that are called "none of these" where a fifth of the known ones may be."""
+    """Return the share of test images predicted as "none of these", with 20 % allowed for known classes."""
     answers = learner.predict(lesson(*digits, part="test")[0], task=task, unknown=0.2)
     return float(np.mean([answer.label is None for answer in answers]))
 
 
-def test_a_lesson_of_another_size_and_in_colour_is_converted_and_said_so(learner: ContinualLearner) -> None:
+def test_images_of_another_size_and_in_colour_are_converted_with_a_note(learner: ContinualLearner) -> None:
     pixels, labels, names = lesson(5, 6)
     large = np.repeat(np.repeat(np.repeat(pixels[..., None], 3, axis=3), 2, axis=1), 2, axis=2)
-    large[:, 0, 0, 0] = 255  # a red corner: it is no grey image in disguise
-    done = learner.learn("high", (large, labels, names))
-    assert any("16x16" in note for note in done.notes)
-    assert any("grey" in note for note in done.notes)
-    assert done.accuracies["high"] > 80
+    large[:, 0, 0, 0] = 255  # a red corner, so the image is not grey
+    result = learner.learn("high", (large, labels, names))
+    assert any("16x16" in note for note in result.notes)
+    assert any("grey" in note for note in result.notes)
+    assert result.accuracies["high"] > 80
     assert learner.predict(large[:3], task="high")
 
 
-def test_the_history_tells_what_each_lesson_did_to_what_was_known(learner: ContinualLearner) -> None:
-    done = learner.learn("high", lesson(5, 6), held_out={"low": lesson(0, 1, 2, part="test")})
-    assert learner.history[-1] == done
-    assert set(done.accuracies) == {"low", "high"}
-    assert set(done.drift) == {"low", "middle"}
-    assert all(0 <= moved <= 1 for moved in done.drift.values())
-    assert done.accuracies["low"] == learner.evaluate(lesson(0, 1, 2, part="test"), "low").accuracy
-    assert [of.name for of in learner.history] == ["low", "middle", "high"]
+def test_the_history_has_the_effect_of_each_lesson_on_old_tasks(learner: ContinualLearner) -> None:
+    result = learner.learn("high", lesson(5, 6), held_out={"low": lesson(0, 1, 2, part="test")})
+    assert learner.history[-1] == result
+    assert set(result.accuracies) == {"low", "high"}
+    assert set(result.drift) == {"low", "middle"}
+    assert all(0 <= loss <= 1 for loss in result.drift.values())
+    assert result.accuracies["low"] == learner.evaluate(lesson(0, 1, 2, part="test"), "low").accuracy
+    assert [past.name for past in learner.history] == ["low", "middle", "high"]
 
 
 @pytest.mark.parametrize("held_out", [{}, {"low": lesson(0, 1, 2, part="test")}])
 def test_too_much_drift_rolls_the_lesson_back(
     learner: ContinualLearner, folder: Path, held_out: dict[str, Lesson]
 ) -> None:
-    kept = learner.config
-    learner.config = dataclasses.replace(kept, optimizer=OptimizerOptions(lr=0.1))  # too high: it forgets
+    original = learner.config
+    learner.config = dataclasses.replace(
+        original, optimizer=OptimizerOptions(lr=0.1)
+    )  # so high that the learner forgets
     with pytest.raises(DriftError, match="rolled back") as caught:
         learner.learn("high", lesson(5, 6), held_out=held_out, max_drift=0.1)
     assert max(caught.value.drift.values()) > 0.1
-    learner.config = kept
+    learner.config = original
     assert same(learner, ContinualLearner.load(folder))
     assert learner.history == ContinualLearner.load(folder).history
     assert learner.learn("high", lesson(5, 6), max_drift=0.1).name == "high"
 
 
-def test_the_drift_of_a_lesson_is_near_what_it_truly_cost(learner: ContinualLearner) -> None:
+def test_the_estimated_drift_is_near_the_measured_loss(learner: ContinualLearner) -> None:
     learner.config = dataclasses.replace(learner.config, optimizer=OptimizerOptions(lr=0.1))
     checks = {"low": lesson(0, 1, 2, part="test"), "middle": lesson(3, 4, part="test")}
     before = {name: learner.evaluate(data, name).accuracy for name, data in checks.items()}
-    done = learner.learn("high", lesson(5, 6), held_out=checks)
-    lost = {name: before[name] - done.accuracies[name] for name in checks}
+    result = learner.learn("high", lesson(5, 6), held_out=checks)
+    lost = {name: before[name] - result.accuracies[name] for name in checks}
     assert max(lost.values()) > 10
-    assert max(done.drift.values()) > 0.1
-    assert all(abs(100 * done.drift[name] - lost[name]) < 35 for name in checks)
+    assert max(result.drift.values()) > 0.1
+    assert all(abs(100 * result.drift[name] - lost[name]) < 35 for name in checks)
 
 
 def test_a_lesson_learns_by_the_options_that_are_set_for_it(learner: ContinualLearner) -> None:
@@ -215,23 +217,23 @@ def test_a_lesson_learns_by_the_options_that_are_set_for_it(learner: ContinualLe
 
 
 def test_statistics_of_classes_are_kept_with_the_learner(learner: ContinualLearner, tmp_path: Path) -> None:
-    statistics = learner.taught.statistics
+    statistics = learner.predictor.statistics
     assert statistics is not None
     assert [len(means) for means in statistics.means] == [3, 2]
     learner.forget("low")
     learner.save(tmp_path / "less")
-    again = ContinualLearner.load(tmp_path / "less").taught.statistics
-    assert again is not None
-    torch.testing.assert_close(again.means[0], statistics.means[1], atol=1e-6, rtol=1e-6)
+    loaded = ContinualLearner.load(tmp_path / "less").predictor.statistics
+    assert loaded is not None
+    torch.testing.assert_close(loaded.means[0], statistics.means[1], atol=1e-6, rtol=1e-6)
 
 
-def test_of_tasks_without_statistics_nothing_is_estimated_and_that_is_said(folder: Path) -> None:
-    """As of a learner that an older pah wrote, or of a run's model."""
+def test_tasks_without_statistics_have_no_estimate_and_a_note_says_so(folder: Path) -> None:
+    """Learners of older formats and models of runs have no statistics."""
     learner = ContinualLearner.load(folder)
-    learner._taught = dataclasses.replace(learner.taught, statistics=None)
-    done = learner.learn("high", lesson(5, 6))
-    assert done.drift == {}
-    assert any("low, middle" in note for note in done.notes)
+    learner._predictor = dataclasses.replace(learner.predictor, statistics=None)
+    result = learner.learn("high", lesson(5, 6))
+    assert result.drift == {}
+    assert any("low, middle" in note for note in result.notes)
     assert set(learner.learn("more", lesson(7, 8)).drift) == {"high"}
 
 
@@ -245,9 +247,7 @@ def test_a_lesson_that_is_stopped_leaves_the_learner_as_it_was(learner: Continua
     assert same(learner, ContinualLearner.load(folder))
 
 
-def test_a_forgotten_task_can_no_longer_be_asked_and_the_rest_answers_as_before(
-    learner: ContinualLearner, tmp_path: Path
-) -> None:
+def test_a_forgotten_task_is_unknown_and_predictions_for_others_stay(learner: ContinualLearner, tmp_path: Path) -> None:
     learner.learn("high", lesson(5, 6))
     pixels = lesson(3, 4, part="test")[0]
     before = learner.predict(pixels, task="middle"), learner.predict(pixels, task="high")
@@ -263,9 +263,10 @@ def test_a_forgotten_task_can_no_longer_be_asked_and_the_rest_answers_as_before(
     assert learner.learn("low", lesson(0, 1)).accuracies["low"] > 80
 
 
-def refused(what: Callable[[], object], *parts: str) -> None:
+def refused(action: Callable[[], object], *parts: str) -> None:
+    """Assert that the action is refused with one line that contains all parts."""
     with pytest.raises(InputError) as caught:
-        what()
+        action()
     message = str(caught.value)
     assert "\n" not in message
     assert not [part for part in parts if part not in message], message
@@ -300,33 +301,33 @@ def test_a_learner_needs_a_method_that_is_its_network() -> None:
     refused(lambda: ContinualLearner(config=RunConfig()), "image_size")
 
 
-def test_answers_are_those_of_the_network_that_was_taught(learner: ContinualLearner) -> None:
-    """It answers with a faster copy, made when it is first asked; in inference mode, as here, or not, as below."""
+def test_logits_equal_those_of_the_trained_network(learner: ContinualLearner) -> None:
+    """The predictor uses a faster copy of the network, created by the first prediction."""
     images, _, _ = lesson(0, 1, 2, part="test")
     learner.predict(images, task="low")
-    taught, x = learner.taught, torch.from_numpy(images)[:, None]
-    found = taught.logits(x, [0])[0] * learner.tasks[0].temperature
-    with torch.no_grad(), evaluating(taught.method):
-        expected = taught.method(taught.record.normalization(x), 0)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert all(part.training for part in taught.method.modules()), "the network itself stays as it is"
+    predictor, x = learner.predictor, torch.from_numpy(images)[:, None]
+    logits = predictor.logits(x, [0])[0] * learner.tasks[0].temperature
+    with torch.no_grad(), evaluating(predictor.method):
+        expected = predictor.method(predictor.record.normalization(x), 0)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert all(module.training for module in predictor.method.modules()), "the network itself must not change"
 
 
-def test_what_a_lesson_did_to_features_is_measured_where_its_images_show_nothing() -> None:
+def test_feature_changes_that_the_lessons_images_do_not_show_are_measured() -> None:
     learner = ContinualLearner(config=QUICK)
     pixels, labels, names = lesson(0, 1)
     rgb = np.stack([pixels, 255 - pixels, pixels // 2], axis=-1)
     learner.learn("coloured", (rgb, labels, names))
-    before = learner.taught
-    now = dataclasses.replace(before, method=copy.deepcopy(before.method))
-    first = next(part for part in now.method.network.modules() if isinstance(part, torch.nn.Conv2d))
+    before = learner.predictor
+    after = dataclasses.replace(before, method=copy.deepcopy(before.method))
+    first = next(layer for layer in after.method.network.modules() if isinstance(layer, torch.nn.Conv2d))
     with torch.no_grad():
-        first.weight[:, 0] += 0.5  # what it makes of red
+        first.weight[:, 0] += 0.5  # the response to red
     images = torch.from_numpy(rgb).permute(0, 3, 1, 2).clone()
     images[:, 0] = round(255 * before.record.normalization.mean[0])  # the lesson is without red
-    unseen = Examples(images, torch.arange(len(images)), torch.tensor(labels))
-    assert relative_distance(before.features(images), now.features(images)) < 1e-3
-    carry = fit_carry(before, now, unseen, AugmentOptions())
-    assert carry.residual.trace() > 0.05 * before.features(images).double().square().sum(dim=1).mean()
-    still = fit_carry(before, before, unseen, AugmentOptions())
-    assert still.residual.trace() == pytest.approx(0, abs=1e-9)
+    examples = Examples(images, torch.arange(len(images)), torch.tensor(labels))
+    assert relative_distance(before.features(images), after.features(images)) < 1e-3
+    feature_map = fit_feature_map(before, after, examples, AugmentOptions())
+    assert feature_map.residual.trace() > 0.05 * before.features(images).double().square().sum(dim=1).mean()
+    unchanged = fit_feature_map(before, before, examples, AugmentOptions())
+    assert unchanged.residual.trace() == pytest.approx(0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""A learner goes to the hub and comes back the same, with a card that says what it is."""
+"""Upload to and download from the hub, and the model card."""
 
 import shutil
 from pathlib import Path
@@ -29,13 +29,13 @@ def test_a_saved_learner_has_a_card_of_tasks_classes_accuracies_and_data(
     assert yaml.safe_load(head)["library_name"] == "pah"
     rows = [line for line in text.splitlines() if line.startswith("| low") or line.startswith("| middle")]
     assert len(rows) == 2
-    first, last = (of.accuracies["low"] for of in learner.history)
+    first, last = (past.accuracies["low"] for past in learner.history)
     for part in ("digit 0, digit 1, digit 2", "images", f"{first:.1f} | {last:.1f}"):
         assert part in rows[0]
     assert same(ContinualLearner.from_pretrained(tmp_path / "digits"), learner)
 
 
-def test_it_comes_back_from_the_hub_as_it_went(
+def test_a_downloaded_learner_equals_the_uploaded_one(
     learner: ContinualLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hub:
@@ -48,7 +48,7 @@ def test_it_comes_back_from_the_hub_as_it_went(
     def download(repo_id: str, **_: Any) -> str:
         return str(tmp_path / repo_id)
 
-    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert learner.push_to_hub("me/digits") == "hub/me/digits"
@@ -60,8 +60,8 @@ def test_it_comes_back_from_the_hub_as_it_went(
     assert same(ContinualLearner.from_pretrained("me/digits"), learner)
 
 
-def test_without_a_hub_one_line_says_so(learner: ContinualLearner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+def test_an_unreachable_hub_is_reported_in_one_line(learner: ContinualLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: False)
     with pytest.raises(InputError, match="a hub that answers"):
         learner.push_to_hub("me/digits")
     with pytest.raises(InputError, match=r"me/digits: expected a learner's folder or one on the hub") as caught:

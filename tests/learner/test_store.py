@@ -1,4 +1,4 @@
-"""A learner folder is the old learner or the new one, whatever happens to a save; nothing in it is believed unseen."""
+"""A learner folder holds the old or the new learner, whatever happens during a save, and damage is detected."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from pah import ContinualLearner, InputError
 from pah.core.files import locked
 from pah.learner import store
 
-DAMAGES = 60  # places at which each file is cut off, and at which a bit of it is turned
+DAMAGES = 60  # positions at which each file is truncated, and at which a bit of it is flipped
 
 
 @pytest.fixture(scope="module")
-def taught() -> tuple[ContinualLearner, ContinualLearner]:
-    """A learner of one lesson, and one that was taught a second; not to be changed."""
+def learners() -> tuple[ContinualLearner, ContinualLearner]:
+    """Return a learner after one lesson and one after two. Do not change them."""
     first, second = (ContinualLearner(config=QUICK) for _ in range(2))
     for learner in (first, second):
         learner.learn("low", lesson(0, 1))
@@ -29,51 +29,51 @@ def taught() -> tuple[ContinualLearner, ContinualLearner]:
 
 
 @pytest.fixture
-def folder(taught: tuple[ContinualLearner, ContinualLearner], tmp_path: Path) -> Path:
-    """The first learner's folder."""
-    write(tmp_path / "digits", taught[0])
+def folder(learners: tuple[ContinualLearner, ContinualLearner], tmp_path: Path) -> Path:
+    """Return a folder with the first learner."""
+    write(tmp_path / "digits", learners[0])
     return tmp_path / "digits"
 
 
 def write(folder: Path, learner: ContinualLearner) -> None:
-    """The learner in that folder, whatever was there."""
-    store.save(folder, learner.taught.record, learner.taught.method.network)
+    """Write the learner into the folder, whatever it holds."""
+    store.save(folder, learner.predictor.record, learner.predictor.method.network)
 
 
 def refused_or_loaded(folder: Path) -> ContinualLearner | None:
-    """The learner in the folder; None if one line says that it is damaged, and where."""
+    """Return the learner in the folder; None if it is refused with one line that names the folder."""
     try:
         return ContinualLearner.load(folder)
     except InputError as error:
-        said = str(error)
-    assert str(folder) in said
-    assert "\n" not in said
+        message = str(error)
+    assert str(folder) in message
+    assert "\n" not in message
     return None
 
 
 @pytest.mark.parametrize("name", ["learner.json", "model.safetensors"])
-def test_no_cut_and_no_turned_bit_goes_unnoticed(
-    folder: Path, name: str, taught: tuple[ContinualLearner, ContinualLearner]
+def test_truncation_and_flipped_bits_are_detected(
+    folder: Path, name: str, learners: tuple[ContinualLearner, ContinualLearner]
 ) -> None:
-    path, whole = folder / name, (folder / name).read_bytes()
+    path, content = folder / name, (folder / name).read_bytes()
     rng = np.random.default_rng(0)
-    unnoticed = []
-    for place in sorted({0, 1, len(whole) - 2, *rng.integers(len(whole) - 1, size=DAMAGES).tolist()}):
-        turned = bytearray(whole)
-        turned[place] ^= 1 << int(rng.integers(8))
-        for damaged in (whole[:place], bytes(turned)):
+    undetected = []
+    for position in sorted({0, 1, len(content) - 2, *rng.integers(len(content) - 1, size=DAMAGES).tolist()}):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        for damaged in (content[:position], bytes(flipped)):
             path.write_bytes(damaged)
-            found = refused_or_loaded(folder)
-            # white space and the like between JSON's tokens carries nothing
-            if found and (not same(found, taught[0]) or found.tasks != taught[0].tasks):
-                unnoticed.append(place)
-    assert not unnoticed
-    path.write_bytes(whole)
-    assert same(ContinualLearner.load(folder), taught[0])
+            loaded = refused_or_loaded(folder)
+            # damage to white space between JSON tokens changes nothing
+            if loaded and (not same(loaded, learners[0]) or loaded.tasks != learners[0].tasks):
+                undetected.append(position)
+    assert not undetected
+    path.write_bytes(content)
+    assert same(ContinualLearner.load(folder), learners[0])
 
 
 def test_tampered_names_and_weights_of_another_learner_are_refused(
-    folder: Path, taught: tuple[ContinualLearner, ContinualLearner], tmp_path: Path
+    folder: Path, learners: tuple[ContinualLearner, ContinualLearner], tmp_path: Path
 ) -> None:
     path = folder / "learner.json"
     text = path.read_text()
@@ -81,13 +81,13 @@ def test_tampered_names_and_weights_of_another_learner_are_refused(
     with pytest.raises(InputError, match=r"learner\.json.*checksum"):
         ContinualLearner.load(folder)
     path.write_text(text)
-    write(tmp_path / "other", taught[1])
+    write(tmp_path / "other", learners[1])
     (folder / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"model\.safetensors.*checksum"):
         ContinualLearner.load(folder)
 
 
-def test_a_newer_format_says_so_and_json_of_something_else_too(folder: Path) -> None:
+def test_a_newer_format_and_other_json_are_refused(folder: Path) -> None:
     path = folder / "learner.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"format": store.FORMAT + 1}))
@@ -103,23 +103,23 @@ def test_a_newer_format_says_so_and_json_of_something_else_too(folder: Path) -> 
         ContinualLearner.load(folder)
 
 
-def test_the_first_format_is_still_read(folder: Path, taught: tuple[ContinualLearner, ContinualLearner]) -> None:
+def test_the_first_format_is_still_read(folder: Path, learners: tuple[ContinualLearner, ContinualLearner]) -> None:
     path = folder / "learner.json"
     content = json.loads(path.read_text())
-    kept = ("sha256", "method", "backbone", "seed", "image_shape", "normalization", "class_order")
+    keys = ("sha256", "method", "backbone", "seed", "image_shape", "normalization", "class_order")
     tasks = [{key: task[key] for key in ("name", "classes")} for task in content["tasks"]]
-    path.write_text(json.dumps({key: content[key] for key in kept} | {"format": 1, "tasks": tasks, "data": "digits"}))
+    path.write_text(json.dumps({key: content[key] for key in keys} | {"format": 1, "tasks": tasks, "data": "digits"}))
     old, pixels = ContinualLearner.load(folder), lesson(0, 1, part="test")[0]
     assert [(task.labels, task.data, task.temperature) for task in old.tasks] == [((0, 1), "digits", 1.0)]
     assert old.history == ()
-    answers = [[answer.label for answer in learner.predict(pixels, task="low")] for learner in (old, taught[0])]
+    answers = [[answer.label for answer in learner.predict(pixels, task="low")] for learner in (old, learners[0])]
     assert answers[0] == answers[1]
     old.learn("more", lesson(5, 6))
     old.save(folder)
     assert [task.name for task in ContinualLearner.load(folder).tasks] == ["low", "more"]
 
 
-def test_in_the_second_format_drift_was_no_loss_of_accuracy(folder: Path) -> None:
+def test_drift_of_the_second_format_is_dropped(folder: Path) -> None:
     path = folder / "learner.json"
     content = json.loads(path.read_text())
     del content["checksum"]
@@ -134,26 +134,26 @@ def test_in_the_second_format_drift_was_no_loss_of_accuracy(folder: Path) -> Non
 
 
 class PowerCutError(BaseException):
-    """Stands for the end of the process: nothing in pah catches it."""
+    """Simulates a power cut: nothing in pah catches it."""
 
 
 def write_until(step: int, folder: Path, learner: ContinualLearner) -> bool:
-    """Write the learner, but let the process end before that step of writing, from 0 on; whether it got to its end."""
+    """Write the learner with a power cut before that step of writing, from 0; return whether it was completed."""
     reached = 0
 
-    def stop_before(what: Callable[..., object]) -> Callable[..., object]:
+    def interrupted(function: Callable[..., object]) -> Callable[..., object]:
         def wrapped(*args: object, **kwargs: object) -> object:
             nonlocal reached
             reached += 1
-            if reached > step:  # and every later one: nobody tidies up after a power cut
+            if reached > step:  # every later step fails, too: nothing runs after a power cut
                 raise PowerCutError
-            return what(*args, **kwargs)
+            return function(*args, **kwargs)
 
         return wrapped
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((os, "fsync"), (os, "replace"), (Path, "replace"), (Path, "unlink")):
-            patch.setattr(owner, name, stop_before(getattr(owner, name)))
+            patch.setattr(owner, name, interrupted(getattr(owner, name)))
         try:
             write(folder, learner)
         except PowerCutError:
@@ -161,34 +161,35 @@ def write_until(step: int, folder: Path, learner: ContinualLearner) -> bool:
     return True
 
 
-def test_a_power_cut_leaves_the_old_learner_or_the_new_and_one_in_the_next_save_too(
-    taught: tuple[ContinualLearner, ContinualLearner], tmp_path: Path
+def test_a_power_cut_leaves_the_old_or_the_new_learner_and_so_does_a_second_one(
+    learners: tuple[ContinualLearner, ContinualLearner], tmp_path: Path
 ) -> None:
-    first, second = taught
-    found = []
+    first, second = learners
+    results = []
     for step in count():
         folder = tmp_path / str(step)
         write(folder, first)
         done = write_until(step, folder, second)
-        found.append(ContinualLearner.load(folder))
-        assert same(found[-1], second if len(found[-1].tasks) == 2 else first)
+        results.append(ContinualLearner.load(folder))
+        assert same(results[-1], second if len(results[-1].tasks) == 2 else first)
         if done:
             break
-        for again in range(step + 3):
-            torn = tmp_path / f"{step}-{again}"
-            shutil.copytree(folder, torn)
-            write_until(again, torn, first)
-            assert same(ContinualLearner.load(torn), found[-1]) or same(ContinualLearner.load(torn), first)
-    assert [len(each.tasks) for each in found] == sorted(len(each.tasks) for each in found)
-    assert {len(each.tasks) for each in found} == {1, 2}
+        for second_step in range(step + 3):
+            damaged = tmp_path / f"{step}-{second_step}"
+            shutil.copytree(folder, damaged)
+            write_until(second_step, damaged, first)
+            assert same(ContinualLearner.load(damaged), results[-1]) or same(ContinualLearner.load(damaged), first)
+    tasks = [len(learner.tasks) for learner in results]
+    assert tasks == sorted(tasks)
+    assert set(tasks) == {1, 2}
     assert step > 4
 
 
 def test_a_full_disk_says_so_and_keeps_the_old_learner(
-    folder: Path, taught: tuple[ContinualLearner, ContinualLearner], monkeypatch: pytest.MonkeyPatch
+    folder: Path, learners: tuple[ContinualLearner, ContinualLearner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for failing in range(6):  # of the weights, of learner.json and of the card, each a file and then its folder
-        write(folder, taught[0])
+    for failing in range(6):  # of six fsyncs: of the weights, learner.json and the card, each the file and its folder
+        write(folder, learners[0])
         learner = ContinualLearner.load(folder)
         learner.learn("more", lesson(5, 6))
         flushed = 0
@@ -203,14 +204,14 @@ def test_a_full_disk_says_so_and_keeps_the_old_learner(
             patch.setattr(os, "fsync", full)
             with pytest.raises(InputError, match="No space left on device"):
                 learner.save(folder)
-        # from the second of learner.json on, the new one is there already
-        assert same(ContinualLearner.load(folder), taught[0] if failing < 3 else learner)
+        # from the second fsync of learner.json on, the new learner is valid
+        assert same(ContinualLearner.load(folder), learners[0] if failing < 3 else learner)
         assert not [file for file in folder.iterdir() if file.name.endswith((".new", ".next"))]
-        learner.save(folder)  # once there is room
+        learner.save(folder)  # after space was freed
         assert same(ContinualLearner.load(folder), learner)
 
 
-def test_two_who_teach_one_learner_do_not_overwrite_each_other(folder: Path) -> None:
+def test_two_copies_of_a_learner_do_not_overwrite_each_other(folder: Path) -> None:
     mine, theirs = ContinualLearner.load(folder), ContinualLearner.load(folder)
     theirs.learn("theirs", lesson(5, 6))
     theirs.save(folder)

@@ -1,4 +1,4 @@
-"""The losses against their equations."""
+"""Tests of the losses against their equations."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pah.methods.losses import ABSENT, Direction, Reduction, alignment, distillation, kl_divergence, stack_heads
+from pah.methods.losses import ABSENT_LOGIT, Direction, Reduction, alignment, distillation, kl_divergence, stack_logits
 
 
 def test_kl_by_hand_on_two_images_of_three_classes() -> None:
@@ -17,7 +17,7 @@ def test_kl_by_hand_on_two_images_of_three_classes() -> None:
     assert kl_divergence(teacher, student).tolist() == pytest.approx([by_hand, 0.0], abs=1e-6)
 
 
-def test_kl_is_not_symmetric_and_direction_says_which() -> None:
+def test_kl_is_not_symmetric_and_follows_the_direction() -> None:
     p = torch.tensor([[8.0, 1.0, 1.0]]).log()
     q = torch.tensor([[1.0, 1.0, 2.0]]).log()
     forward = 0.8 * math.log(0.8 / 0.25) + 0.1 * math.log(0.1 / 0.25) + 0.1 * math.log(0.1 / 0.5)
@@ -41,7 +41,7 @@ def test_distillation_averages_images_and_sums_or_averages_tasks() -> None:
 
 @pytest.mark.parametrize("direction", ["teacher||student", "student||teacher"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_agreement_costs_nothing_and_pulls_nowhere(direction: Direction, reduction: Reduction) -> None:
+def test_equal_logits_give_no_loss_and_no_gradient(direction: Direction, reduction: Reduction) -> None:
     logits = 3 * torch.randn(6, 2, 5)
     student = logits.clone().requires_grad_()
     loss = distillation(logits, student, 2.0, direction, reduction)
@@ -52,26 +52,28 @@ def test_agreement_costs_nothing_and_pulls_nowhere(direction: Direction, reducti
 
 def test_alignment_sums_the_classes_of_a_task() -> None:
     teacher, student = torch.randn(5, 3), torch.randn(5, 3)
-    owners = torch.tensor([0, 0, 1, 1, 1])
+    positions = torch.tensor([0, 0, 1, 1, 1])
     each = kl_divergence(teacher, student)
-    assert alignment(teacher, student, owners, 2).item() == pytest.approx(each.sum().item() / 2, rel=1e-5)
-    assert alignment(teacher, student, owners, 2, reduction="sum").item() == pytest.approx(each.sum().item(), rel=1e-5)
+    assert alignment(teacher, student, positions, 2).item() == pytest.approx(each.sum().item() / 2, rel=1e-5)
+    assert alignment(teacher, student, positions, 2, reduction="sum").item() == pytest.approx(
+        each.sum().item(), rel=1e-5
+    )
 
 
-def test_heads_of_unequal_size_give_the_losses_they_give_alone() -> None:
+def test_stacked_heads_of_unequal_size_give_the_losses_of_single_heads() -> None:
     sizes = (2, 4, 3)
     teacher, student = torch.randn(6, 9), torch.randn(6, 9)
 
-    def alone(column: int, width: int) -> Tensor:
+    def single_head_loss(column: int, width: int) -> Tensor:
         part = slice(column, column + width)
         return kl_divergence(teacher[:, part], student[:, part], 2.0).mean()
 
-    expected = 4 * (alone(0, 2) + alone(2, 4) + alone(6, 3)) / 3
-    stacked = distillation(stack_heads(teacher, sizes), stack_heads(student, sizes), 2.0)
+    expected = 4 * (single_head_loss(0, 2) + single_head_loss(2, 4) + single_head_loss(6, 3)) / 3
+    stacked = distillation(stack_logits(teacher, sizes), stack_logits(student, sizes), 2.0)
     assert stacked.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_class_that_a_smaller_task_lacks_has_probability_zero() -> None:
-    stacked = stack_heads(torch.randn(2, 5), (2, 3))
-    assert stacked[0, 0, 2] == ABSENT
+def test_absent_classes_of_a_smaller_task_have_probability_zero() -> None:
+    stacked = stack_logits(torch.randn(2, 5), (2, 3))
+    assert stacked[0, 0, 2] == ABSENT_LOGIT
     assert stacked.softmax(-1)[:, 0, 2].tolist() == [0.0, 0.0]

@@ -1,4 +1,4 @@
-"""The buffer, and ER, A-GEM, DER, DER++ and GCR, each against its defining equation."""
+"""Tests of the buffer, and of ER, A-GEM, DER, DER++ and GCR against their defining equations."""
 
 import copy
 from typing import Any
@@ -11,13 +11,13 @@ from scipy.stats import chisquare
 from test_regularization import small
 from torch import Tensor
 
-from helpers import digits, learned, some_batch
+from helpers import digits, sample_batch, train_few_steps
 from pah.core.config import InputError, generator
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.buffer import Buffer, Samples
-from pah.methods.gcr import GCR, coreset
-from pah.methods.replay import AGEM, DER, DERpp, Draw, Replay, class_shares, project
+from pah.methods.gcr import GCR, select_coreset
+from pah.methods.replay import AGEM, DER, DERpp, Replay, StoredBatch, class_shares, project_gradients
 from pah.training.loop import begin
 
 REPLAY = ["er", "agem", "der", "der++", "gcr"]
@@ -34,8 +34,8 @@ def replay(name: str, **options: Any) -> Replay:
     return method
 
 
-def named(numbers: Tensor) -> Samples:
-    """Samples that carry a number each, as their label."""
+def numbered_samples(numbers: Tensor) -> Samples:
+    """Return samples whose labels are the given numbers."""
     count = len(numbers)
     pixels = torch.zeros(count, 1, 1, 1, dtype=torch.uint8)
     return Samples(pixels, numbers, torch.zeros(count, dtype=torch.int64), torch.zeros(count, 0), torch.ones(count))
@@ -43,12 +43,12 @@ def named(numbers: Tensor) -> Samples:
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_reservoir_sampling_is_uniform(batch: int) -> None:
-    """Each of 400 samples is in the buffer of 20 at the end with chance 1/20, wherever it came."""
+    """Each of 400 samples is finally in the buffer of 20 with probability 1/20, whatever its position."""
     counts = torch.zeros(400)
     for seed in range(300):
         buffer = Buffer(20, (1, 1, 1))
         for step, part in enumerate(torch.arange(400).split(batch)):
-            buffer.offer(named(part), generator(seed, step))
+            buffer.offer(numbered_samples(part), generator(seed, step))
         kept = buffer.samples().labels
         assert len(kept) == len(set(kept.tolist())) == 20
         counts[kept] += 1
@@ -58,16 +58,16 @@ def test_reservoir_sampling_is_uniform(batch: int) -> None:
 
 def test_a_reservoir_keeps_all_until_it_is_full() -> None:
     buffer = Buffer(5, (1, 1, 1))
-    buffer.offer(named(torch.arange(3)), generator(0))
+    buffer.offer(numbered_samples(torch.arange(3)), generator(0))
     assert buffer.samples().labels.tolist() == [0, 1, 2]
     assert len(buffer.draw(10, generator(0))) == 3
-    buffer.offer(named(torch.arange(3, 6)), generator(1))
+    buffer.offer(numbered_samples(torch.arange(3, 6)), generator(1))
     assert len(buffer) == 5
 
 
 def test_a_draw_is_without_repetition_and_uniform() -> None:
     buffer = Buffer(10, (1, 1, 1))
-    buffer.replace(named(torch.arange(10)))
+    buffer.replace(numbered_samples(torch.arange(10)))
     drawn = torch.stack([buffer.draw(3, generator(seed)).labels for seed in range(500)])
     assert all(len(set(row)) == 3 for row in drawn.tolist())
     assert chisquare(drawn.flatten().bincount(minlength=10).numpy()).pvalue > 0.001
@@ -80,7 +80,7 @@ def test_stored_images_are_training_images_with_their_labels_and_tasks(name: str
         begin(method, task, seed=0)
         method.train()
         for step in range(6):
-            method.observe(some_batch(task, seed=step))
+            method.observe(sample_batch(task, seed=step))
         method.end_task(task)
         method.release()
     stored = method.buffer.samples()
@@ -93,25 +93,25 @@ def test_stored_images_are_training_images_with_their_labels_and_tasks(name: str
 
 
 @pytest.mark.parametrize("name", REPLAY)
-def test_a_buffer_below_a_sample_a_class_is_refused(name: str) -> None:
+def test_a_buffer_with_less_than_a_sample_for_each_class_is_refused(name: str) -> None:
     options = METHODS[name].options(buffer=9)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"method.buffer: expected at least one sample for each of 10 classes, got 9"):
         options.check_stream([2] * 5)
     options.check_stream([3] * 3)
 
 
-def test_a_class_gets_an_even_share() -> None:
+def test_class_shares_are_equal() -> None:
     assert class_shares(10, 4) == [3, 3, 2, 2]
     assert class_shares(8, 4) == [2] * 4
 
 
 @pytest.mark.parametrize("name", ["agem", "gcr"])
-def test_when_a_task_ends_each_class_seen_keeps_its_share(name: str, stream: Stream) -> None:
+def test_at_the_end_of_a_task_each_class_seen_has_its_share(name: str, stream: Stream) -> None:
     method = replay(name, buffer=35)
     for k in range(3):
         begin(method, stream.tasks[k], seed=0)
         method.train()
-        method.observe(some_batch(stream.tasks[k]))
+        method.observe(sample_batch(stream.tasks[k]))
         method.end_task(stream.tasks[k])
         method.release()
         stored = method.buffer.samples()
@@ -133,7 +133,7 @@ def test_the_projected_gradient_has_no_negative_product_with_the_reference() -> 
         before = [torch.randn(4, 3), None]  # a weight may have no gradient
         weights[0].grad = before[0]
         product = (before[0] * reference[0]).sum()  # type: ignore[operator]
-        project(weights, reference)
+        project_gradients(weights, reference)
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         after = sum((g * r).sum() for g, r in zip(grads, reference, strict=True))
         if product < 0:
@@ -147,52 +147,52 @@ def test_the_projected_gradient_has_no_negative_product_with_the_reference() -> 
 def test_agem_steps_along_the_projected_gradient(stream: Stream) -> None:
     method = replay("agem", buffer=40)
     assert isinstance(method, AGEM)
-    learned(method, stream, tasks=1, steps=10)
+    train_few_steps(method, stream, tasks=1, steps=10)
     method.end_task(stream.tasks[0])
     method.release()
     begin(method, stream.tasks[1], seed=0)
     method.train()
-    method.buffer.labels[:] = (method.buffer.labels + 1) % 3  # what the network knows is now wrong: a conflict
+    method.buffer.labels[:] = (method.buffer.labels + 1) % 3  # wrong labels: the gradients conflict
     weights = [*method.network.backbone.parameters(), *method.network.heads.parameters()]
     products: list[float] = []
 
-    def look(*_: object) -> None:
-        stored = method.draw(batch)
+    def record_product(*_: object) -> None:
+        stored = method.draw_stored(batch)
         state = copy.deepcopy(method)
         own = [*state.network.backbone.parameters(), *state.network.heads.parameters()]
-        x = batch.step.prepare(stored.own.pixels, "replay 0")
-        loss = F.cross_entropy(state.own_logits(x, stored.own.tasks), stored.own.labels)
+        x = batch.step.prepare(stored.samples.pixels, "replay 0")
+        loss = F.cross_entropy(state.own_task_logits(x, stored.samples.tasks), stored.samples.labels)
         reference = torch.autograd.grad(loss, own, materialize_grads=True)
         pairs = zip(weights, reference, strict=True)
         products.append(sum(0.0 if w.grad is None else (w.grad * r).sum().item() for w, r in pairs))
 
-    method.optimizers[0].register_step_pre_hook(look)
+    method.optimizers[0].register_step_pre_hook(record_product)
     for step in range(5):
-        batch = some_batch(stream.tasks[1], seed=step)
+        batch = sample_batch(stream.tasks[1], seed=step)
         assert set(method.observe(batch)) == {"L_hm", "L_replay"}
     assert len(products) == 5
     assert min(products) > -1e-3
-    assert min(map(abs, products)) < 1e-3  # where it was projected, it is orthogonal
+    assert min(map(abs, products)) < 1e-3  # a projected gradient is orthogonal to the reference
 
 
 @pytest.mark.parametrize("name", ["der", "der++"])
-def test_stored_logits_are_those_of_the_storing_moment(name: str, stream: Stream) -> None:
+def test_stored_logits_are_those_from_when_the_sample_was_stored(name: str, stream: Stream) -> None:
     method = replay(name, buffer=200)
     begin(method, stream.tasks[0], seed=0)
     method.train()
     expected = []
     for step in range(3):
-        batch = some_batch(stream.tasks[0], seed=step)
+        batch = sample_batch(stream.tasks[0], seed=step)
         before = copy.deepcopy(method)
-        draws = [before.draw(batch), before.draw(batch, "second draw")][: 1 + (name == "der++")]
+        draws = [before.draw_stored(batch), before.draw_stored(batch, "second draw")][: 1 + (name == "der++")]
         with torch.no_grad():
-            expected.append(before.answers_to(batch, *draws)[0])
+            expected.append(before.batch_logits(batch, *draws)[0])
         method.observe(batch)
     assert torch.equal(method.buffer.samples().logits, torch.cat(expected))
 
 
-def test_the_dark_term_is_the_mean_squared_change_over_a_samples_own_classes(stream: Stream) -> None:
-    method = learned(replay("der"), stream, tasks=2)  # tasks of 3 and 2 classes
+def test_the_logit_loss_is_the_mean_squared_change_over_the_classes_of_the_samples_task(stream: Stream) -> None:
+    method = train_few_steps(replay("der"), stream, tasks=2)  # tasks of 3 and 2 classes
     assert isinstance(method, DER)
     stored = Samples(
         torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
@@ -202,16 +202,18 @@ def test_the_dark_term_is_the_mean_squared_change_over_a_samples_own_classes(str
         torch.tensor([1.0, 3.0]),
     )
     now = torch.tensor([[2.0, 2.0, 5.0], [1.0, 4.0, -1e4]])
-    assert method.dark(now, Draw(stored, 0, 2, 1.0)).item() == pytest.approx((1 * (1 + 4) / 3 + 3 * 4 / 2) / 4)
+    assert method.logit_loss(now, StoredBatch(stored, 0, 2, 1.0)).item() == pytest.approx(
+        (1 * (1 + 4) / 3 + 3 * 4 / 2) / 4
+    )
 
 
-def test_der_plus_plus_replays_labels_by_weight(stream: Stream) -> None:
-    method = learned(replay("der++"), stream, tasks=1)
+def test_the_label_loss_is_weighted_by_sample(stream: Stream) -> None:
+    method = train_few_steps(replay("der++"), stream, tasks=1)
     assert isinstance(method, DERpp)
     stored = some_samples(stream, torch.tensor([1.0, 0.0, 2.0]))
     logits = torch.randn(3, 3)
     each = F.cross_entropy(logits, stored.labels, reduction="none")
-    assert method.labelled(logits, Draw(stored, 0, 3, 1.0)).item() == pytest.approx(
+    assert method.label_loss(logits, StoredBatch(stored, 0, 3, 1.0)).item() == pytest.approx(
         ((each[0] + 2 * each[2]) / 3).item()
     )
 
@@ -223,20 +225,20 @@ def some_samples(stream: Stream, weights: Tensor) -> Samples:
     return Samples(part.pixels[part.rows[:count]], part.labels[:count], zeros, torch.zeros(count, 3), weights)
 
 
-def test_replay_protects_and_its_strength_counts(stream: Stream) -> None:
-    kept = {}
+def test_replay_reduces_forgetting(stream: Stream) -> None:
+    accuracies = {}
     for strength in (0.0, 1.0):
-        method = learned(replay("er", strength=strength), stream, tasks=3, steps=25)
+        method = train_few_steps(replay("er", strength=strength), stream, tasks=3, steps=25)
         task = stream.tasks[0]
         x = task.normalization(task.test.pixels[task.test.rows])
         method.eval()
         with torch.no_grad():
-            kept[strength] = (method(x, 0).argmax(1) == task.test.labels).double().mean().item()
-    assert kept[1.0] > kept[0.0]
+            accuracies[strength] = (method(x, 0).argmax(1) == task.test.labels).double().mean().item()
+    assert accuracies[1.0] > accuracies[0.0]
 
 
-def test_a_coreset_stands_for_all_better_than_random_samples(stream: Stream) -> None:
-    method = learned(replay("gcr"), stream, tasks=1, steps=10)
+def test_a_coreset_approximates_the_gradient_better_than_random_samples(stream: Stream) -> None:
+    method = train_few_steps(replay("gcr"), stream, tasks=1, steps=10)
     assert isinstance(method, GCR)
     task = stream.tasks[0]
     method.normalization = task.normalization
@@ -248,7 +250,7 @@ def test_a_coreset_stands_for_all_better_than_random_samples(stream: Stream) -> 
     with torch.no_grad():
         gradients = method.head_gradients(samples).double().numpy()
     target = gradients.sum(axis=0)
-    kept, weights = coreset(gradients, np.ones(count), 8, ridge=0.0)
+    kept, weights = select_coreset(gradients, np.ones(count), 8, ridge=0.0)
     assert len(kept) == len(set(kept.tolist())) <= 8
     assert (weights > 0).all()
     error = np.linalg.norm(target - weights @ gradients[kept])
@@ -256,28 +258,28 @@ def test_a_coreset_stands_for_all_better_than_random_samples(stream: Stream) -> 
     draws = [rng.choice(count, 8, replace=False) for _ in range(200)]
     others = [np.linalg.norm(target - count / 8 * gradients[draw].sum(axis=0)) for draw in draws]
     assert error < min(others)
-    more = coreset(gradients, np.ones(count), 16, ridge=0.0)
+    more = select_coreset(gradients, np.ones(count), 16, ridge=0.0)
     assert np.linalg.norm(target - more[1] @ gradients[more[0]]) <= error + 1e-9
 
 
-def test_a_ridge_keeps_the_coresets_weights_small_and_no_gradient_is_no_obstacle() -> None:
+def test_a_ridge_reduces_the_coresets_weights_and_zero_gradients_are_handled() -> None:
     gradients = np.random.default_rng(0).normal(size=(40, 12)) + 1
-    sums = [np.square(coreset(gradients, np.ones(40), 5, ridge)[1]).sum() for ridge in (0.0, 1.0, 10.0)]
+    sums = [np.square(select_coreset(gradients, np.ones(40), 5, ridge)[1]).sum() for ridge in (0.0, 1.0, 10.0)]
     assert sums == sorted(sums, reverse=True)
-    kept, weights = coreset(np.zeros((10, 3)), np.ones(10), 4, 0.5)
+    kept, weights = select_coreset(np.zeros((10, 3)), np.ones(10), 4, 0.5)
     assert len(kept) == 4
     assert weights.tolist() == [2.5] * 4
 
 
 def test_head_gradients_are_those_of_the_loss(stream: Stream) -> None:
-    method = learned(replay("gcr"), stream, tasks=1)
+    method = train_few_steps(replay("gcr"), stream, tasks=1)
     assert isinstance(method, GCR)
     method.normalization = stream.normalization
     method.eval()
     stored = some_samples(stream, torch.ones(4))
-    found = method.head_gradients(stored)
-    head = method.network.heads.per_task()[0]
+    gradients = method.head_gradients(stored)
+    head = method.network.heads.task_parameters()[0]
     for i in range(4):
         loss = F.cross_entropy(method(stream.normalization(stored.pixels[i : i + 1]), 0), stored.labels[i : i + 1])
         (expected,) = torch.autograd.grad(loss, [head])
-        torch.testing.assert_close(found[i].view_as(expected), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradients[i].view_as(expected), expected, atol=1e-5, rtol=1e-4)

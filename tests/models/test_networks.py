@@ -1,4 +1,4 @@
-"""Backbones, and contexts that leave modules as they found them."""
+"""Tests of backbones, batch-norm folding and module modes."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import changed, snapshot
+from helpers import changed_tensors, snapshot
 from pah.core.config import InputError
 from pah.models.backbones import BACKBONES, Backbone, SlimResNet18Options, StridedPointwise, TimmOptions
-from pah.models.folding import folded
+from pah.models.batch_norm_folding import fold_batch_norm
 from pah.models.modes import evaluating, frozen
 
 
@@ -25,7 +25,7 @@ from pah.models.modes import evaluating, frozen
         ("resnet32", 3, 32, 64),
     ],
 )
-def test_backbones_give_the_features_they_say(name: str, channels: int, size: int, features: int) -> None:
+def test_backbones_return_features_of_the_declared_size(name: str, channels: int, size: int, features: int) -> None:
     backbone = BACKBONES[name]().build(channels)
     assert backbone.features == features
     assert backbone(torch.randn(2, channels, size, size)).shape == (2, features)
@@ -33,7 +33,7 @@ def test_backbones_give_the_features_they_say(name: str, channels: int, size: in
 
 
 def test_published_sizes() -> None:
-    """ResNet-32 has 0.46 M parameters (He et al. 2016, table 6), CIFAR's ResNet-18 without its head 11.17 M."""
+    """ResNet-32 has 0.46 M parameters (He et al. 2016, table 6), ResNet-18 for CIFAR without its head 11.17 M."""
     count = {name: sum(p.numel() for p in BACKBONES[name]().build(3).parameters()) for name in BACKBONES}
     assert count["resnet32"] == pytest.approx(0.46e6, rel=0.02)
     assert count["resnet18"] == pytest.approx(11.17e6, rel=0.001)
@@ -54,8 +54,8 @@ def test_timm_models_are_backbones() -> None:
     assert backbone(torch.randn(2, 1, 32, 32)).shape == (2, backbone.features)
 
 
-def normalising(backbone: Backbone) -> Backbone:
-    """With batch norms that do something, as after training."""
+def randomize_batch_norm(backbone: Backbone) -> Backbone:
+    """Give the batch norms of a backbone random statistics and weights, and return it."""
     for norm in (part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)):
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -67,33 +67,35 @@ def normalising(backbone: Backbone) -> Backbone:
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
-def test_a_folded_backbone_answers_the_same_without_batch_norm(name: str) -> None:
-    backbone, x = normalising(BACKBONES[name]().build(3)), torch.randn(4, 3, 16, 16)
+def test_a_folded_backbone_returns_the_same_features_without_batch_norm(name: str) -> None:
+    backbone, x = randomize_batch_norm(BACKBONES[name]().build(3)), torch.randn(4, 3, 16, 16)
     before = snapshot(backbone)
-    found = folded(backbone)
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in found.modules())
-    assert not any(part.requires_grad for part in found.parameters())
-    torch.testing.assert_close(found(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
-    assert changed(backbone, before) == set()
+    folded = fold_batch_norm(backbone)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert not any(part.requires_grad for part in folded.parameters())
+    torch.testing.assert_close(folded(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
+    assert changed_tensors(backbone, before) == set()
 
 
-def test_a_backbone_whose_order_is_unknown_folds_into_itself() -> None:
+def test_folding_keeps_a_backbone_whose_layer_order_is_unknown() -> None:
     pytest.importorskip("timm")
-    backbone, x = normalising(TimmOptions(model="resnet10t").build(3)), torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(folded(backbone)(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
+    backbone, x = randomize_batch_norm(TimmOptions(model="resnet10t").build(3)), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fold_batch_norm(backbone)(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_that_can_not_be_had_are_one_line_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_that_are_not_available_give_one_line_immediately(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr("pah.models.backbones.hub_answers", lambda: False)
+    monkeypatch.setattr("pah.models.backbones.hub_is_reachable", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"--backbone\.pretrained false needs none"):
         TimmOptions(pretrained=True, model="resnet18").build(3)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
-def mixed() -> nn.Sequential:
-    """A module whose parts are in different modes, as a frozen teacher inside a training method is."""
+def module_in_mixed_modes() -> nn.Sequential:
+    """Return a module whose submodules are in different modes, like a method in training with a frozen teacher."""
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
     net.train()
     net[1].eval()
@@ -102,23 +104,23 @@ def mixed() -> nn.Sequential:
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_evaluating_changes_nothing_and_restores_each_mode(statistics: str) -> None:
-    net = mixed()
+    net = module_in_mixed_modes()
     before = snapshot(net)
     modes = [part.training for part in net.modules()]
     with evaluating(net, statistics=statistics):  # type: ignore[arg-type]
         x = torch.randn(8, 1, 6, 6)
         assert torch.equal(net(x), net(x))  # no dropout
-    assert not changed(net, before)
+    assert not changed_tensors(net, before)
     assert [part.training for part in net.modules()] == modes
 
 
 def test_evaluating_restores_after_an_error() -> None:
-    net = mixed()
+    net = module_in_mixed_modes()
     before = snapshot(net)
     modes = [part.training for part in net.modules()]
     with pytest.raises(RuntimeError), evaluating(net, statistics="batch"):
         net(torch.randn(1))
-    assert not changed(net, before)
+    assert not changed_tensors(net, before)
     assert [part.training for part in net.modules()] == modes
 
 
@@ -131,7 +133,7 @@ def test_batch_statistics_are_those_of_the_batch() -> None:
     assert out.std().item() == pytest.approx(1, abs=1e-2)
 
 
-def test_frozen_weights_let_gradients_through_and_get_none() -> None:
+def test_gradients_flow_through_frozen_weights_which_get_none() -> None:
     layer = nn.Linear(3, 2)
     layer.bias.requires_grad_(False)
     x = torch.randn(4, 3, requires_grad=True)
@@ -141,14 +143,14 @@ def test_frozen_weights_let_gradients_through_and_get_none() -> None:
     assert x.grad is not None
     assert layer.weight.grad is None
     assert layer.weight.requires_grad
-    assert not layer.bias.requires_grad  # it was not, so it is not
+    assert not layer.bias.requires_grad  # it did not require a gradient before
 
 
 @pytest.mark.parametrize(("inputs", "groups", "size"), [(2, 1, 8), (3, 1, 56), (8, 1, 64), (15, 1, 7), (24, 2, 16)])
 def test_a_strided_pointwise_convolution_of_few_channels_has_the_right_gradients(
     inputs: int, groups: int, size: int
 ) -> None:
-    """torch's own kernel for these corrupts memory (torch 2.14.1, channels last)."""
+    """For these, the kernel of torch 2.14.1 corrupts memory (channels last)."""
     torch.manual_seed(0)
     exact = nn.Conv2d(inputs, 2 * inputs, 1, 2, bias=False, groups=groups).double()
     body = nn.Sequential(nn.Conv2d(inputs, 2 * inputs, 1, 2, bias=False, groups=groups)).to(
@@ -160,21 +162,21 @@ def test_a_strided_pointwise_convolution_of_few_channels_has_the_right_gradients
     assert type(layer[0]) is StridedPointwise
     x = torch.randn(4, inputs, size, size)
     for _ in range(3):
-        here = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-        there = x.double().requires_grad_()
-        wanted, found = exact(there), layer(here)
-        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
-        wanted.square().sum().backward()
-        found.square().sum().backward()
-        assert here.grad is not None
-        torch.testing.assert_close(here.grad.double(), there.grad, atol=1e-4, rtol=1e-4)
+        x_channels_last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        x_exact = x.double().requires_grad_()
+        expected, actual = exact(x_exact), layer(x_channels_last)
+        torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-4)
+        expected.square().sum().backward()
+        actual.square().sum().backward()
+        assert x_channels_last.grad is not None
+        torch.testing.assert_close(x_channels_last.grad.double(), x_exact.grad, atol=1e-4, rtol=1e-4)
     gradient = next(layer.parameters()).grad
     assert gradient is not None
     torch.testing.assert_close(gradient.double(), exact.weight.grad, atol=1e-3, rtol=1e-3)
 
 
-def test_wide_strided_convolutions_stay_torchs_own() -> None:
+def test_wide_strided_convolutions_are_not_replaced() -> None:
     narrow, wide = (SlimResNet18Options(width=width).build(3) for width in (8, 16))
-    kinds = [[type(part) for part in of.modules() if isinstance(part, nn.Conv2d)] for of in (narrow, wide)]
+    kinds = [[type(part) for part in backbone.modules() if isinstance(part, nn.Conv2d)] for backbone in (narrow, wide)]
     assert kinds[0].count(StridedPointwise) == 1
     assert set(kinds[1]) == {nn.Conv2d}

@@ -1,4 +1,4 @@
-"""Reports: what they show is what the run folder holds; what lacks is named, what comes from data is escaped."""
+"""Reports show the content of the run folder, name missing files, and escape text from the data."""
 
 import base64
 import functools
@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import TINY, cut_short, tiny
+from conftest import TINY, run_until_death, tiny
 from helpers import DIGITS
 from pah.cli import main
 from pah.core.config import InputError
-from pah.report import classes, comparing, single
-from pah.report.page import write_report
-from pah.report.rundata import read_run
+from pah.report import classes, comparison_page, run_page
+from pah.report.run_data import read_run
+from pah.report.write import write_report
 from pah.runs.results import read_predictions, read_prototypes
 from pah.runs.run import start_run
 
@@ -38,7 +38,7 @@ NASTY = ["<script>alert(1)", "a & b \"c\" 'd'", "$x_{", "日本語", "-->", "{{ 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of PAH, diagnosed, with finetuning beside it and a report of both. Not to be changed."""
+    """Return a diagnosed run of PAH with finetuning beside it and a report of both; tests must not change it."""
     pytest.importorskip("matplotlib")
     run = tmp_path_factory.mktemp("report") / "run"
     assert main(["run", *SMALL, "--out", str(run), "--beside", "finetune"]) == 0
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Page(HTMLParser):
-    """What a test asks of a page."""
+    """A parsed report page: its tags, its tables by caption, and its text."""
 
     text: str
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
@@ -95,14 +95,14 @@ def test_a_run_ends_with_a_report_that_shows_everything(folder: Path) -> None:
     page = Page.of(folder / "report.html")
     headings = [attributes["id"] for attributes in page.all("section") if "id" in attributes]
     assert headings == ["accuracy", "training", "prototypes", "diagnosis", "classes", "origin"]
-    assert "Not in the run folder" not in page.words
-    assert "without protection (finetune) would have kept" in page.words
+    assert "Missing from the run folder" not in page.words
+    assert "without protection (finetune) reaches" in page.words
     of_finetune = Page.of(folder.with_name("run-finetune") / "report.html")
     assert "without protection" not in of_finetune.words
-    assert "diagnosis.json" in of_finetune.words, "what lacks is named"
+    assert "diagnosis.json" in of_finetune.words, "missing files are named"
 
 
-def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
+def test_the_page_loads_no_other_files(folder: Path) -> None:
     page = Page.of(folder / "report.html")
     assert len(page.text) < 3_000_000
     assert not page.all("link")[1:]
@@ -160,13 +160,13 @@ def test_classes_and_confusions_are_counted_right(folder: Path) -> None:
     assert run.names is not None
     results = classes.class_results(run.answers, run.names)
     for k, accuracy in enumerate(run.matrix[-1]):
-        own = [of for of in results if of.task == k]
-        right = sum(of.accuracy * of.images for of in own)
-        assert right / sum(of.images for of in own) == pytest.approx(accuracy)
+        own = [result for result in results if result.task == k]
+        right = sum(result.accuracy * result.images for result in own)
+        assert right / sum(result.images for result in own) == pytest.approx(accuracy)
     names = [name for of_task in run.names for name in of_task]
     expected: dict[tuple[str, str], int] = {}
-    for k, of in enumerate(read_predictions(folder / "predictions.safetensors")):
-        for label, answer in zip(of.labels.tolist(), of.not_given.tolist(), strict=True):
+    for k, task in enumerate(read_predictions(folder / "predictions.safetensors")):
+        for label, answer in zip(task.labels.tolist(), task.task_not_given.tolist(), strict=True):
             truth = run.names[k][label]
             if names[answer] != truth:
                 expected[truth, names[answer]] = expected.get((truth, names[answer]), 0) + 1
@@ -177,7 +177,7 @@ def test_classes_and_confusions_are_counted_right(folder: Path) -> None:
 
 
 def pictures(folder: Path) -> dict[str, np.ndarray]:
-    """The pictures of a page by their alternative text."""
+    """Return the pictures of a page by their alternative text."""
     found = {}
     for attributes in Page.of(folder / "report.html").all("img"):
         data = base64.b64decode((attributes["src"] or "").partition(",")[2])
@@ -210,7 +210,7 @@ def test_the_same_run_gives_the_same_report(folder: Path, tmp_path: Path) -> Non
         assert (tmp_path / "again" / "figures" / figure.name).read_bytes() == figure.read_bytes()
 
 
-def test_names_from_the_data_are_text_and_nothing_else(tmp_path: Path) -> None:
+def test_names_from_the_data_are_escaped(tmp_path: Path) -> None:
     data = tmp_path / "data"
     pixels = DIGITS.train.pixels[:, 0].numpy()
     for label, name in enumerate(NASTY):
@@ -239,32 +239,35 @@ def test_names_from_the_data_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert alts == {*NASTY}
 
 
-def test_without_the_extra_a_run_ends_well_and_says_how_to_get_it(
+def test_without_the_extra_a_run_succeeds_and_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["run", *TINY, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().err == "pah: no report: figures need the extra: pip install 'pah[report]'\n"
+    message = "pah: no report: figures need the extra: in a clone of pah, run pip install -e '.[report]'\n"
+    assert capsys.readouterr().err == message
     assert (tmp_path / "run" / "metrics.json").is_file()
     assert not (tmp_path / "run" / "report.html").exists()
     assert main(["report", str(tmp_path / "run")]) == 2
     monkeypatch.undo()
     assert main(["resume", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "report.html").is_file(), "resuming makes up for it"
+    assert (tmp_path / "run" / "report.html").is_file(), "resuming writes the report"
     before = (tmp_path / "run" / "report.html").stat().st_mtime_ns
     assert main(["resume", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_new_run_in_the_folder_leaves_no_report_of_the_old_one(folder: Path, tmp_path: Path) -> None:
+def test_overwriting_a_run_removes_its_report(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
-    cut_short(tiny("--method", "finetune"), tmp_path / "run", 3, 0, go=functools.partial(start_run, overwrite=True))
+    run_until_death(
+        tiny("--method", "finetune"), tmp_path / "run", 3, 0, run=functools.partial(start_run, overwrite=True)
+    )
     assert not any((tmp_path / "run" / name).exists() for name in ("report.html", "diagnosis.json"))
     assert not list((tmp_path / "run" / "prototypes").iterdir())
     assert not list((tmp_path / "run" / "figures").iterdir())
 
 
-def test_a_run_that_is_not_finished_is_reported_as_far_as_it_came(unfinished: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_reported_up_to_its_last_task(unfinished: Path, tmp_path: Path) -> None:
     shutil.copytree(unfinished, tmp_path / "run")
     page = Page.of(write_report([tmp_path / "run"]))
     assert "it has learned 1 of 3 tasks" in page.words
@@ -282,10 +285,10 @@ def test_a_run_that_is_not_finished_is_reported_as_far_as_it_came(unfinished: Pa
         (9, 0, "in task 1 (epochs done: 1, steps of the next: 2)"),
     ],
 )
-def test_a_run_without_a_learned_task_is_refused_with_how_far_it_came(
+def test_a_run_without_a_learned_task_is_refused_with_its_progress(
     events: int, seconds: float, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut_short(tiny(), tmp_path / "run", events, seconds)
+    run_until_death(tiny(), tmp_path / "run", events, seconds)
     assert main(["report", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"pah: {tmp_path / 'run'}: expected a run that has learned a task, got one that ")
@@ -294,8 +297,8 @@ def test_a_run_without_a_learned_task_is_refused_with_how_far_it_came(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def spoilt(file: str, content: str) -> Callable[[Path], Sequence[Path]]:
-    """Run folders to report: one with a file spoilt."""
+def with_damaged(file: str, content: str) -> Callable[[Path], Sequence[Path]]:
+    """Return a function that damages a file of a run and returns the run folders to report."""
 
     def prepare(run: Path) -> Sequence[Path]:
         (run / file).write_text(content)
@@ -317,14 +320,14 @@ def spoilt(file: str, content: str) -> Callable[[Path], Sequence[Path]]:
         ),
         (lambda _: [], "expected one run folder or several, got none"),
         (lambda run: [run, Path("--fast")], "unknown option 'fast'; expected one of: out"),
-        (spoilt("metrics.json", "{"), "expected JSON, got"),
-        (spoilt("metrics.json", "[]"), "expected a run's metrics"),
-        (spoilt("config.yaml", "a: ["), "expected YAML, got"),
-        (spoilt("predictions.safetensors", "torn"), "expected a run's predictions, got"),
-        (spoilt("prototypes/1.safetensors", "torn"), "expected a task's prototypes, got"),
-        (spoilt("model/model.safetensors", "torn"), "expected weights, got"),
-        (spoilt("model/learner.json", "{}"), "expected a learner, got"),
-        (spoilt("diagnosis.json", '{"tasks": [{}]}'), "expected what pah diagnose writes, got"),
+        (with_damaged("metrics.json", "{"), "expected JSON, got"),
+        (with_damaged("metrics.json", "[]"), "expected a run's metrics"),
+        (with_damaged("config.yaml", "a: ["), "expected YAML, got"),
+        (with_damaged("predictions.safetensors", "torn"), "expected a run's predictions, got"),
+        (with_damaged("prototypes/1.safetensors", "torn"), "expected a task's prototypes, got"),
+        (with_damaged("model/model.safetensors", "torn"), "expected weights, got"),
+        (with_damaged("model/learner.json", "{}"), "expected a learner, got"),
+        (with_damaged("diagnosis.json", '{"tasks": [{}]}'), "expected what pah diagnose writes, got"),
     ],
 )
 def test_what_cannot_be_reported_is_refused_in_one_line(
@@ -343,7 +346,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_metrics_whose_matrix_is_none_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_metrics_without_a_valid_matrix_are_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     known = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for matrix in ([], [[1.0, 2.0]], [["x"]], [[float("nan")]], None):
@@ -352,47 +355,47 @@ def test_metrics_whose_matrix_is_none_are_refused(folder: Path, tmp_path: Path) 
             write_report([tmp_path / "run"])
 
 
-def test_a_torn_line_at_the_end_of_the_log_is_left_out(folder: Path, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_the_log_is_ignored(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     with (tmp_path / "run" / "log.jsonl").open("a") as file:
         file.write('{"task": 1, "ep')
     assert read_run(tmp_path / "run").log == read_run(folder).log
 
 
-def test_finetuning_of_another_stream_does_not_stand_beside_a_run(folder: Path, tmp_path: Path) -> None:
+def test_finetuning_on_another_stream_is_not_compared(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     beside = folder.with_name("run-finetune")
-    assert single.finetuned(read_run(tmp_path / "run")) is None
+    assert run_page.matching_finetune_run(read_run(tmp_path / "run")) is None
     shutil.copytree(beside, tmp_path / "other")
-    found = single.finetuned(read_run(tmp_path / "run"))
+    found = run_page.matching_finetune_run(read_run(tmp_path / "run"))
     assert found is not None
-    assert single.differing(read_run(tmp_path / "run"), found) == []
+    assert run_page.different_options(read_run(tmp_path / "run"), found) == []
     known = json.loads((beside / "metrics.json").read_text())
     for change in ({"seed": 1}, {"class_order": known["class_order"][::-1]}, {"evaluated_on": "validation"}):
         (tmp_path / "other" / "metrics.json").write_text(json.dumps(known | change))
-        assert single.finetuned(read_run(tmp_path / "run")) is None
+        assert run_page.matching_finetune_run(read_run(tmp_path / "run")) is None
 
 
 def committed(tmp_path: Path, *names: str) -> list[Path]:
-    """Copies of committed results, which hold metrics, configuration and some of them predictions."""
+    """Copy committed results, which hold metrics, configuration and some of them predictions; return the copies."""
     for name in names:
         shutil.copytree(RESULTS / name, tmp_path / name)
     return [tmp_path / name for name in names]
 
 
-def test_a_committed_result_is_reported_and_what_it_lacks_is_named(tmp_path: Path) -> None:
+def test_a_report_of_a_committed_result_names_the_missing_files(tmp_path: Path) -> None:
     page = Page.of(write_report(committed(tmp_path, "fast/pah-seed0")))
     assert [a["id"] for a in page.all("section") if "id" in a] == ["accuracy", "classes", "origin"]
     for name in ("log.jsonl", "learner.json", "model.safetensors", "prototypes/", "diagnosis.json"):
-        assert name in page.words.partition("so not shown")[2]
+        assert name in page.words.partition("therefore not shown")[2]
     assert "class 64" in page.words, "its label in the data set, as its name is not known"
 
 
-def test_several_runs_stand_side_by_side_over_their_seeds(tmp_path: Path) -> None:
+def test_several_runs_are_compared_over_their_seeds(tmp_path: Path) -> None:
     folders = committed(tmp_path, *(f"fast/{name}" for name in ("pah-seed0", "pah-seed1", "lwf-seed0", "lwf-seed1")))
     page = Page.of(write_report([*folders, *committed(tmp_path, "fast/finetune-seed0")]))
     known = [json.loads((folder / "metrics.json").read_text())["average_accuracy"] for folder in folders]
-    [rows] = [of for caption, of in page.tables.items() if caption.startswith("Percent;")]
+    [rows] = [table for caption, table in page.tables.items() if caption.startswith("Percent;")]
     by_name = {row[0]: row for row in rows[1:]}
     assert [*by_name] == ["pah", "lwf", "finetune"]
     assert by_name["pah"][2] == f"{statistics.fmean(known[:2]):.2f} ± {statistics.stdev(known[:2]):.2f}"
@@ -414,20 +417,20 @@ def test_one_method_with_other_options_is_another_row(tmp_path: Path) -> None:
         "method=lwf-seed0",
     )
     runs = [read_run(RESULTS / "ablation" / "fast" / name) for name in names]
-    groups = comparing.grouped(runs)
-    assert [len(of.runs) for of in groups] == [1, 1, 2, 1]
+    groups = comparison_page.group_by_options(runs)
+    assert [len(group.runs) for group in groups] == [1, 1, 2, 1]
     assert groups[1].label == "pah (stability 3, prototype_size 10)"
     assert groups[2].label == "pah (stability 1, prototype_size 16)"
     assert groups[3].label == "lwf"
-    assert comparing.mean_matrix([[[1.0], [2.0, 3.0]], [[3.0], [4.0, 5.0]]]) == [[2.0], [3.0, 4.0]]
+    assert comparison_page.mean_matrix([[[1.0], [2.0, 3.0]], [[3.0], [4.0, 5.0]]]) == [[2.0], [3.0, 4.0]]
 
 
-def test_a_comparison_says_what_else_differs(tmp_path: Path) -> None:
+def test_a_comparison_lists_other_different_options(tmp_path: Path) -> None:
     one, other = committed(tmp_path, "fast/pah-seed0", "fast/lwf-seed0")
-    assert len(comparing.page_of([read_run(one), read_run(other)]).summary) == 1
+    assert len(comparison_page.page_of([read_run(one), read_run(other)]).summary) == 1
     written = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(written.replace("epochs: 24", "epochs: 3"))
-    summary = comparing.page_of([read_run(one), read_run(other)]).summary
+    summary = comparison_page.page_of([read_run(one), read_run(other)]).summary
     assert summary[1] == "The runs differ in more than method and seed: training.epochs."
 
 

@@ -1,4 +1,4 @@
-"""Reports in a real Chromium: nothing is fetched, nothing fails, tables sort, the theme switches, all fits."""
+"""Reports in a real Chromium: no requests, no errors, sortable tables, two themes, and a layout that fits."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 from browsing import CONTRAST, LOWEST_CONTRAST
 from conftest import TINY
 from pah.cli import main
-from pah.report.page import write_report
+from pah.report.write import write_report
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 PHONE, DESKTOP = 360, 1280  # pixels
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of one run, with all that a report can have, and one of several."""
+    """Return a report of one run with all sections, and a report of several runs."""
     folder = tmp_path_factory.mktemp("pages")
     run = folder / "run"
     words = ("--method.prototype_size", "6", "--snapshots", "true", "--beside", "finetune")
@@ -34,19 +34,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=["one", "several"])
 def page(request: pytest.FixtureRequest, chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
-    """The page, open at desktop width in the light theme; at the end it must not have complained or fetched."""
+    """Open a page at desktop width in the light theme; afterwards check that it had no errors and no requests."""
     context = chromium.new_context(viewport={"width": DESKTOP, "height": 800}, color_scheme="light")
     opened = context.new_page()
-    complaints: list[str] = []
+    errors: list[str] = []
     requests: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text))
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on("request", lambda request: requests.append(request.url))
     address = pages[request.param].as_uri()
     opened.goto(address)
     yield opened
     opened.wait_for_load_state("networkidle")
-    assert complaints == []
+    assert errors == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
     context.close()
 
@@ -78,7 +78,7 @@ def test_every_table_sorts_by_every_column(page: Any) -> None:
 
 
 def number(text: str) -> float | None:
-    """What a cell counts as; None for words."""
+    """Return the number that a cell is sorted by; None for words."""
     first = text.replace(",", "").partition(" ")[0]
     try:
         return float(first)
@@ -87,7 +87,7 @@ def number(text: str) -> float | None:
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
-    """A key by which 2 comes before 10, inside words as well."""
+    """Return a sort key by which 2 comes before 10, also inside words."""
     parts = re.findall(r"\d+|[^\d\W]+", text.casefold().replace(",", ""))
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
@@ -96,7 +96,7 @@ def test_the_keyboard_sorts_and_switches(page: Any) -> None:
     page.locator("th button:visible").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("th:visible").first.get_attribute("aria-sort") == "ascending"
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "focus is to be seen"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "focus is visible"
     page.locator("#theme").focus()
     page.keyboard.press("Space")
     assert page.locator("#theme").get_attribute("aria-pressed") == "true"
@@ -107,7 +107,7 @@ def background(page: Any) -> str:
     return found
 
 
-def test_the_theme_is_that_of_the_system_until_it_is_switched(page: Any) -> None:
+def test_the_theme_follows_the_system_until_it_is_switched(page: Any) -> None:
     light = background(page)
     page.emulate_media(color_scheme="dark")
     dark = background(page)
@@ -117,11 +117,11 @@ def test_the_theme_is_that_of_the_system_until_it_is_switched(page: Any) -> None
     page.locator("#theme").click()
     assert background(page) == dark
     page.emulate_media(color_scheme="light")
-    assert background(page) == dark, "what was chosen stays"
+    assert background(page) == dark, "the choice stays"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out(page: Any, scheme: str) -> None:
+def test_all_text_has_enough_contrast(page: Any, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     lowest, where = page.evaluate(LOWEST_CONTRAST)
     assert lowest >= CONTRAST, where
@@ -147,7 +147,7 @@ def test_a_drawing_changes_with_the_theme(page: Any) -> None:
     assert page.evaluate(ink) != light
 
 
-def test_it_prints_on_white_with_nothing_cut_off(page: Any) -> None:
+def test_it_prints_on_white_without_cutting_content(page: Any) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert background(page) == "rgb(255, 255, 255)"
     assert not page.locator("#theme").is_visible()

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, slow, gone or lie: a run stops in one line or goes on, and never goes on wrongly."""
+"""Disk faults: full, read-only, slow or missing disks, and damaged files. A run stops with one line or continues."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from conftest import EVENTS_A_TASK, ONLY_TASK_ENDS, TINY, assert_same_run, cut_short, tiny
+from conftest import EVENTS_PER_TASK, ONLY_AT_TASK_ENDS, TINY, assert_same_run, run_until_death, tiny
 from pah.cli import main
 from pah.cli.stopping import Stop
 from pah.core.config import InputError, RecoveryWarning
@@ -24,131 +24,130 @@ from pah.training import checkpoint
 from pah.training.config import RunConfig
 
 Uninterrupted = Callable[[RunConfig], Path]
-Facts = tuple[dict[str, torch.Tensor], dict[str, Any]]
+Loaded = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, unfinished: Path) -> Path:
-    """A run folder of the test's own, with two checkpoints inside its second task."""
+    """Return a copy of the unfinished run, with two checkpoints within its second task."""
     shutil.copytree(unfinished, tmp_path / "run")
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("damage", ["cut", "turned", "empty", "missing"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     damage: str, run: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = run / "checkpoint" / checkpoint.FILE
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
-    state.write_bytes(bytes({"cut": data[: len(data) // 2], "turned": data}.get(damage, b"")))
+    state.write_bytes(bytes({"truncated": data[: len(data) // 2], "flipped": data}.get(damage, b"")))
     if damage == "missing":
         state.unlink()
     assert main(["resume", str(run)]) == 0
     err = capsys.readouterr().err
     assert err.startswith(f"pah: {state}: expected a")
-    assert err.endswith("; going on from the one before it\n")
+    assert err.endswith("; continuing from the previous checkpoint\n")
     assert err.count("\n") == 1
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_no_torn_checkpoint_is_ever_taken_for_whole(run: Path) -> None:
+def test_damage_of_a_checkpoint_is_detected(run: Path) -> None:
     folder = run / "checkpoint"
-    path, older_path = folder / checkpoint.FILE, folder / checkpoint.BEFORE
-    whole, newer = path.read_bytes(), checkpoint.load(folder)
-    older_path.rename(path)
-    older = checkpoint.load(folder)
-    path.rename(older_path)
-    taken, all_damages = 0, list(damages(whole))
+    path, previous_path = folder / checkpoint.FILE, folder / checkpoint.PREVIOUS_FILE
+    content, last = path.read_bytes(), checkpoint.load(folder)
+    previous_path.rename(path)
+    previous = checkpoint.load(folder)
+    path.rename(previous_path)
+    accepted, all_damages = 0, list(damages(content))
     assert len(all_damages) > 200
     for damaged in all_damages:
         path.write_bytes(damaged)
-        found, warned = loaded(folder)
-        assert found is not None, "the one before it is whole"
+        loaded, warned = try_load(folder)
+        assert loaded is not None, "the previous checkpoint is not damaged"
         if warned:
-            assert same(found, older)
+            assert same(loaded, previous)
         else:
-            taken += 1
-            assert same(found, newer)
-    assert taken < 0.05 * len(all_damages), "but for white space in the header, every damage is noticed"
-    older_path.write_bytes(older_path.read_bytes()[:-1])
-    path.write_bytes(whole[:-1])
+            accepted += 1
+            assert same(loaded, last)
+    assert accepted < 0.05 * len(all_damages), "only damage to white space in the header is not detected"
+    previous_path.write_bytes(previous_path.read_bytes()[:-1])
+    path.write_bytes(content[:-1])
     with pytest.raises(InputError, match=r"state\.safetensors: expected a whole checkpoint"):
         checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_at_any_moment_of_a_save_a_whole_checkpoint_is_there(
+def test_a_complete_checkpoint_exists_at_any_moment_of_a_save(
     links: bool, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = run / "checkpoint"
     tensors, _ = checkpoint.load(folder)
-    replace, seen = os.replace, []
+    replace, numbers = os.replace, []
 
-    def looking(new: Path, path: Path) -> None:
+    def replace_and_load(new: Path, path: Path) -> None:
         for after in (False, True):
             if after:
                 replace(new, path)
-            found, warned = loaded(folder)
-            assert found is not None
+            loaded, warned = try_load(folder)
+            assert loaded is not None
             assert not (links and warned)
-            seen.append(found[1]["number"])
+            numbers.append(loaded[1]["number"])
 
     def no_links(*_: object) -> None:
         raise OSError
 
     checkpoint.save(folder, tensors, {"number": 0})
-    monkeypatch.setattr(os, "replace", looking)
+    monkeypatch.setattr(os, "replace", replace_and_load)
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     for number in (1, 2):
         checkpoint.save(folder, tensors, {"number": number})
-    assert seen == [0, 0, 0, 1, 1, 1, 1, 2]
-    assert sorted(path.name for path in folder.iterdir()) == [checkpoint.BEFORE, checkpoint.FILE]
+    assert numbers == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert sorted(path.name for path in folder.iterdir()) == [checkpoint.PREVIOUS_FILE, checkpoint.FILE]
 
 
-def damages(whole: bytes) -> Iterator[bytes]:
-    """What may be left of a file: cut off or with a bit turned, in its length, its header and its tensors."""
+def damages(content: bytes) -> Iterator[bytes]:
+    """Yield damaged versions of a file: truncated or with a bit flipped, in its length, its header and its tensors."""
     rng = np.random.default_rng(0)
-    header = 8 + int.from_bytes(whole[:8], "little")
-    edges = [*range(9), header - 1, header, header + 1, len(whole) - 1]
-    ranges = [(8, header, 60), (header, len(whole), 50)]
-    inside = [int(place) for low, high, count in ranges for place in rng.integers(low, high, size=count)]
-    for place in [*edges, *inside]:
-        yield whole[:place]
-        turned = bytearray(whole)
-        turned[min(place, len(whole) - 1)] ^= 1 << int(rng.integers(8))
-        yield bytes(turned)
+    header = 8 + int.from_bytes(content[:8], "little")
+    edges = [*range(9), header - 1, header, header + 1, len(content) - 1]
+    ranges = [(8, header, 60), (header, len(content), 50)]
+    inside = [int(position) for low, high, count in ranges for position in rng.integers(low, high, size=count)]
+    for position in [*edges, *inside]:
+        yield content[:position]
+        flipped = bytearray(content)
+        flipped[min(position, len(content) - 1)] ^= 1 << int(rng.integers(8))
+        yield bytes(flipped)
 
 
-def loaded(folder: Path) -> tuple[Facts | None, bool]:
-    """What a folder's checkpoint is read as, and whether with a warning."""
-    with warnings.catch_warnings(record=True) as said:
+def try_load(folder: Path) -> tuple[Loaded | None, bool]:
+    """Return the loaded checkpoint, or None if it is refused, and whether there was a warning."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = checkpoint.load(folder)
+            loaded = checkpoint.load(folder)
         except InputError:
             return None, False
-    return found, any(of.category is RecoveryWarning for of in said)
+    return loaded, any(warning.category is RecoveryWarning for warning in caught)
 
 
-def same(one: Facts, other: Facts) -> bool:
-    """Whether two checkpoints hold the same numbers and facts."""
-    tensors = [list(of[0]) for of in (one, other)]
+def same(one: Loaded, other: Loaded) -> bool:
+    """Return whether two checkpoints hold the same tensors and facts."""
     return (
         one[1] == other[1]
-        and sorted(tensors[0]) == sorted(tensors[1])
+        and sorted(one[0]) == sorted(other[0])
         and all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
     )
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with 300 kB of space."""
+    """Return a mounted file system with 300 kB of space."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "pah-test", str(disk)], capture_output=True)
-    if made.returncode:
+    process = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "pah-test", str(disk)], capture_output=True)
+    if process.returncode:
         pytest.skip("needs the right to mount a file system")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -158,7 +157,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-def test_a_disk_that_is_full_stops_the_run_and_with_more_room_it_goes_on(
+def test_a_full_disk_stops_the_run_which_continues_with_more_space(
     small_disk: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_disk / "run"
@@ -172,12 +171,12 @@ def test_a_disk_that_is_full_stops_the_run_and_with_more_room_it_goes_on(
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_a_disk_that_becomes_read_only_stops_the_run_and_writable_again_it_goes_on(
+def test_a_read_only_disk_stops_the_run_which_continues_when_it_is_writable(
     small_disk: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_disk / "run"
     remount(small_disk, "size=20m")
-    cut_short(tiny(), run, EVENTS_A_TASK + 3, ONLY_TASK_ENDS)
+    run_until_death(tiny(), run, EVENTS_PER_TASK + 3, ONLY_AT_TASK_ENDS)
     remount(small_disk, "ro")
     assert main(["resume", str(run)]) == 2
     assert main(["run", *TINY, "--out", str(small_disk / "other")]) == 2
@@ -189,18 +188,18 @@ def test_a_disk_that_becomes_read_only_stops_the_run_and_writable_again_it_goes_
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def vanishing(folder: Path, at: int) -> Any:
-    """Have the folder gone after the n-th optimizer step."""
+def remove_folder_after(folder: Path, step: int) -> Any:
+    """Remove the folder after that optimizer step, counted from 1; return the hook."""
     steps = itertools.count(1)
-    return register_optimizer_step_post_hook(lambda *_: shutil.rmtree(folder) if next(steps) == at else None)
+    return register_optimizer_step_post_hook(lambda *_: shutil.rmtree(folder) if next(steps) == step else None)
 
 
 @pytest.mark.parametrize("seconds", ["0", "1000"])
-def test_a_run_whose_folder_has_vanished_says_so_and_leaves_no_half_of_one(
+def test_a_run_whose_folder_was_removed_stops_and_does_not_create_it_again(
     seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    hook = vanishing(run, 7)
+    hook = remove_folder_after(run, 7)
     status = main(["run", *TINY, "--out", str(run), "--checkpoint_seconds", seconds])
     hook.remove()
     assert status == 2
@@ -210,15 +209,15 @@ def test_a_run_whose_folder_has_vanished_says_so_and_leaves_no_half_of_one(
     assert not run.exists()
 
 
-def test_a_run_whose_checkpoints_have_vanished_makes_new_ones(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+def test_a_run_whose_checkpoints_were_removed_writes_new_ones(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     run = tmp_path / "run"
-    hook = vanishing(run / "checkpoint", 15)
+    hook = remove_folder_after(run / "checkpoint", 15)
     assert main(["run", *TINY, "--out", str(run), "--checkpoint_seconds", "0"]) == 0
     hook.remove()
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_a_run_on_a_slow_disk_goes_on(
+def test_a_run_on_a_slow_disk_continues(
     tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
@@ -232,7 +231,7 @@ def test_a_run_on_a_slow_disk_goes_on(
     assert_same_run(tmp_path / "run", uninterrupted(tiny()))
 
 
-def test_a_run_that_is_asked_to_stop_while_it_evaluates_for_long_is_cut_off_and_loses_no_step(
+def test_a_stop_during_a_long_evaluation_ends_the_run_without_losing_a_step(
     tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -253,7 +252,7 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_for_long_is_cut_off_and_
     assert_same_run(run, uninterrupted(tiny()))
 
 
-def test_a_run_that_is_asked_to_stop_before_it_began_says_so(
+def test_a_stop_before_training_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def endless(_: RunConfig) -> None:

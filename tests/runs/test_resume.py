@@ -1,4 +1,4 @@
-"""A run that is cut anywhere and resumed is the same run, bit for bit; nobody else may touch it meanwhile."""
+"""An interrupted and resumed run equals an uninterrupted one, bit for bit; its folder is locked during the run."""
 
 import itertools
 import os
@@ -15,16 +15,16 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from conftest import (
-    EVENTS_A_TASK,
-    ONLY_TASK_ENDS,
+    EVENTS_PER_TASK,
+    ONLY_AT_TASK_ENDS,
     TINY,
     DeathError,
     assert_same_run,
     contents,
-    cut_short,
     log,
     processes,
     results,
+    run_until_death,
     tiny,
 )
 from pah.cli import main
@@ -58,7 +58,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0, ONLY_TASK_ENDS], ids=["saved every step", "saved at task ends"])
+@pytest.mark.parametrize("checkpoint_seconds", [0, ONLY_AT_TASK_ENDS], ids=["saved every step", "saved at task ends"])
 @pytest.mark.parametrize(
     "events",
     [
@@ -67,44 +67,44 @@ KINDS = {
         pytest.param(4, id="inside an epoch"),
         pytest.param(6, id="last step of an epoch"),
         pytest.param(7, id="between epochs"),
-        pytest.param(EVENTS_A_TASK - 1, id="last epoch of a task over"),
-        pytest.param(EVENTS_A_TASK, id="between tasks"),
-        pytest.param(EVENTS_A_TASK + 1, id="second task begun"),
-        pytest.param(EVENTS_A_TASK + 2, id="first step of the second task"),
-        pytest.param(2 * EVENTS_A_TASK + 8, id="inside the last task"),
-        pytest.param(3 * EVENTS_A_TASK, id="all learned, nothing written"),
+        pytest.param(EVENTS_PER_TASK - 1, id="last epoch of a task over"),
+        pytest.param(EVENTS_PER_TASK, id="between tasks"),
+        pytest.param(EVENTS_PER_TASK + 1, id="second task begun"),
+        pytest.param(EVENTS_PER_TASK + 2, id="first step of the second task"),
+        pytest.param(2 * EVENTS_PER_TASK + 8, id="inside the last task"),
+        pytest.param(3 * EVENTS_PER_TASK, id="all tasks learned, no results written"),
     ],
 )
 def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(
     events: int, checkpoint_seconds: float, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
     config = tiny()
-    cut_short(config, tmp_path / "run", events, checkpoint_seconds)
+    run_until_death(config, tmp_path / "run", events, checkpoint_seconds)
     resume_run(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-EVENTS = {"uneven tasks": 1 + 2 * (7 + 1) + 1, "residual network": 1 + 5 + 1 + 1}  # of the first task, where unusual
+EVENTS_PER_TASK_OF = {"uneven tasks": 1 + 2 * (7 + 1) + 1, "residual network": 1 + 5 + 1 + 1}  # where unusual
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_survives_two_deaths(kind: str, tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     config = tiny(*KINDS[kind])
-    events = EVENTS.get(kind, EVENTS_A_TASK)
-    cut_short(config, tmp_path / "run", events + 3, checkpoint_seconds=0)  # inside the second task
-    cut_short(config, tmp_path / "run", events, ONLY_TASK_ENDS, go=resume_run)  # inside the third
+    events = EVENTS_PER_TASK_OF.get(kind, EVENTS_PER_TASK)
+    run_until_death(config, tmp_path / "run", events + 3, checkpoint_seconds=0)  # inside the second task
+    run_until_death(config, tmp_path / "run", events, ONLY_AT_TASK_ENDS, run=resume_run)  # inside the third
     resume_run(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-def test_a_death_between_log_and_checkpoint_leaves_every_epoch_in_the_log_once(
+def test_after_a_death_between_log_and_checkpoint_the_log_has_every_epoch_once(
     tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny()
     saves, save = itertools.count(1), checkpoint.save
 
     def die_at_the_seventh(*arguments: Any) -> None:
-        if next(saves) == 7:  # the first epoch's line is written, its checkpoint is not
+        if next(saves) == 7:  # the log has the first epoch's line, but no checkpoint follows
             raise DeathError
         save(*arguments)
 
@@ -118,22 +118,27 @@ def test_a_death_between_log_and_checkpoint_leaves_every_epoch_in_the_log_once(
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"task": 1, "ep', b"\0\0\0\0", b"\xff\xfe\n", b"12\n", b'{"task": "x", "epoch": 0}\n']
+    "incomplete", [b'{"task": 1, "ep', b"\0\0\0\0", b"\xff\xfe\n", b"12\n", b'{"task": "x", "epoch": 0}\n']
 )
-def test_a_torn_line_at_the_end_of_the_log_is_dropped(
-    torn: bytes, tmp_path: Path, uninterrupted: Uninterrupted
+def test_an_incomplete_line_at_the_end_of_the_log_is_removed(
+    incomplete: bytes, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
     config = tiny()
-    cut_short(config, tmp_path / "run", EVENTS_A_TASK + 3, checkpoint_seconds=0)
+    run_until_death(config, tmp_path / "run", EVENTS_PER_TASK + 3, checkpoint_seconds=0)
     with (tmp_path / "run" / "log.jsonl").open("ab") as file:
-        file.write(torn)
+        file.write(incomplete)
     resume_run(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
 def run_and_die(words: list[str], step: int | None, writing: tuple[str, int] | None) -> None:
-    """In a process of its own: run a command that is killed in its n-th optimizer step, or when half of a file of
-    some name is written for the n-th time."""
+    """Run a command that kills itself; the target of a child process.
+
+    Args:
+        words: The command line.
+        step: The optimizer step before which the process is killed, counted from 1.
+        writing: Name of a file and a number n; the process is killed with half of the file written for the n-th time.
+    """
     torch.set_num_threads(1)
     steps, writes, replace = itertools.count(1), itertools.count(1), os.replace
 
@@ -153,7 +158,7 @@ def run_and_die(words: list[str], step: int | None, writing: tuple[str, int] | N
 
 
 def killed(*words: str, step: int | None = None, writing: tuple[str, int] | None = None) -> None:
-    """Run a command in a process that SIGKILL ends."""
+    """Run a command in a process that kills itself (see `run_and_die`)."""
     process = processes.Process(target=run_and_die, args=(list(words), step, writing))
     process.start()
     process.join()
@@ -168,7 +173,7 @@ def killed(*words: str, step: int | None = None, writing: tuple[str, int] | None
         pytest.param({"step": 10 + 2 * 3}, id="inside a step of the second task, between its two optimizers"),
         pytest.param({"writing": ("state.safetensors", 1)}, id="in the first checkpoint"),
         pytest.param({"writing": ("state.safetensors", 2)}, id="in a later checkpoint"),
-        pytest.param({"writing": ("0.safetensors", 1)}, id="in the prototypes that the first task starts with"),
+        pytest.param({"writing": ("0.safetensors", 1)}, id="in the initial prototypes of the first task"),
         pytest.param({"writing": ("1.safetensors", 2)}, id="in the prototypes after the second task"),
         pytest.param({"writing": ("model.safetensors", 1)}, id="in the model"),
         pytest.param({"writing": ("metrics.json", 1)}, id="in the metrics"),
@@ -193,7 +198,7 @@ def test_a_process_killed_twice_with_a_checkpoint_every_step_resumes_to_the_same
     assert_same_run(folder, uninterrupted(tiny()))
 
 
-def test_a_process_killed_before_its_configuration_is_whole_can_be_started_again(
+def test_a_process_killed_while_writing_its_configuration_can_be_started_again(
     tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -204,7 +209,7 @@ def test_a_process_killed_before_its_configuration_is_whole_can_be_started_again
     assert_same_run(folder, uninterrupted(tiny()))
 
 
-def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+def test_ctrl_c_saves_the_state_and_prints_how_to_resume(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     words = (*TINY, "--epochs", "20", "--tasks", "2", "--classes", "4")
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -243,11 +248,11 @@ def test_a_signal_inside_a_step_stops_after_that_step(
 
 def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
     while not file.exists():
-        assert process.poll() is None, "ended before it trained"
+        assert process.poll() is None, "the process ended before training"
         time.sleep(0.01)
 
 
-def test_ctrl_c_when_the_first_of_two_runs_is_over_stops_the_second(
+def test_ctrl_c_at_the_end_of_the_first_of_two_runs_stops_the_second(
     tmp_path: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: Any) -> None:
@@ -264,7 +269,7 @@ def test_ctrl_c_when_the_first_of_two_runs_is_over_stops_the_second(
 
 
 def run_and_hang(words: list[str], ready: Any) -> None:
-    """In a process of its own: run a command that stands still in its third optimizer step."""
+    """Run a command that hangs before its third optimizer step; the target of a child process."""
     torch.set_num_threads(1)
     steps = itertools.count(1)
 
@@ -277,7 +282,7 @@ def run_and_hang(words: list[str], ready: Any) -> None:
     main(words)
 
 
-def test_a_folder_in_use_is_refused_and_free_again_once_its_process_is_killed(
+def test_a_folder_in_use_is_refused_until_its_process_is_killed(
     tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -306,14 +311,14 @@ def test_the_same_command_and_seed_give_the_same_run(tmp_path: Path, uninterrupt
     assert_same_run(tmp_path / "run", uninterrupted(tiny()))
 
 
-def test_another_seed_gives_another_class_order_and_other_weights(uninterrupted: Uninterrupted) -> None:
+def test_another_seed_changes_class_order_and_weights(uninterrupted: Uninterrupted) -> None:
     one, other = uninterrupted(tiny()), uninterrupted(tiny("--seed", "1"))
     assert results(one)["class_order"] != results(other)["class_order"]
     first, second = (build_method(tiny("--seed", seed), (1, 8, 8)).state_dict() for seed in "01")
     assert not torch.equal(first["network.backbone.body.0.weight"], second["network.backbone.body.0.weight"])
 
 
-def test_resuming_a_finished_run_shows_its_results_and_changes_nothing(
+def test_resuming_a_finished_run_prints_its_results_and_changes_nothing(
     uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = uninterrupted(tiny())
@@ -321,5 +326,5 @@ def test_resuming_a_finished_run_shows_its_results_and_changes_nothing(
     assert main(["resume", str(folder)]) == 0
     assert f"{results(folder)['average_accuracy']:.2f}" in capsys.readouterr().out
     assert contents(folder) == before
-    changed = [path.name for path, at in times.items() if path.stat().st_mtime_ns != at]
+    changed = [path.name for path, time_ns in times.items() if path.stat().st_mtime_ns != time_ns]
     assert changed in ([], [".lock"])

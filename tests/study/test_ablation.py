@@ -1,4 +1,4 @@
-"""`pah ablate`: cells differ from the base in what was asked, are trained once, and the tables say what they say."""
+"""`pah ablate`: cells differ from the base as requested, are trained once, and appear correctly in the tables."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from pah.runs.results import read_predictions
 from pah.runs.run import StoppedError
 from pah.study import ablation
 from pah.study.grid import run_cells
-from pah.study.table import PERCENT, shown, spread
+from pah.study.table import PERCENT_COLUMNS, format_mean_std, format_value
 
 WORDS = ("split-digits", "--epochs", "1", "--training.batch_size", "64", "--backbone.width", "4", "--stream.first", "2")
 VARY = ("--vary", "method.prototype_size=4,10", "--vary", "method.stability=0,3.0,9", "--seeds", "0,1")
@@ -45,7 +45,7 @@ def cell_names(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two factors and two seeds, finished. Not to be changed."""
+    """Return a finished study of two factors and two seeds; tests must not change it."""
     folder = tmp_path_factory.mktemp("study") / "digits"
     assert ablate(folder, *VARY) == 0
     return folder
@@ -74,7 +74,7 @@ def test_the_summary_by_hand(study: Path) -> None:
     for name, cell in summary["cells"].items():
         runs = [read(study / f"{name}-seed{seed}" / "metrics.json") for seed in (0, 1)]
         assert (cell["n"], cell["seeds"], cell["tasks"]) == (2, [0, 1], 2)
-        for key in PERCENT.values():
+        for key in PERCENT_COLUMNS.values():
             first, second = (run[key] for run in runs)
             assert cell[key]["by_seed"] == {"0": first, "1": second}
             assert cell[key]["mean"] == pytest.approx((first + second) / 2)
@@ -92,8 +92,8 @@ def test_the_summary_by_hand(study: Path) -> None:
         assert cell["minus_reference"]["seeds"] == 2
         right = [
             [
-                (of.given == of.labels).double().mean().item()
-                for of in read_predictions(path / "predictions.safetensors")
+                (answers.task_given == answers.labels).double().mean().item()
+                for answers in read_predictions(path / "predictions.safetensors")
             ]
             for seed in (0, 1)
             for path in (study / f"{name}-seed{seed}", study / f"base-seed{seed}")
@@ -107,7 +107,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
     return [[[c.strip() for c in line.split("|")[1:-1]] for line in part.splitlines()] for part in parts]
 
 
-def test_a_table_for_each_factor(study: Path) -> None:
+def test_each_factor_has_a_table(study: Path) -> None:
     markdown = (study / "ablation.md").read_text()
     sizes, stabilities = tables(markdown)
     assert [row[0] for row in sizes] == ["prototype_size", "---", "4", "10 (base)"]
@@ -115,10 +115,10 @@ def test_a_table_for_each_factor(study: Path) -> None:
     assert sizes[3][1:] == stabilities[3][1:]  # the base is one cell
     cells = read(study / "ablation.json")["cells"]
     nine = dict(zip(stabilities[0], stabilities[4], strict=True))
-    for title, key in PERCENT.items():
-        assert nine[title] == spread(list(cells["stability=9"][key]["by_seed"].values()))
-    of = cells["stability=9"]["minus_reference"]
-    wanted = "{difference:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**of)
+    for title, key in PERCENT_COLUMNS.items():
+        assert nine[title] == format_mean_std(list(cells["stability=9"][key]["by_seed"].values()))
+    interval = cells["stability=9"]["minus_reference"]
+    wanted = "{difference:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**interval)
     assert nine["AA minus base [95 % interval]"] == wanted
     assert "split-digits, 2 tasks, measured on test images." in markdown
 
@@ -131,11 +131,11 @@ def test_the_terminal_shows_the_same_tables(study: Path, capsys: pytest.CaptureF
 
 
 def lines(axes: Any, series: int) -> Any:
-    """The points (0) and error bars (2) of ours (0) or of the paper's."""
+    """Return the artists (0: points, 2: error bars) of a series (0: measured, 1: quoted from the paper)."""
     return axes.containers[series].lines
 
 
-def test_panels_carry_the_values(study: Path) -> None:
+def test_panels_show_the_measured_values(study: Path) -> None:
     pytest.importorskip("matplotlib")
     assert (study / "ablation.svg").read_text().startswith("<?xml")
     assert (study / "ablation.png").read_bytes().startswith(b"\x89PNG")
@@ -154,7 +154,7 @@ def test_panels_carry_the_values(study: Path) -> None:
         assert len(one.containers) == 1  # the paper says nothing of digits
 
 
-def test_the_papers_figures_stand_beside_ours_on_its_benchmark(study: Path) -> None:
+def test_quoted_values_are_shown_on_the_benchmark_of_the_paper(study: Path) -> None:
     pytest.importorskip("matplotlib")
     summary = {**read(study / "ablation.json"), "benchmark": "split-cifar100"}
     drawn = figure.effects(summary)
@@ -174,7 +174,7 @@ def test_the_papers_figures_stand_beside_ours_on_its_benchmark(study: Path) -> N
     assert sorted(lines(right, 1)[0].get_ydata()) == [1.71, 2.32]
 
 
-def test_a_study_grows_by_another_factor_and_trains_nothing_twice(study: Path, tmp_path: Path) -> None:
+def test_a_second_factor_extends_a_study_without_training_cells_again(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     assert ablate(folder, "--vary", "method.stability=9", "--seeds", "0") == 0
     assert cell_names(folder) == {"base-seed0", "stability=9-seed0"}  # the base always: others are compared with it
@@ -186,12 +186,12 @@ def test_a_study_grows_by_another_factor_and_trains_nothing_twice(study: Path, t
     assert [entry["n"] for entry in read(folder / "ablation.json")["cells"].values()] == [2] * 4
     for name in cell_names(study):
         assert_same_run(folder / name, study / name)
-    done = contents(folder, but=(".lock", *PICTURES))
+    done = contents(folder, ignore=(".lock", *PICTURES))
     assert ablate(folder, *VARY) == 0
-    assert contents(folder, but=(".lock", *PICTURES)) == done
+    assert contents(folder, ignore=(".lock", *PICTURES)) == done
 
 
-def test_a_cell_that_was_cut_is_resumed(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_cell_is_resumed(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request = asked(*VARY, "--out", str(tmp_path / "s"))
     ablation.prepare(request)
     left = iter(range(5))
@@ -204,7 +204,7 @@ def test_a_cell_that_was_cut_is_resumed(study: Path, tmp_path: Path, capsys: pyt
         assert_same_run(tmp_path / "s" / name, study / name)
 
 
-def test_a_failed_cell_is_reported_and_the_rest_goes_on(
+def test_a_failed_cell_is_reported_and_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     observe = PAH.observe
@@ -219,7 +219,7 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(
     assert capsys.readouterr().err.startswith("pah: stability=9-seed0 failed: RuntimeError: out of luck")
     summary = read(tmp_path / "s" / "ablation.json")
     assert set(summary["cells"]) == {"base", "stability=0"}
-    assert [(of["cell"], of["seed"]) for of in summary["missing"]] == [("stability=9", 0)]
+    assert [(cell["cell"], cell["seed"]) for cell in summary["missing"]] == [("stability=9", 0)]
     assert "- stability=9, seed 0: RuntimeError: out of luck" in (tmp_path / "s" / "ablation.md").read_text()
     words = ("--method.stability", "9", "--vary", "method.stability=0", "--vary", "method.alignment=0")
     assert ablate(tmp_path / "t", *words) == 1  # of the second factor no cell is finished: it has no table
@@ -228,7 +228,7 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(
     assert not (tmp_path / "u" / "ablation.json").exists()
 
 
-def test_a_grid_is_a_product(tmp_path: Path) -> None:
+def test_a_grid_contains_all_combinations(tmp_path: Path) -> None:
     words = ("--grid", "method.prototype_size=4,10", "--grid", "method.stability=0,9")
     assert ablate(tmp_path / "s", *words) == 0
     names = ["prototype_size=4,stability=0", "prototype_size=4,stability=9", "stability=0", "stability=9"]
@@ -248,20 +248,20 @@ def test_a_grid_is_a_product(tmp_path: Path) -> None:
     if axes := figure.effects(summary).axes:
         assert [text.get_text() for text in axes[0].get_xticklabels()] == ["4, 0", "4, 9", "10, 0", "10, 9"]
     whole = asked("--grid", "method.stability=3,9", "--grid", "epochs=1,2")
-    assert list(whole.named()) == ["base", "epochs=2", "stability=9", "epochs=2,stability=9"]
+    assert list(whole.configs_by_name()) == ["base", "epochs=2", "stability=9", "epochs=2,stability=9"]
 
 
-def test_another_method_takes_over_the_options_that_it_has_too(tmp_path: Path) -> None:
+def test_another_method_keeps_the_options_that_it_shares(tmp_path: Path) -> None:
     given = tmp_path / "base.yaml"  # with an option that LwF lacks
     given.write_text("method: {alignment: 0.5, stability: 7}\noptimizer: {lr: 1.0e-05}\n")
-    found = asked("--config", str(given), "--vary", "method=pah,lwf").named()
+    found = asked("--config", str(given), "--vary", "method=pah,lwf").configs_by_name()
     assert list(found) == ["base", "method=lwf"]
     lwf, base = found["method=lwf"], found["base"]
     alone = ["--method", "lwf", "--method.stability", "7", "--optimizer.lr", "1e-5"]
     assert lwf == options.run_request([*WORDS, *alone]).config
     assert base == options.run_request([*WORDS, "--config", str(given)]).config
-    assert asked("--vary", "method=lwf").named()["method=lwf"].method_options.stability == 3.0  # type: ignore[attr-defined]
-    backbones = asked("--vary", "backbone=convnet,resnet18-slim").named()
+    assert asked("--vary", "method=lwf").configs_by_name()["method=lwf"].method_options.stability == 3.0  # type: ignore[attr-defined]
+    backbones = asked("--vary", "backbone=convnet,resnet18-slim").configs_by_name()
     assert backbones["backbone=resnet18-slim"].backbone_options.width == 4  # type: ignore[union-attr]
     assert ablate(tmp_path / "s", "--vary", "method=pah,lwf") == 0
     assert [row[0] for row in tables((tmp_path / "s" / "ablation.md").read_text())[0]][2:] == ["pah (base)", "lwf"]
@@ -270,10 +270,10 @@ def test_another_method_takes_over_the_options_that_it_has_too(tmp_path: Path) -
 def test_cells_on_other_images_have_no_difference(tmp_path: Path) -> None:
     assert ablate(tmp_path / "s", "--vary", "stream.first=2,1") == 0
     cells = read(tmp_path / "s" / "ablation.json")["cells"]
-    assert [(of["tasks"], of["minus_reference"]) for of in cells.values()] == [(2, None), (1, None)]
+    assert [(cell["tasks"], cell["minus_reference"]) for cell in cells.values()] == [(2, None), (1, None)]
 
 
-def test_unless_told_otherwise_it_is_the_study_of_the_paper() -> None:
+def test_the_default_ablation_is_that_of_the_paper() -> None:
     found = asked()
     assert [panel.factors for panel in found.panels] == [
         (f"method.{name}",) for name in ("prototype_size", "stability", "alignment", "prototype_start")
@@ -282,13 +282,15 @@ def test_unless_told_otherwise_it_is_the_study_of_the_paper() -> None:
     assert found.folder == Path("runs/ablate-split-digits")
 
 
-def test_names_are_those_of_the_values_however_they_are_written() -> None:
-    names = list(asked("--vary", "method.hidden=[8,4];[256];[16]", "--vary", "optimizer.lr=1e-5,0.001").named())
+def test_equal_values_give_equal_cell_names() -> None:
+    names = list(
+        asked("--vary", "method.hidden=[8,4];[256];[16]", "--vary", "optimizer.lr=1e-5,0.001").configs_by_name()
+    )
     assert names == ["base", "hidden=8x4", "hidden=16", "lr=1e-05"]
-    (one,) = [name for name in asked("--vary", "method.direction=student||teacher").named() if name != "base"]
+    (one,) = [name for name in asked("--vary", "method.direction=student||teacher").configs_by_name() if name != "base"]
     assert one == "direction=student%7C%7Cteacher"  # a folder's name on any system
-    assert list(asked("--vary", "optimizer.name=sgd").named()) == ["base", "optimizer.name=sgd"]
-    assert [shown(value) for value in (3.0, 0.5, None, True, [], [1, 2.0])] == [
+    assert list(asked("--vary", "optimizer.name=sgd").configs_by_name()) == ["base", "optimizer.name=sgd"]
+    assert [format_value(value) for value in (3.0, 0.5, None, True, [], [1, 2.0])] == [
         "3",
         "0.5",
         "none",
@@ -303,7 +305,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """A command that must end with status 2 and one line, which is returned, and leave no file changed."""
+    """Return a function that expects a command to fail with status 2 and no changed file; it returns the error line."""
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *words: str) -> str:
@@ -344,7 +346,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("--overwrite", ("unknown option 'overwrite'",)),
     ],
 )
-def test_bad_words_are_refused_before_anything_is_trained(words: str, parts: tuple[str, ...], refused: Refused) -> None:
+def test_invalid_arguments_are_refused_before_training(words: str, parts: tuple[str, ...], refused: Refused) -> None:
     line = refused("ablate", "--out", "s", *words.split())
     assert all(part in line for part in parts), line
 

@@ -1,4 +1,4 @@
-"""`pah compare`: the grid runs what is missing and resumes what was cut; the table says what the runs say."""
+"""`pah compare`: the grid starts new runs and resumes interrupted ones; the table agrees with the runs."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from conftest import TINY, assert_same_run, contents
 from pah.cli import main, options
-from pah.cli.gridview import GridWatcher
+from pah.cli.grid_display import GridDisplay
 from pah.core import files
 from pah.core.config import NonFiniteLossError
 from pah.core.files import locked
@@ -29,7 +29,7 @@ from pah.methods.regularization import LwFOptions
 from pah.runs.results import read_predictions
 from pah.runs.run import StoppedError
 from pah.study import grid, tuning
-from pah.study.comparison import choose, prepare, write
+from pah.study.comparison import prepare, tune_options, write_summary
 from pah.study.grid import Cell, Outcome, Waiting, run_cells
 from pah.training.config import RunConfig
 from pah.training.metrics import summary
@@ -57,13 +57,13 @@ def unseen(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods and two seeds, finished. Not to be changed."""
+    """Return a finished study of three methods and two seeds; tests must not change it."""
     folder = tmp_path_factory.mktemp("study") / "digits"
     assert compare(folder, *GRID) == 0
     return folder
 
 
-def test_the_summary_says_what_the_runs_say(study: Path) -> None:
+def test_the_summary_agrees_with_the_runs(study: Path) -> None:
     summary = json.loads((study / "comparison.json").read_text())
     assert list(summary["methods"]) == ["pah", "finetune", "er"]
     for method, entry in summary["methods"].items():
@@ -74,9 +74,10 @@ def test_the_summary_says_what_the_runs_say(study: Path) -> None:
         assert entry["stored_samples"] == (200 if method == "er" else 0)
     pah = summary["methods"]["pah"]["average_accuracy"]["mean"]
     for method in ("finetune", "er"):
-        of = summary["methods"][method]
-        assert of["minus_reference"]["difference"] == pytest.approx(of["average_accuracy"]["mean"] - pah)
-        assert of["minus_reference"]["low"] <= of["minus_reference"]["difference"] <= of["minus_reference"]["high"]
+        entry = summary["methods"][method]
+        interval = entry["minus_reference"]
+        assert interval["difference"] == pytest.approx(entry["average_accuracy"]["mean"] - pah)
+        assert interval["low"] <= interval["difference"] <= interval["high"]
     assert summary["missing"] == []
     table = (study / "comparison.md").read_text()
     assert all(f"| {method} | 2 |" in table for method in ("pah", "finetune", "er"))
@@ -84,25 +85,25 @@ def test_the_summary_says_what_the_runs_say(study: Path) -> None:
     assert (study / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_predictions_are_the_answers_that_the_accuracies_count(study: Path) -> None:
+def test_predictions_agree_with_the_accuracies(study: Path) -> None:
     for folder in study.glob("*-seed*"):
         found = metrics(folder)
         answers = read_predictions(folder / "predictions.safetensors")
-        given = [100 * (of.given == of.labels).double().mean().item() for of in answers]
+        given = [100 * (task.task_given == task.labels).double().mean().item() for task in answers]
         assert given == pytest.approx(found["accuracy_matrix"][-1])
-        right = [of.not_given == of.labels + 2 * k for k, of in enumerate(answers)]
+        right = [task.task_not_given == task.labels + 2 * k for k, task in enumerate(answers)]
         share = 100 * sum(int(r.sum()) for r in right) / sum(len(r) for r in right)
         assert share == pytest.approx(found["class_incremental_accuracy"])
 
 
-def test_every_method_gets_the_same_but_for_what_is_its_own(study: Path) -> None:
+def test_methods_share_all_options_except_their_own(study: Path) -> None:
     configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in study.glob("*-seed0")]
     shared = [{key: value for key, value in config.items() if key != "method"} for config in configs]
     assert len(shared) == 3
     assert all(config == shared[0] for config in shared)
 
 
-def test_what_is_done_is_not_done_again_and_more_can_be_asked(tmp_path: Path) -> None:
+def test_finished_runs_are_not_repeated_when_a_study_is_extended(tmp_path: Path) -> None:
     assert compare(tmp_path / "s", "--methods", "finetune", "--seeds", "0") == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "finetune-seed0").rglob("*")}
     assert compare(tmp_path / "s", "--methods", "finetune,pah", "--seeds", "0,1") == 0
@@ -165,8 +166,8 @@ def test_two_processes_share_a_grid_and_train_each_cell_once(study: Path, tmp_pa
     assert [entry["average_accuracy"] for entry in mine.values()] == [e["average_accuracy"] for e in theirs.values()]
 
 
-def test_a_cell_that_another_process_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "LOOK_AGAIN", 0.05)
+def test_a_cell_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "POLL_SECONDS", 0.05)
     cell = Cell(options.run_request([*TINY, "--epochs", "1"]).config, tmp_path / "pah-seed0")
     seen: list[object] = []
     with locked(cell.folder):
@@ -189,7 +190,7 @@ def test_a_cell_that_another_process_holds_is_waited_for(tmp_path: Path, monkeyp
         (NonFiniteLossError("L_hm", math.nan), "loss term L_hm became nan in task 1"),
     ],
 )
-def test_a_failed_cell_is_reported_and_the_rest_goes_on(
+def test_a_failed_cell_is_reported_and_the_others_run(
     error: Exception,
     reason: str,
     tmp_path: Path,
@@ -230,7 +231,7 @@ def test_trials_begin_with_the_options_as_given_and_are_seeded(count: int) -> No
     assert len(tuning.trials(config("--method", "finetune"), 5)) == 1
 
 
-def test_a_trial_never_sees_a_test_image_and_learns_three_tasks() -> None:
+def test_a_trial_learns_three_tasks_and_uses_no_test_image() -> None:
     trial = tuning.trial_config(config("--tasks", "5", "--classes", "10"), PAHOptions())
     assert trial.training.evaluate_on == "validation"
     assert trial.stream.validation == 0.1
@@ -254,51 +255,51 @@ def test_the_best_trial_on_validation_data_is_chosen_and_used(tmp_path: Path) ->
             found = metrics(tmp_path / "s" / "tuning" / f"{method}-trial{i}")
             assert found["evaluated_on"] == "validation"
             assert found["average_accuracy"] == trial["average_accuracy"]
-    before = contents(tmp_path / "s", but=(".lock", "comparison.svg", "comparison.png"))
+    before = contents(tmp_path / "s", ignore=(".lock", "comparison.svg", "comparison.png"))
     assert compare(tmp_path / "s", *words) == 0  # nothing is trained twice
-    assert contents(tmp_path / "s", but=(".lock", "comparison.svg", "comparison.png")) == before
+    assert contents(tmp_path / "s", ignore=(".lock", "comparison.svg", "comparison.png")) == before
 
 
 def trial(stability: float, rows: list[list[float]]) -> Outcome:
-    """A trial of LwF that came to this accuracy matrix."""
+    """Return a finished trial of LwF with this accuracy matrix."""
     cell = Cell(RunConfig(method="lwf", method_options=LwFOptions(stability=stability)), Path("x"))
     return Outcome(cell, {"accuracy_matrix": rows, **summary(rows)})
 
 
-def test_the_trial_is_chosen_that_promises_most_at_the_end_of_the_stream() -> None:
+def test_the_trial_with_the_highest_expected_final_accuracy_is_chosen() -> None:
     plastic = trial(1, [[80.0], [76.0, 80.0], [72.0, 76.0, 80.0]])  # each task costs the old ones 4 points
     stable = trial(2, [[76.0], [75.0, 76.0], [74.0, 75.0, 76.0]])  # 1 point
     again = trial(3, [[76.0], [75.0, 76.0], [74.0, 75.0, 76.0]])
     # after ten tasks, each old one is followed by 4.5 others on average
-    assert tuning.expected(plastic.metrics or {}, 10) == pytest.approx(80 - 4 * 4.5)
-    assert tuning.expected(stable.metrics or {}, 10) == pytest.approx(76 - 1 * 4.5)
-    assert tuning.expected(plastic.metrics or {}, 3) == pytest.approx(76)  # as it is
-    assert tuning.best([plastic, stable, again], 3) == LwFOptions(stability=1)
-    assert tuning.best([plastic, stable, again], 10) == LwFOptions(stability=2)
+    assert tuning.expected_accuracy(plastic.metrics or {}, 10) == pytest.approx(80 - 4 * 4.5)
+    assert tuning.expected_accuracy(stable.metrics or {}, 10) == pytest.approx(76 - 1 * 4.5)
+    assert tuning.expected_accuracy(plastic.metrics or {}, 3) == pytest.approx(76)  # as it is
+    assert tuning.best_options([plastic, stable, again], 3) == LwFOptions(stability=1)
+    assert tuning.best_options([plastic, stable, again], 10) == LwFOptions(stability=2)
     failed = Outcome(plastic.cell, None)
-    assert tuning.best([failed, stable], 3) == LwFOptions(stability=2)
-    assert tuning.best([failed], 3) is None
+    assert tuning.best_options([failed, stable], 3) == LwFOptions(stability=2)
+    assert tuning.best_options([failed], 3) is None
 
 
-def test_seeds_none_leaves_it_at_tuning(tmp_path: Path) -> None:
+def test_seeds_none_runs_only_the_tuning(tmp_path: Path) -> None:
     assert compare(tmp_path / "s", "--methods", "lwf", "--seeds", "none", "--tune", "2") == 0
     assert (tmp_path / "s" / "tuning" / "tuning.json").is_file()
     assert not list((tmp_path / "s").glob("*-seed*"))
 
 
-def test_failed_trials_leave_the_options_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_whose_trials_failed_keeps_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = options.compare_request([*WORDS, "--methods", "pah", "--tune", "2", "--out", str(tmp_path / "s")])
 
     def broken(*_: object) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setattr("pah.runs.run.train", broken)
-    assert choose(request.comparison, unseen, never, 180.0) == request.comparison.configs
+    assert tune_options(request.comparison, unseen, never, 180.0) == request.comparison.configs
     log = json.loads((tmp_path / "s" / "tuning" / "tuning.json").read_text())
     assert [trial["failed"].startswith("RuntimeError: no") for trial in log["methods"]["pah"]] == [True, True]
 
 
-def test_options_of_one_method_and_the_buffer_reach_whom_they_concern() -> None:
+def test_options_of_one_method_and_the_buffer_reach_the_right_methods() -> None:
     words = ("--methods", "pah,lwf,er,der++", "--buffer", "77", "--lwf.stability", "9", "--der++.alpha=0.5")
     pah, lwf, er, derpp = options.compare_request([*WORDS, *words]).comparison.configs
     assert pah == options.run_request(WORDS).config
@@ -311,7 +312,7 @@ def test_the_live_view_shows_the_grid(tmp_path: Path) -> None:
     run = config("--epochs", "1")
     cells = [Cell(run, tmp_path / f"{method}-seed{seed}") for method in ("pah", "lwf") for seed in (0, 1)]
     console = Console(force_terminal=True, width=100, record=True)
-    with GridWatcher(console, cells, "runs") as watch:
+    with GridDisplay(console, cells, "runs") as watch:
         run_cells(cells[:1], watch, never, 1e9)
         watch(cells[1], Outcome(cells[1], None, "it broke"))
         watch(cells[2], Waiting())
@@ -327,7 +328,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """A command that must end with status 2 and one line, which is returned, and leave no file changed."""
+    """Return a function that expects a command to fail with status 2 and no changed file; it returns the error line."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> str:
@@ -364,7 +365,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) and value and value[0].startswith("--") else "",
 )
-def test_bad_words_are_refused(words: tuple[str, ...], parts: tuple[str, ...], refused: Refused) -> None:
+def test_invalid_arguments_are_refused(words: tuple[str, ...], parts: tuple[str, ...], refused: Refused) -> None:
     line = refused("split-digits", *words)
     assert all(part in line for part in parts), line
 
@@ -388,7 +389,7 @@ def test_the_folder_of_another_study_is_refused(study: Path, tmp_path: Path, ref
     assert "expected a study's folder or an empty one" in refused(*WORDS, "--out", "other")
 
 
-def test_a_study_from_before_an_option_came_to_be_goes_on(study: Path, tmp_path: Path, refused: Refused) -> None:
+def test_a_study_written_before_an_option_existed_continues(study: Path, tmp_path: Path, refused: Refused) -> None:
     study = shutil.copytree(study, tmp_path / "s")
     for name in ("study.yaml", "pah-seed0/config.yaml"):
         written = yaml.safe_load((study / name).read_text())
@@ -403,15 +404,15 @@ def test_a_study_from_before_an_option_came_to_be_goes_on(study: Path, tmp_path:
 
 def test_without_matplotlib_nothing_is_trained(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'pah[report]'" in refused(*WORDS, *GRID)
+    assert "pip install -e '.[report]'" in refused(*WORDS, *GRID)
 
 
-def test_seeds_of_a_method_with_different_options_make_no_table(study: Path, tmp_path: Path) -> None:
+def test_a_folder_without_finished_runs_has_no_table(study: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected at least one finished run"):
-        write(tmp_path, [])
+        write_summary(tmp_path, [])
 
 
-def test_a_file_about_one_method_is_for_that_one_alone_and_for_the_rest_in_all_else(tmp_path: Path) -> None:
+def test_method_options_in_a_file_apply_to_that_method_only(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     content = {
         "method": {"name": "pah", "stability": 0.25, "hidden": [8]},

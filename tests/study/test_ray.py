@@ -1,4 +1,4 @@
-"""`--ray`: cells on a Ray cluster end as they end here, whatever becomes of nodes and of the command itself."""
+"""`--ray`: runs on a Ray cluster equal local runs, even if nodes are lost or the command is interrupted."""
 
 import contextlib
 import json
@@ -19,11 +19,19 @@ import pytest
 from rich.console import Console
 
 import pah
-from conftest import EVENTS_A_TASK, TINY, assert_same_run, contents, tiny
+from conftest import EVENTS_PER_TASK, TINY, assert_same_run, contents, tiny
 from pah.cli import main
-from pah.cli.gridview import GridWatcher
+from pah.cli.grid_display import GridDisplay
 from pah.study.grid import Cell, Outcome, Running, Waiting
-from pah.study.ray_worker import Ended, Files, News, identity, pack, run_away, unpack
+from pah.study.ray_worker import (
+    CellResult,
+    ProgressMessage,
+    RunFiles,
+    read_run_files,
+    run_remote_cell,
+    software_versions,
+    write_run_files,
+)
 from pah.training.config import RunConfig
 
 pytest.importorskip("ray")
@@ -34,29 +42,29 @@ SMALL = ("split-digits", *TINY, "--epochs", "1", *GRID)
 LONG = ("split-digits", *TINY, "--epochs", "20", *GRID, "--checkpoint_seconds", "0.5")  # some seconds a cell
 
 
-def send(config: RunConfig, files: Files, **changes: Any) -> tuple[Ended, "queue.Queue[Any]"]:
-    """A cell's stay on a node, and what the node told."""
-    news: queue.Queue[Any] = queue.Queue()
+def send(config: RunConfig, files: RunFiles, **changes: Any) -> tuple[CellResult, "queue.Queue[Any]"]:
+    """Run a cell as a node does; return its result and its progress messages."""
+    messages: queue.Queue[Any] = queue.Queue()
     sent: dict[str, Any] = {
-        "study": "studies/mine",
-        "home": os.getcwd(),
+        "study_folder": "studies/mine",
+        "working_directory": os.getcwd(),
         "threads": 1,
         "device": "cpu",
-        "same": identity(),
+        "study_versions": software_versions(),
         "checkpoint_seconds": 180.0,
-        "news": news,
-        "halt": queue.Queue(),
+        "progress_queue": messages,
+        "stop_queue": queue.Queue(),
     }
-    return run_away("pah-seed0", config.as_dict(), files, **{**sent, **changes}), news
+    return run_remote_cell("pah-seed0", config.as_dict(), files, **{**sent, **changes}), messages
 
 
-def stay(config: RunConfig, folder: Path, **changes: Any) -> Ended:
-    """A cell's stay on a node, with all that came back written into its folder, as a study does."""
-    ended, news = send(config, pack(folder), **changes)
-    for item in news.queue:
-        unpack(News(*item).files, folder)
-    unpack(ended.files, folder)
-    return ended
+def run_and_write(config: RunConfig, folder: Path, **changes: Any) -> CellResult:
+    """Run a cell as a node does, and write all files that it sends into its folder, as a study does."""
+    result, messages = send(config, read_run_files(folder), **changes)
+    for item in messages.queue:
+        write_run_files(ProgressMessage(*item).files, folder)
+    write_run_files(result.files, folder)
+    return result
 
 
 def stopping() -> "queue.Queue[bool]":
@@ -65,61 +73,61 @@ def stopping() -> "queue.Queue[bool]":
     return halt
 
 
-def test_a_cell_that_was_away_left_the_files_of_a_run_here(
-    tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]
-) -> None:
+def test_a_remote_cell_sends_the_files_of_a_run(tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]) -> None:
     config = tiny("--snapshots", "true")
-    ended, news = send(config, {})
-    assert ended[:2] == ("ended", "")
-    told = [News(*item) for item in news.queue]
-    assert {of.name for of in told} == {"pah-seed0"}
+    result, messages = send(config, {})
+    assert result[:2] == ("ended", "")
+    received = [ProgressMessage(*item) for item in messages.queue]
+    assert {message.cell_name for message in received} == {"pah-seed0"}
     # a checkpoint when a task's epochs are over, and one when it is evaluated
-    saved = [of.progress[:2] for of in told if of.files]
+    saved = [message.progress[:2] for message in received if message.files]
     assert saved == [(0, 3), (1, 3), (1, 3), (2, 3), (2, 3), (3, 3)]
-    assert not any("metrics.json" in of.files for of in told)
-    for files in (*(of.files for of in told), ended.files):
-        unpack(files, tmp_path)
+    assert not any("metrics.json" in message.files for message in received)
+    for files in (*(message.files for message in received), result.files):
+        write_run_files(files, tmp_path)
     assert_same_run(tmp_path, uninterrupted(config))
 
 
-def test_whatever_was_heard_last_is_enough_to_go_on_elsewhere(
+def test_the_last_received_files_are_enough_to_resume_on_another_node(
     tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]
 ) -> None:
-    _, news = send(tiny(), {}, checkpoint_seconds=0.0)
-    told = [News(*item) for item in news.queue]
-    assert len(told) == 3 * EVENTS_A_TASK  # a checkpoint with each event
-    for count in (EVENTS_A_TASK, EVENTS_A_TASK + 4, len(told)):
+    _, messages = send(tiny(), {}, checkpoint_seconds=0.0)
+    received = [ProgressMessage(*item) for item in messages.queue]
+    assert len(received) == 3 * EVENTS_PER_TASK  # a checkpoint with each event
+    for count in (EVENTS_PER_TASK, EVENTS_PER_TASK + 4, len(received)):
         folder = tmp_path / str(count)
-        for of in told[:count]:
-            unpack(of.files, folder)
+        for message in received[:count]:
+            write_run_files(message.files, folder)
         log = (folder / "log.jsonl").read_bytes()
-        stay(tiny(), folder)
-        assert (folder / "log.jsonl").read_bytes().startswith(log)  # times and all: it did not begin anew
+        run_and_write(tiny(), folder)
+        assert (
+            (folder / "log.jsonl").read_bytes().startswith(log)
+        )  # with the same times, so the run did not start again
         assert_same_run(folder, uninterrupted(tiny()))
 
 
-def test_a_cell_that_is_called_back_sends_its_state(tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]) -> None:
-    assert stay(tiny(), tmp_path, halt=stopping()).how == "stopped"
+def test_a_stopped_cell_sends_its_state(tmp_path: Path, uninterrupted: Callable[[RunConfig], Path]) -> None:
+    assert run_and_write(tiny(), tmp_path, stop_queue=stopping()).status == "stopped"
     assert sorted(contents(tmp_path)) == ["checkpoint/state.safetensors", "config.yaml", "prototypes/0.safetensors"]
-    stay(tiny(), tmp_path)
+    run_and_write(tiny(), tmp_path)
     assert_same_run(tmp_path, uninterrupted(tiny()))
 
 
-def test_what_was_begun_here_goes_on_there(
+def test_a_node_resumes_a_run_that_was_started_here(
     tmp_path: Path, unfinished: Path, uninterrupted: Callable[[RunConfig], Path]
 ) -> None:
     folder = shutil.copytree(unfinished, tmp_path / "run")
-    stay(tiny(), folder)
+    run_and_write(tiny(), folder)
     assert_same_run(folder, uninterrupted(tiny()))
 
 
 def test_a_node_with_other_versions_is_refused() -> None:
-    ended, news = send(tiny(), {}, same={**identity(), "torch": "0.4.1"})
-    assert ended.how == "refused"
-    assert "expected the study's versions, got others: torch is" in ended.reason
-    assert ended.reason.endswith("not 0.4.1")
-    assert news.empty()
-    assert re.fullmatch(r"\S+ \(source [0-9a-f]{12}\)", identity()["pah"])
+    result, messages = send(tiny(), {}, study_versions={**software_versions(), "torch": "0.4.1"})
+    assert result.status == "refused"
+    assert "expected the study's versions, got others: torch is" in result.reason
+    assert result.reason.endswith("not 0.4.1")
+    assert messages.empty()
+    assert re.fullmatch(r"\S+ \(source [0-9a-f]{12}\)", software_versions()["pah"])
 
 
 def test_the_reason_of_a_failed_cell_names_the_study_and_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,31 +135,31 @@ def test_the_reason_of_a_failed_cell_names_the_study_and_the_node(monkeypatch: p
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr("pah.runs.run.train", broken)
-    ended, _ = send(tiny(), {})
-    assert ended.how == "ended"
-    assert ended.reason.startswith("RuntimeError: out of luck (details: studies/mine/pah-seed0/error.txt) (node ")
-    assert b"Traceback" in ended.files["error.txt"]
+    result, _ = send(tiny(), {})
+    assert result.status == "ended"
+    assert result.reason.startswith("RuntimeError: out of luck (details: studies/mine/pah-seed0/error.txt) (node ")
+    assert b"Traceback" in result.files["error.txt"]
     monkeypatch.undo()
-    ended, _ = send(tiny("--data", "none/such"), {})
-    assert "none/such" in ended.reason
-    assert " (node " in ended.reason
+    result, _ = send(tiny("--data", "none/such"), {})
+    assert "none/such" in result.reason
+    assert " (node " in result.reason
 
 
-def test_a_relative_path_of_the_data_starts_where_the_study_was_started(
+def test_a_relative_data_path_starts_in_the_working_directory_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
-    send(tiny(), {}, halt=stopping(), home=str(tmp_path / "home"))
+    send(tiny(), {}, stop_queue=stopping(), working_directory=str(tmp_path / "home"))
     assert Path.cwd() == tmp_path / "home"
-    send(tiny(), {}, halt=stopping(), home=str(tmp_path / "elsewhere"))
+    send(tiny(), {}, stop_queue=stopping(), working_directory=str(tmp_path / "elsewhere"))
     assert Path.cwd() == tmp_path / "home"
 
 
-def test_the_view_says_which_cell_runs_where(tmp_path: Path) -> None:
+def test_the_view_shows_on_which_node_a_cell_runs(tmp_path: Path) -> None:
     cells = [Cell(tiny(), tmp_path / f"pah-seed{seed}") for seed in (0, 1, 2)]
     console = Console(width=100, record=True)
-    with GridWatcher(console, cells, "runs") as watch:
+    with GridDisplay(console, cells, "runs") as watch:
         watch(cells[0], Running(0, 3, 40.0, "10.0.0.1"))
         watch(cells[1], Running(1, 3, 20.0, "10.0.0.2"))
         watch(cells[0], Running(3, 3, 0.0, "10.0.0.1"))
@@ -182,7 +190,7 @@ def test_the_view_says_which_cell_runs_where(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "ablate"])
-def test_bad_words_are_refused(
+def test_invalid_arguments_are_refused(
     command: str, words: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -193,15 +201,18 @@ def test_bad_words_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_missing_extra_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a token stays in the environment of the tests that follow
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise a token stays in the environment of later tests
     assert main(["compare", "split-digits", "--ray", "local"]) == 2
-    assert capsys.readouterr().err == "pah: a study on a cluster needs the extra: pip install 'pah[ray]'\n"
+    message = "pah: a study on a cluster needs the extra: in a clone of pah, run pip install -e '.[ray]'\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_an_address_that_does_not_answer_is_told_within_ten_seconds(listens: bool, tmp_path: Path, capsys: Any) -> None:
+def test_an_address_that_does_not_answer_is_reported_within_ten_seconds(
+    listens: bool, tmp_path: Path, capsys: Any
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         if listens:
@@ -216,24 +227,24 @@ def test_an_address_that_does_not_answer_is_told_within_ten_seconds(listens: boo
     assert not list(tmp_path.iterdir())
 
 
-# from here on with real Ray processes
+# the tests below use real Ray processes
 
-PATIENCE = 600  # seconds: this machine may have other work
+TIMEOUT = 600  # seconds: the machine may be busy
 STARTED: list["subprocess.Popen[str]"] = []
 
 
 def start(*words: str, into: IO[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
-    """A process in a group of its own."""
+    """Start a process in its own process group."""
     env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    env["RAY_worker_niceness"] = "0"  # Ray's own is 15: beside other work its workers would hardly get on
+    env["RAY_worker_niceness"] = "0"  # Ray's default is 15, with which its workers are very slow on a busy machine
     pipes: Any = {"stdout": into or subprocess.PIPE, "stderr": into or subprocess.PIPE, "text": True}
     STARTED.append(subprocess.Popen(words, env={**env, **environment}, start_new_session=True, **pipes))
     return STARTED[-1]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    """Whatever a test starts ends with it."""
+def _kill_started_processes() -> Iterator[None]:
+    """Kill the processes that a test has started."""
     yield
     while STARTED:
         kill(STARTED.pop())
@@ -244,7 +255,7 @@ def study(kind: str, folder: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """Kill it and all that it started, at once; for a node, a power cut. Ray's workers are in groups of their own."""
+    """Kill a process and all its descendants at once; for a node this is like a power cut."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = [(int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())]
     found = [process.pid] if process.poll() is None else []
@@ -258,8 +269,8 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
-    """What a study says until a line with all of these parts, which is returned."""
+def wait_for_line(process: "subprocess.Popen[str]", *parts: str) -> str:
+    """Read a study's output up to a line with all of these parts; return that line."""
     assert process.stdout is not None
     while line := process.stdout.readline():
         if all(part in line for part in parts):
@@ -268,9 +279,9 @@ def heard(process: "subprocess.Popen[str]", *parts: str) -> str:
 
 
 def first_epoch(cell: Path) -> bytes:
-    """What the log says of a cell's first epoch, times and all, once a checkpoint of later than that is saved here."""
+    """Wait until a checkpoint after the first epoch is saved here; return the log line of the first epoch."""
     log = cell / "log.jsonl"
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while not ((cell / "checkpoint" / "state.safetensors").exists() and log.exists() and log.stat().st_size):
         assert time.monotonic() < until, f"no checkpoint in {cell}"
         time.sleep(0.05)
@@ -278,14 +289,14 @@ def first_epoch(cell: Path) -> bytes:
 
 
 def without_times(found: Any) -> Any:
-    """A summary without what is measured with a clock."""
+    """Return a summary without durations."""
     if not isinstance(found, dict):
         return found
-    return {key: without_times(of) for key, of in found.items() if not key.endswith("seconds")}
+    return {key: without_times(value) for key, value in found.items() if not key.endswith("seconds")}
 
 
 def assert_same_study(folder: Path, reference: Path) -> None:
-    """Every run is the same, bit for bit, and so are the tables but for times."""
+    """Assert that every run is bit-identical, and that the tables differ only in durations."""
     for cell in reference.glob("*-seed*"):
         assert_same_run(folder / cell.name, cell)
         answers = (path / "predictions.safetensors" for path in (folder / cell.name, cell))
@@ -296,7 +307,7 @@ def assert_same_study(folder: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a study that was made here, one cell after another; each is made once. Not to be changed."""
+    """Return a function that makes a study locally, once per arguments; tests must not change its folder."""
     made: dict[tuple[str, ...], Path] = {}
 
     def folder_of(*words: str) -> Path:
@@ -314,7 +325,7 @@ def test_a_study_on_this_machines_cores_equals_a_serial_one(serial: Callable[...
     had = token.exists()
     words = (*SMALL, "--methods", "pah,finetune", "--seeds", "0")
     process = study("compare", tmp_path / "s", *words, "--ray", "local")
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
     assert "2/2 runs done, 0 failed" in out
     assert_same_study(tmp_path / "s", serial(*words))
@@ -322,7 +333,7 @@ def test_a_study_on_this_machines_cores_equals_a_serial_one(serial: Callable[...
 
 
 class Cluster:
-    """Real Ray nodes on this machine, each a group of processes with an address of its own."""
+    """Real Ray nodes on this machine; each is a process group with its own address."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -343,7 +354,7 @@ class Cluster:
             self.nodes[name] = start(
                 *(ray, "start", "--block", "--num-cpus=1", *words), into=file, RAY_AUTH_MODE="disabled", **environment
             )
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while "Ray runtime started" not in log.read_text():
             assert self.nodes[name].poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
@@ -352,7 +363,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    """A cluster of one node, the head, on which the study is started."""
+    """Return a cluster with one node, the head, on which the study is started."""
     (tmp_path / "logs").mkdir()
     return Cluster(tmp_path / "logs")
 
@@ -363,16 +374,16 @@ def test_a_study_that_loses_a_node_equals_a_serial_one(
 ) -> None:
     cluster.join("127.0.0.2")
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
-    lost = heard(process, "started on 127.0.0.2").split()[0]
+    lost = wait_for_line(process, "started on 127.0.0.2").split()[0]
     first = first_epoch(tmp_path / "s" / lost)
     kill(cluster.nodes["127.0.0.2"])
-    assert "waits: its node was lost" in heard(process, lost)
-    out, err = process.communicate(timeout=PATIENCE)
+    assert "waits: its node was lost" in wait_for_line(process, lost)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
     assert re.search(rf"^{lost}  started on (?!127.0.0.2)", out, re.MULTILINE)
     assert "4/4 runs done, 0 failed" in out
     assert "raylet" not in out
-    assert (tmp_path / "s" / lost / "log.jsonl").read_bytes().startswith(first)  # it began only once
+    assert (tmp_path / "s" / lost / "log.jsonl").read_bytes().startswith(first)  # the run started only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 
@@ -382,18 +393,18 @@ def test_the_same_command_continues_a_study(
     sign: signal.Signals, cluster: Cluster, serial: Callable[..., Path], tmp_path: Path
 ) -> None:
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
-    begun = heard(process, "started on ").split()[0]
+    begun = wait_for_line(process, "started on ").split()[0]
     first = first_epoch(tmp_path / "s" / begun)
     os.killpg(process.pid, sign)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=TIMEOUT)
     if sign == signal.SIGINT:
         said = "pah: stopped, the state is saved; the same command continues\n"
         assert (process.returncode, err) == (130, said)
     assert not (tmp_path / "s" / begun / "metrics.json").exists()
     process = study("compare", tmp_path / "s", *LONG, "--ray", cluster.address)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
-    assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(first)  # it began only once
+    assert (tmp_path / "s" / begun / "log.jsonl").read_bytes().startswith(first)  # the run started only once
     assert_same_study(tmp_path / "s", serial(*LONG))
 
 
@@ -402,17 +413,17 @@ def test_runs_wait_for_a_node_that_has_what_they_need(
     cluster: Cluster, serial: Callable[..., Path], tmp_path: Path
 ) -> None:
     process = study("compare", tmp_path / "s", *SMALL, "--ray", cluster.address, "--ray_gpus", "0.5")
-    line = heard(process, "waits")
+    line = wait_for_line(process, "waits")
     assert "waits: for a node with 1 cores, 0.5 GPU and 0 MB: the cluster has none" in line
     cluster.join("127.0.0.2", "--num-gpus=1")
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
     assert set(re.findall(r"started on (\S+)", out)) == {"127.0.0.2"}
     assert_same_study(tmp_path / "s", serial(*SMALL))
 
 
 def source(folder: Path, **changes: tuple[str, str]) -> str:
-    """Another pah: a copy of this one with a text replaced in a module."""
+    """Write a copy of pah with texts replaced in some modules; return its folder."""
     shutil.copytree(SOURCE / "pah", folder / "pah", ignore=shutil.ignore_patterns("__pycache__"))
     for module, (old, new) in changes.items():
         path = folder / "pah" / "study" / f"{module}.py"
@@ -424,10 +435,10 @@ def source(folder: Path, **changes: tuple[str, str]) -> str:
 
 @pytest.mark.slow
 def test_a_node_with_another_pah_ends_the_study(cluster: Cluster, tmp_path: Path) -> None:
-    other = source(tmp_path / "other", away=("TELL = 1.0", "TELL = 2.0"))
+    other = source(tmp_path / "other", ray_worker=("REPORT_SECONDS = 1.0", "REPORT_SECONDS = 2.0"))
     cluster.join("127.0.0.2", "--num-gpus=1", PYTHONPATH=other)
     process = study("compare", tmp_path / "s", *SMALL, "--ray", cluster.address, "--ray_gpus", "1")
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
     assert re.fullmatch(r"pah: node 127\.0\.0\.2: expected the study's versions, got others: pah is .*\n", err)
 
@@ -435,10 +446,14 @@ def test_a_node_with_another_pah_ends_the_study(cluster: Cluster, tmp_path: Path
 @pytest.mark.slow
 def test_a_run_that_always_kills_its_worker_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
     deadly = "os.kill(os.getpid(), 9) if name.startswith('pah') else None\n    from ray.util import"
-    other = source(tmp_path / "other", away=("from ray.util import", deadly), errands=("AGAIN = 2.0", "AGAIN = 0.1"))
+    other = source(
+        tmp_path / "other",
+        ray_worker=("from ray.util import", deadly),
+        ray_driver=("RESEND_SECONDS = 2.0", "RESEND_SECONDS = 0.1"),
+    )
     words = ("compare", *SMALL, "--seeds", "0", "--out", str(tmp_path / "s"), "--ray", "local")
     process = start(sys.executable, "-m", "pah", *words, PYTHONPATH=other)
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert err.startswith("pah: pah-seed0 failed: lost 5 times without a new checkpoint: ")
     assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The statistics, table and figure of a comparison: against naive versions, by hand, and read back."""
+"""The statistics, table and figure of a comparison, checked against naive versions and by hand."""
 
 import json
 import statistics
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from pah.core.config import InputError
 from pah.report import figures
 from pah.study.bootstrap import Interval, Pair, paired_bootstrap
-from pah.study.table import PERCENT, as_markdown, count, spread, summarise
+from pah.study.table import PERCENT_COLUMNS, as_markdown, format_count, format_mean_std, summarise
 
 Seeds = list[list[Pair]]
 
 
 def answers(rng: np.random.Generator, images: int, better: float = 0.05, base: float = 0.6) -> Pair:
-    """Correlated answers: every image has a difficulty, and the method masters a little more than the reference."""
+    """Return correlated answers: images have a difficulty, and the method solves slightly harder ones."""
     difficulty = rng.random(images)
-    luck = rng.random(images) < 0.2  # images where the method answers by itself
+    luck = rng.random(images) < 0.2  # images on which the method is independent of the reference
     alone = rng.random(images) < base + better
     return np.where(luck, alone, difficulty < base + better), difficulty < base
 
 
 def simulated(rng: np.random.Generator, sizes: Sequence[int], betters: Sequence[float] = (0.05,)) -> Seeds:
-    """A seed for each entry of `betters`, the method's true lead in it."""
+    """Return one seed for each entry of `betters`, which is the method's true lead in that seed."""
     return [[answers(rng, size, better) for size in sizes] for better in betters]
 
 
 def naive_bootstrap(pairs: Seeds, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The definition: draw seeds, then images by their index."""
+    """Compute the bootstrap by its definition: draw seeds, then images by their index."""
     values = []
     for _ in range(resamples):
         accuracies = []
@@ -56,7 +56,7 @@ def test_the_interval_is_that_of_the_naive_bootstrap(betters: tuple[float, ...])
     assert (found.level, found.seeds) == (0.9, len(betters))
 
 
-def test_identical_answers_differ_by_nothing() -> None:
+def test_identical_answers_have_no_difference() -> None:
     reference = answers(np.random.default_rng(0), 50)[1]
     found = paired_bootstrap([[(reference, reference)] * 3] * 2)
     assert (found.difference, found.low, found.high) == (0, 0, 0)
@@ -79,7 +79,7 @@ def test_coverage_over_images_is_nominal() -> None:
 
 
 def test_seeds_are_resampled_too() -> None:
-    """Ten seeds whose true lead varies far more than images do: from images alone, nearly no interval would hold it."""
+    """Use ten seeds whose true lead varies far more than images do; resampling images alone would fail."""
     assert 0.85 < coverage(lambda rng: list(rng.normal(0.05, 0.1, 10)), 300, truth=5) < 0.98
 
 
@@ -92,13 +92,13 @@ def test_pairing_narrows_the_interval_of_correlated_answers() -> None:
     assert paired.high - paired.low < 0.7 * (unpaired.high - unpaired.low)
 
 
-def test_tasks_weigh_the_same_whatever_their_images() -> None:
+def test_tasks_have_equal_weight_for_any_number_of_images() -> None:
     right, wrong = np.ones(10, bool), np.zeros(10, bool)
     many = np.ones(1000, bool)
     assert paired_bootstrap([[(right, wrong), (many, many)]]).difference == pytest.approx(50)
 
 
-def test_a_seed_names_its_interval() -> None:
+def test_the_interval_depends_on_the_seed_only() -> None:
     pairs = simulated(np.random.default_rng(0), (101, 97), (0.1, 0.0))
     assert paired_bootstrap(pairs, seed=1) == paired_bootstrap(pairs, seed=1) != paired_bootstrap(pairs, seed=2)
 
@@ -132,7 +132,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 def a_run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
-    """What metrics.json holds of a run, as far as a comparison reads it."""
+    """Return the part of metrics.json that a comparison reads."""
     return {
         "benchmark": "split-digits",
         "method": method,
@@ -175,7 +175,7 @@ def some_summary() -> dict[str, Any]:
 
 
 def row(markdown: str, method: str) -> dict[str, str]:
-    """A method's cells by column."""
+    """Return a method's cells by column."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line[:1] == "|"]
     return next(dict(zip(lines[0], line, strict=True)) for line in lines if line[0] == method)
 
@@ -198,7 +198,7 @@ def test_a_summary_by_hand() -> None:
     assert summary["methods"]["er"]["stored_samples"] == 200
 
 
-def test_what_can_not_be_told_is_none() -> None:
+def test_unknown_values_are_none() -> None:
     columns = some_summary()["methods"]["columns"]
     assert columns["forgetting"]["std"] is None  # of one seed
     assert columns["relative_seconds"] is None  # finetune lacks its seed
@@ -216,7 +216,7 @@ def test_the_table_shows_every_number() -> None:
     for method, entry in summary["methods"].items():
         cells = row(markdown, method)
         assert cells["n"] == str(entry["n"])
-        for title, name in PERCENT.items():
+        for title, name in PERCENT_COLUMNS.items():
             std = entry[name]["std"]
             wanted = f"{entry[name]['mean']:.2f}" + ("" if std is None else f" ± {std:.2f}")
             assert cells[title].strip("*") == wanted
@@ -235,20 +235,24 @@ def test_bold_is_the_best_that_stores_no_samples_and_is_no_bound() -> None:
     assert "bounds (finetune, joint, independent) do not compete" in markdown
 
 
-def test_missing_cells_are_listed_one_a_line() -> None:
+def test_missing_cells_are_listed_one_per_line() -> None:
     assert as_markdown(some_summary()).endswith("\n- columns, seed 0: loss term L_hm became nan\n")
     assert "missing" not in as_markdown(summarise(some_runs(), {}))
 
 
-def test_the_title_says_the_level_of_the_intervals() -> None:
+def test_the_column_title_shows_the_interval_level() -> None:
     markdown = as_markdown(summarise(some_runs(), {"er": Interval(3, 0, 6, level=0.9)}))
     assert "AA minus PAH [90 % interval]" in markdown
     assert "90 % interval from a paired bootstrap" in " ".join(markdown.split())
 
 
-def test_numbers_as_they_read_best() -> None:
-    assert [spread([1.0, 2.0]), spread([3.456]), spread([-1e-9])] == ["1.50 ± 0.71", "3.46", "0.00"]
-    assert [count(n) for n in (0, 258, 999.4, 999.6, 999_949, 999_950)] == [
+def test_numbers_are_formatted_in_short_form() -> None:
+    assert [format_mean_std([1.0, 2.0]), format_mean_std([3.456]), format_mean_std([-1e-9])] == [
+        "1.50 ± 0.71",
+        "3.46",
+        "0.00",
+    ]
+    assert [format_count(n) for n in (0, 258, 999.4, 999.6, 999_949, 999_950)] == [
         "0",
         "258",
         "999",
@@ -268,7 +272,7 @@ def test_numbers_as_they_read_best() -> None:
         ([{"method": "pah", "seed": 0, **dict.fromkeys(["benchmark"])}], "pah, seed 0: expected accuracy_matrix, aver"),
     ],
 )
-def test_runs_that_make_no_table_are_refused(runs: list[dict[str, Any]], line: str) -> None:
+def test_runs_that_cannot_form_a_table_are_refused(runs: list[dict[str, Any]], line: str) -> None:
     with pytest.raises(InputError) as caught:
         summarise(runs, {})
     assert line in str(caught.value)
@@ -276,12 +280,12 @@ def test_runs_that_make_no_table_are_refused(runs: list[dict[str, Any]], line: s
 
 
 def drawn(summary: dict[str, Any]) -> Any:
-    """The axes of the figure; without matplotlib there is nothing to test."""
+    """Return the axes of the figure; skip the test without matplotlib."""
     pytest.importorskip("matplotlib")
     return figures.accuracy_against_forgetting(summary).axes[0]
 
 
-def test_the_figure_shows_each_method_where_it_belongs() -> None:
+def test_each_method_is_drawn_at_its_values() -> None:
     summary = json.loads(json.dumps(some_summary()))  # as comparison.json holds it
     axes = drawn(summary)
     labels = [text for text in axes.texts if text.get_text()]
@@ -300,7 +304,7 @@ def test_error_bars_are_the_sample_standard_deviation() -> None:
         assert lengths == pytest.approx([2 * std for std in stds if std is not None])
 
 
-def test_markers_tell_the_families() -> None:
+def test_markers_show_the_families() -> None:
     axes = drawn(some_summary())
     markers = [container.lines[0].get_marker() for container in axes.containers]
     assert markers == [figures.FAMILIES[family][0] for family in FAMILIES]
@@ -308,7 +312,7 @@ def test_markers_tell_the_families() -> None:
     assert {text.get_text() for text in legend.get_texts()} == set(FAMILIES)
 
 
-def test_names_cover_neither_each_other_nor_markers() -> None:
+def test_names_overlap_neither_each_other_nor_markers() -> None:
     near = [a_run(f"method-{k}", s, 75 + k % 4 + s, forgetting=2 + k / 3 + s) for k in range(12) for s in (0, 1)]
     axes = drawn(summarise([*near, a_run("finetune", 0, 30)], {}))
     names = [text.get_window_extent() for text in axes.texts if text.get_text()]
@@ -333,7 +337,7 @@ def test_a_figure_is_saved_with_the_same_bytes(tmp_path: Path) -> None:
     assert b"<dc:date>" not in (tmp_path / "one.v1.svg").read_bytes()
 
 
-def test_without_matplotlib_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     figure: Any = None
     for draw in (
@@ -342,4 +346,4 @@ def test_without_matplotlib_a_line_says_what_to_install(monkeypatch: pytest.Monk
     ):
         with pytest.raises(InputError) as caught:
             draw()
-        assert str(caught.value) == "figures need the extra: pip install 'pah[report]'"
+        assert str(caught.value) == "figures need the extra: in a clone of pah, run pip install -e '.[report]'"

@@ -1,4 +1,4 @@
-"""Runs sent to trackers: what TensorBoard and MLflow wrote is read back and held against the run folder."""
+"""Runs sent to trackers: the data that TensorBoard and MLflow wrote are compared with the run folder."""
 
 import io
 import json
@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import TINY, assert_same_run, processes, tiny
 from pah.cli import main
-from pah.study.ablation import flat
+from pah.study.ablation import flat_options
 from pah.tracking.sending import Tracking
-from pah.tracking.tools import TOOLS, TensorBoard, _installed
+from pah.tracking.trackers import TRACKERS, TensorBoard, _installed
 from pah.training.config import RunConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of MLflow's own tables
@@ -34,29 +34,29 @@ PICTURE = "accuracy"
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MLflow puts the pictures of a store that it is given."""
+    """Change to the folder where MLflow puts the pictures of a store that it is given."""
     monkeypatch.chdir(tmp_path)
 
 
 def board(folder: Path) -> EventAccumulator:
-    """What TensorBoard shows of one run."""
+    """Return what TensorBoard shows of one run."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
 def board_curves(folder: Path) -> Curves:
-    """Sorted: TensorBoard reads files by name, by which two that one process begins in a second may change places."""
+    """Return the curves, sorted: two event files that one process starts within a second may be read in any order."""
     found = board(folder)
     return {name: sorted((e.step, e.value) for e in found.Scalars(name)) for name in found.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An MLflow store of several tests; it takes seconds to make one."""
+    """Return an MLflow store that several tests share, because making one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'store.db'}"
 
 
 def mlflow_runs(uri: str, experiment: str) -> list[Any]:
-    """The runs of an experiment, the last begun first."""
+    """Return the runs of an experiment, the newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -74,7 +74,7 @@ def mlflow_curves(uri: str, run: Any) -> Curves:
 
 
 def expected(folder: Path) -> Curves:
-    """What a tracker is to have of a finished run of two epochs a task."""
+    """Return the curves that a tracker must hold of a finished run of two epochs per task."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = json.loads((folder / "metrics.json").read_text())
     curves: Curves = {}
@@ -92,13 +92,13 @@ def expected(folder: Path) -> Curves:
 
 
 def assert_holds(curves: Curves, folder: Path) -> None:
-    """Every number is there, once, at its step."""
+    """Assert that every number is there exactly once, at its step."""
     for name, points in expected(folder).items():
         assert [step for step, _ in curves[name]] == [step for step, _ in points], name
         assert [value for _, value in curves[name]] == pytest.approx([value for _, value in points], rel=1e-6), name
 
 
-def test_tensorboard_and_mlflow_hold_the_whole_run_and_leave_it_as_it_is(
+def test_tensorboard_and_mlflow_hold_the_whole_run_and_do_not_change_it(
     tmp_path: Path, uninterrupted: Uninterrupted, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a run, 100% of it"
@@ -113,7 +113,7 @@ def test_tensorboard_and_mlflow_hold_the_whole_run_and_leave_it_as_it_is(
     uri = f"sqlite:///{folder / 'track' / 'mlflow' / 'mlflow.db'}"
     (run,) = mlflow_runs(uri, "split-digits")
     assert_holds(mlflow_curves(uri, run), folder)
-    assert run.data.params == {name: str(value) for name, value in flat(tiny()).items()}
+    assert run.data.params == {name: str(value) for name, value in flat_options(tiny()).items()}
     assert (run.info.run_name, run.info.status) == (folder.name, "FINISHED")
     (artifact,) = (folder / "track" / "mlflow" / "artifacts").rglob("accuracy.png")
     with Image.open(artifact) as image:
@@ -124,7 +124,7 @@ def test_tensorboard_and_mlflow_hold_the_whole_run_and_leave_it_as_it_is(
 
 
 def run_and_die(words: list[str], step: int, environment: dict[str, str]) -> None:
-    """In a process of its own, which knows nothing of ours: run a command that is killed in its n-th optimizer step."""
+    """Run a command that is killed in its n-th optimizer step; called in a new process."""
     os.environ.update(environment)
     import torch
     from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -135,7 +135,7 @@ def run_and_die(words: list[str], step: int, environment: dict[str, str]) -> Non
     sys.exit(main(words))
 
 
-def test_a_killed_run_goes_on_as_the_same_tracked_run_with_every_point_once(
+def test_a_killed_run_continues_as_the_same_tracked_run_with_every_point_once(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {"MLFLOW_TRACKING_URI": store, "MLFLOW_EXPERIMENT_NAME": "killed"}
@@ -183,7 +183,7 @@ def test_a_run_that_is_overwritten_is_a_new_one_to_the_tracker(
     assert_holds(board_curves(tmp_path / "run" / "track" / "tensorboard" / "run"), tmp_path / "run")
 
 
-def test_the_runs_of_a_study_stand_together(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_study_form_one_group(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     words = ["compare", "split-digits", *QUICK, "--methods", "finetune,pah", "--out", str(tmp_path / "my-study")]
     assert main(words) == 0
@@ -215,8 +215,8 @@ def broken(*_: object, **__: object) -> None:
     raise RuntimeError("disk\nfull")
 
 
-@pytest.mark.parametrize("call", ["__init__", "scalars", "flush", "picture", "close"])
-def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
+@pytest.mark.parametrize("call", ["__init__", "log_scalars", "flush", "log_picture", "close"])
+def test_a_failing_tracker_is_named_once_and_does_not_stop_the_run(
     call: str,
     tmp_path: Path,
     uninterrupted: Uninterrupted,
@@ -225,8 +225,8 @@ def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setitem(TOOLS, "wandb", TensorBoard)  # a second tracker, which works
-        patched.setitem(TOOLS, "tensorboard", type("Broken", (TensorBoard,), {call: broken}))
+        patched.setitem(TRACKERS, "wandb", TensorBoard)  # a second tracker, which works
+        patched.setitem(TRACKERS, "tensorboard", type("Broken", (TensorBoard,), {call: broken}))
         assert main(["run", *TINY, "--out", str(folder), "--track", "tensorboard,wandb"]) == 0
     err = capsys.readouterr().err
     assert err == (
@@ -239,18 +239,18 @@ def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
     assert_same_run(folder, uninterrupted(tiny()))
 
 
-def test_what_is_no_failure_of_the_tracker_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_inside_a_tracker_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(TensorBoard, "scalars", interrupted)
+        patched.setattr(TensorBoard, "log_scalars", interrupted)
         assert main(["run", *TINY, "--out", str(tmp_path / "run"), "--track", "tensorboard"]) == 130
     assert main(["resume", str(tmp_path / "run")]) == 0
     assert_holds(board_curves(tmp_path / "run" / "track" / "tensorboard" / "run"), tmp_path / "run")
 
 
-def test_a_server_that_is_gone_costs_a_warning(
+def test_an_unreachable_server_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -292,7 +292,7 @@ def sent(folder: Path, tool: str) -> dict[str, Any]:
     return found
 
 
-def test_trackio_takes_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trackio_receives_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("trackio")  # it cannot be installed beside the versions of constraints.txt
     folder = tmp_path / "run"
     code = (
@@ -311,47 +311,50 @@ def test_trackio_takes_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert losses == expected(folder)["terms/L_hm"]
 
 
-def test_a_tool_that_is_missing_or_unknown_is_refused_before_anything_is_done(
+def test_a_missing_or_unknown_tool_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pah.tracking.tools._installed", lambda package: package != "alembic")
+    monkeypatch.setattr("pah.tracking.trackers._installed", lambda package: package != "alembic")
     for command in ("run", "compare", "ablate"):
         assert main([command, "--track", "tensorboard,mlflow"]) == 2
         err = capsys.readouterr().err
-        assert err == "pah: track mlflow needs the extra: pip install 'pah[track]' (alembic not found)\n"
+        command_to_run = "in a clone of pah, run pip install -e '.[track]'"
+        assert err == f"pah: track mlflow needs the extra: {command_to_run} (alembic not found)\n"
         assert main([command, "--track", "tensorbord"]) == 2
         assert capsys.readouterr().err == "pah: unknown tracker 'tensorbord'; did you mean 'tensorboard'?\n"
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_folder_that_bears_a_tools_name_is_not_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_the_name_of_a_package_is_not_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "not_a_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert not _installed("not_a_tracker")
     assert _installed("tensorboard")
 
 
-def test_a_resumed_run_goes_on_without_a_tracker_that_is_no_longer_installed(
+def test_a_resumed_run_continues_without_a_tracker_that_is_no_longer_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     assert main(["run", *QUICK, "--out", str(folder), "--track", "tensorboard"]) == 0
-    monkeypatch.setattr("pah.tracking.tools._installed", lambda package: package != "tensorboard")
+    monkeypatch.setattr("pah.tracking.trackers._installed", lambda package: package != "tensorboard")
     capsys.readouterr()
     assert main(["resume", str(folder)]) == 0
-    assert "pip install 'pah[track]'" in capsys.readouterr().err
+    assert "pip install -e '.[track]'" in capsys.readouterr().err
     assert main(["resume", str(folder), "--track", "tensorboard"]) == 2
 
 
-def test_a_run_that_another_process_sends_is_left_to_it(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+def test_a_run_that_another_process_sends_is_not_sent_twice(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted(tiny()), folder)
-    said: list[str] = []
-    one, other = (Tracking(["tensorboard"], folder, said.append) for _ in range(2))
+    warnings: list[str] = []
+    one, other = (Tracking(["tensorboard"], folder, warnings.append) for _ in range(2))
     metrics = json.loads((folder / "metrics.json").read_text())
     one.update(folder, tiny(), metrics["accuracy_matrix"][:1])
     other.update(folder, tiny(), metrics["accuracy_matrix"][:2])
     one.finish(folder, tiny(), metrics)
     other.finish(folder, tiny(), metrics)
-    assert said == []
+    assert warnings == []
     assert_holds(board_curves(folder / "track" / "tensorboard" / "run"), folder)

@@ -1,4 +1,4 @@
-"""The loop: schedule, evaluation, and what every registered method must do."""
+"""The training loop: schedule, evaluation, and requirements that every registered method must meet."""
 
 from functools import partial
 from typing import Any
@@ -14,14 +14,14 @@ from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAHOptions
 from pah.models.backbones import ConvNetOptions
-from pah.models.modes import computing
-from pah.models.network import apply_rows
-from pah.training.evaluation import answers, evaluate
+from pah.models.modes import autocast
+from pah.models.network import apply_heads
+from pah.training.evaluation import evaluate, predict_tasks
 from pah.training.loop import lr_factor, replay
 from pah.training.state import EpochDone, StepDone, TaskDone
 
-PLAIN = AugmentOptions()
-# accuracy in % after each of two tasks of two digits, three epochs; to change one, say why in the commit message
+NO_AUGMENTATION = AugmentOptions()
+# accuracy in % after each of two tasks of two digits, three epochs; explain a change in the commit message
 GOLDEN = {
     "pah": [[94.4], [50.0, 80.6]],
     "finetune": [[93.1], [87.5, 95.8]],
@@ -42,16 +42,18 @@ GOLDEN = {
 }
 
 
-def made(name: str, width: int = 4) -> Method:
+def untrained(name: str, width: int = 4) -> Method:
     torch.manual_seed(0)
     options = METHODS[name].options()
     network = options.build_network(partial(ConvNetOptions(width=width).build, 1), (1, 8, 8))
     return METHODS[name].method(network, OptimizerOptions(lr=3e-3), options).to(memory_format=torch.channels_last)
 
 
-def finished(name: str, stream: Stream, epochs: int = 3, **options: Any) -> tuple[Method, TrainState, list[object]]:
-    method, state = made(name), TrainState()
-    events = list(train(method, stream, TrainingOptions(epochs=epochs, batch_size=32, **options), PLAIN, 0, state))
+def trained(name: str, stream: Stream, epochs: int = 3, **options: Any) -> tuple[Method, TrainState, list[object]]:
+    method, state = untrained(name), TrainState()
+    events = list(
+        train(method, stream, TrainingOptions(epochs=epochs, batch_size=32, **options), NO_AUGMENTATION, 0, state)
+    )
     return method, state, list(events)
 
 
@@ -73,7 +75,7 @@ def test_the_learning_rate_rises_falls_and_ends_near_zero() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_reports_finite_named_terms_and_a_full_matrix(name: str, stream: Stream) -> None:
-    _, state, events = finished(name, stream)
+    _, state, events = trained(name, stream)
     steps = [event for event in events if isinstance(event, StepDone)]
     epochs = [event for event in events if isinstance(event, EpochDone)]
     assert all(event.terms and all(v == v and abs(v) < 100 for v in event.terms.values()) for event in steps)
@@ -85,9 +87,9 @@ def test_every_method_reports_finite_named_terms_and_a_full_matrix(name: str, st
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_restored_by_replaying_its_tasks_without_their_images(name: str, stream: Stream) -> None:
-    method, state, _ = finished(name, stream, epochs=1)
-    fresh = made(name)
+def test_every_method_is_restored_by_replaying_its_tasks(name: str, stream: Stream) -> None:
+    method, state, _ = trained(name, stream, epochs=1)
+    fresh = untrained(name)
     replay(fresh, stream, state, seed=0)
     fresh.load_state_dict(method.state_dict(), strict=True)
     options = TrainingOptions()
@@ -96,26 +98,26 @@ def test_every_method_is_restored_by_replaying_its_tasks_without_their_images(na
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_equal_numbers_for_equal_seeds(name: str, stream: Stream) -> None:
-    one, other = (finished(name, stream, epochs=1) for _ in range(2))
+    one, other = (trained(name, stream, epochs=1) for _ in range(2))
     assert one[1].matrix == other[1].matrix
     for a, b in zip(one[0].state_dict().values(), other[0].state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bf16_is_for_the_convolutions_of_training_alone(name: str, stream: Stream) -> None:
-    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+def test_bf16_is_used_only_for_convolutions_in_training(name: str, stream: Stream) -> None:
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
 
-    def note(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+    def record(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
         if isinstance(module, torch.nn.Conv2d):
-            seen[torch.is_autocast_enabled("cpu")].add(output.dtype)
+            dtypes[torch.is_autocast_enabled("cpu")].add(output.dtype)
 
-    with register_module_forward_hook(note):
-        method, state, _ = finished(name, stream, epochs=1, precision="bf16")
-    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}  # learning, evaluation
+    with register_module_forward_hook(record):
+        method, state, _ = trained(name, stream, epochs=1, precision="bf16")
+    assert dtypes == {True: {torch.bfloat16}, False: {torch.float32}}  # learning, evaluation
     assert all(tensor.dtype != torch.bfloat16 for tensor in method.state_dict().values())
-    _, whole, _ = finished(name, stream, epochs=1)
-    means = [sum(of.matrix[-1]) / 3 for of in (state, whole)]
+    _, fp32_state, _ = trained(name, stream, epochs=1)
+    means = [sum(each.matrix[-1]) / 3 for each in (state, fp32_state)]
     assert abs(means[0] - means[1]) < 10
 
 
@@ -123,35 +125,35 @@ def test_bf16_leaves_heads_and_hypernetworks_exact() -> None:
     heads = PAHOptions(hidden=(16,)).build_heads(32, 3)
     heads.grow(4)
     features = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
-    exact = apply_rows(features, heads.rows([0]))
-    with computing("bf16", features.device):
-        assert torch.equal(apply_rows(features, heads.rows([0])), exact)
+    exact = apply_heads(features, heads.rows([0]))
+    with autocast("bf16", features.device):
+        assert torch.equal(apply_heads(features, heads.rows([0])), exact)
         assert not torch.equal(features @ heads.rows([0])[:, :-1].T, exact - heads.rows([0])[:, -1])
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_lets_go_of_its_teacher_and_stores_no_more_than_its_buffer(name: str, stream: Stream) -> None:
-    method, _, _ = finished(name, stream, epochs=1)
+def test_every_method_releases_its_teacher_and_stores_no_more_than_its_buffer(name: str, stream: Stream) -> None:
+    method, _, _ = trained(name, stream, epochs=1)
     assert method.optimizers == []
     assert not [key for key in method.state_dict() if key.startswith(("teacher", "target", "answers"))]
     options = METHODS[name].options()
     allowed = getattr(options, "buffer", 0)
     assert (0 < method.stored_samples <= allowed) if allowed else method.stored_samples == 0
-    footprint = method.network.footprint()
-    assert len(footprint["per_task"]) == 3
-    numbers = sum(p.numel() for p in method.network.parameters())
-    assert footprint["backbone"] + footprint["hypernetwork"] + sum(footprint["per_task"]) == numbers
+    parameters = method.network.count_parameters()
+    assert len(parameters["per_task"]) == 3
+    total = sum(p.numel() for p in method.network.parameters())
+    assert parameters["backbone"] + parameters["hypernetwork"] + sum(parameters["per_task"]) == total
 
 
-def test_joint_sees_the_images_of_all_tasks_and_others_only_their_own(stream: Stream) -> None:
+def test_joint_trains_on_images_of_all_tasks_and_finetune_on_the_current_one(stream: Stream) -> None:
     sizes = [len(task.train) for task in stream.tasks]
     for name, expected in (("joint", 3 * sizes[0] + 2 * sizes[1] + sizes[2]), ("finetune", sum(sizes))):
-        _, state, _ = finished(name, stream, epochs=1)
+        _, state, _ = trained(name, stream, epochs=1)
         assert state.images == expected
 
 
 def test_the_first_task_may_have_epochs_of_its_own(stream: Stream) -> None:
-    _, _, events = finished("pah", stream, epochs=1, first_epochs=3)
+    _, _, events = trained("pah", stream, epochs=1, first_epochs=3)
     epochs = [(event.task, event.epoch) for event in events if isinstance(event, EpochDone)]
     assert epochs == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     first = next(event for event in events if isinstance(event, StepDone))
@@ -160,13 +162,13 @@ def test_the_first_task_may_have_epochs_of_its_own(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(("images", "expected"), [(10_000, 32), (400, 24), (80, 8), (10, 8)])
-def test_a_task_of_few_images_takes_smaller_batches_for_its_steps(images: int, expected: int) -> None:
+def test_a_task_of_few_images_has_smaller_batches_with_min_steps(images: int, expected: int) -> None:
     assert TrainingOptions(epochs=6, batch_size=32, min_steps=100).batch_size_of(1, images) == expected
     assert TrainingOptions(epochs=6, batch_size=32).batch_size_of(1, images) == 32
 
 
-def test_smaller_batches_are_what_is_learned_from(stream: Stream) -> None:
-    _, _, events = finished("finetune", stream, epochs=2, min_steps=40)
+def test_training_uses_the_smaller_batches(stream: Stream) -> None:
+    _, _, events = trained("finetune", stream, epochs=2, min_steps=40)
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.steps_left for event in steps].count(0) == len(stream.tasks)
     assert len(steps) >= 40 * len(stream.tasks)
@@ -174,30 +176,30 @@ def test_smaller_batches_are_what_is_learned_from(stream: Stream) -> None:
 
 
 def test_a_flipped_test_averages_the_logits_of_both_images(stream: Stream) -> None:
-    method, _, _ = finished("pah", stream, epochs=1)
+    method, _, _ = trained("pah", stream, epochs=1)
     task = stream.tasks[1]
     x = task.normalization(task.test.pixels[task.test.rows])
     with torch.inference_mode():
         method.eval()
         mean = torch.stack([method(x, 1), method(x.flip(3), 1)]).mean(dim=0)
-        plain = method(x, 1).argmax(dim=1)
-    found = answers(method, stream.tasks, TrainingOptions(flip_test=True))[1]
-    assert torch.equal(found.given, mean.argmax(dim=1))
-    assert not torch.equal(found.given, plain)
+        without_flip = method(x, 1).argmax(dim=1)
+    predictions = predict_tasks(method, stream.tasks, TrainingOptions(flip_test=True))[1]
+    assert torch.equal(predictions.task_given, mean.argmax(dim=1))
+    assert not torch.equal(predictions.task_given, without_flip)
 
 
-def test_finetuning_leaves_old_heads_alone(stream: Stream) -> None:
-    method = made("finetune")
+def test_finetuning_does_not_change_old_heads(stream: Stream) -> None:
+    method = untrained("finetune")
     heads = []
-    for event in train(method, stream, TrainingOptions(epochs=1, batch_size=32), PLAIN, 0, TrainState()):
+    for event in train(method, stream, TrainingOptions(epochs=1, batch_size=32), NO_AUGMENTATION, 0, TrainState()):
         if isinstance(event, TaskDone):
-            heads.append(method.network.heads.per_task()[0].detach().clone())
+            heads.append(method.network.heads.task_parameters()[0].detach().clone())
     assert torch.equal(heads[0], heads[1])
     assert torch.equal(heads[0], heads[2])
 
 
 def test_evaluation_equals_counting_by_hand_and_changes_nothing(stream: Stream) -> None:
-    method, _, _ = finished("pah", stream, epochs=2)
+    method, _, _ = trained("pah", stream, epochs=2)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     row, class_incremental = evaluate(method, stream.tasks, TrainingOptions())
     method.eval()
@@ -215,7 +217,7 @@ def test_evaluation_equals_counting_by_hand_and_changes_nothing(stream: Stream) 
 
 def test_evaluation_can_use_the_validation_part_or_batch_statistics() -> None:
     stream = digits(tasks=2, classes=4, validation=0.2)
-    method, _, _ = finished("finetune", stream, epochs=1)
+    method, _, _ = trained("finetune", stream, epochs=1)
     choices = (
         TrainingOptions(),
         TrainingOptions(evaluate_on="validation"),
@@ -229,12 +231,12 @@ def test_evaluation_can_use_the_validation_part_or_batch_statistics() -> None:
     assert test != batch
 
 
-def test_finetuning_forgets_and_pah_keeps() -> None:
-    """The point of it all, on real images: five tasks of two digits."""
+def test_finetuning_forgets_more_than_pah() -> None:
+    """On real images: five tasks of two digits."""
     stream = digits(seed=0)
     old = {}
     for name in ("finetune", "pah"):
-        _, state, _ = finished(name, stream, epochs=8)
+        _, state, _ = trained(name, stream, epochs=8)
         old[name] = sum(state.matrix[-1][:-1]) / 4
     assert old["pah"] > 85
     assert old["pah"] > old["finetune"] + 5
@@ -242,5 +244,5 @@ def test_finetuning_forgets_and_pah_keeps() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_golden_matrix(name: str) -> None:
-    _, state, _ = finished(name, digits(tasks=2, classes=4))
+    _, state, _ = trained(name, digits(tasks=2, classes=4))
     assert [pytest.approx(row, abs=1.5) for row in GOLDEN[name]] == state.matrix

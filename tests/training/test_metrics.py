@@ -1,4 +1,4 @@
-"""The metrics on matrices small enough to do by hand."""
+"""The metrics on matrices small enough to compute by hand."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_forgetting_counts_from_the_best_row_not_from_the_first() -> None:
     assert summary([[50.0], [90.0, 80.0], [60.0, 80.0, 70.0]])["forgetting"] == pytest.approx((30 + 0) / 2)
 
 
-def test_a_single_task_can_not_be_forgotten() -> None:
+def test_forgetting_of_a_single_task_is_zero() -> None:
     assert summary([[75.0]]) == {
         "average_accuracy": 75.0,
         "forgetting": 0.0,

@@ -1,1 +1,1 @@
-"""A page to teach a learner and to ask it; needs the extra `app`."""
+"""A web page on which a learner is asked and taught; it needs the extra `app`."""

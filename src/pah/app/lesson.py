@@ -1,7 +1,8 @@
-"""A lesson in a process of its own: teaches a copy of the learner, says how it goes, and ends with whoever started it.
+"""A lesson in a process of its own: it teaches a copy of the learner and reports its progress.
 
-`python -m pah.app.lesson` reads one line of JSON, a `Request`, from stdin, and then words: pause, go, stop. It writes
-JSON to stdout, a line an event. When stdin ends, as it does when the server is killed, the process ends too.
+`python -m pah.app.lesson` reads one line of JSON, a `Request`, from stdin, and then the commands pause, go and stop,
+one a line. It writes events to stdout, one line of JSON each. The process ends when its stdin is closed, which also
+happens when the server is killed.
 """
 
 import dataclasses
@@ -22,36 +23,37 @@ from safetensors import safe_open
 from pah.core import files
 from pah.core.config import InputError
 from pah.data.image import first_line
-from pah.data.lesson import Data, load_lesson
+from pah.data.lesson import LessonData, load_lesson
 from pah.data.sources import Source, load_digits
-from pah.learner.learner import ContinualLearner, defaults
-from pah.learner.store import LEARNER
+from pah.learner.defaults import defaults
+from pah.learner.learner import ContinualLearner
+from pah.learner.store import LEARNER_FILE
 from pah.models.network import GeneratedHeads
 from pah.training.config import RunConfig
-from pah.training.state import EpochDone, Event, PrototypesStarted, StepDone, Validated
+from pah.training.state import EpochDone, Event, PrototypesInitialized, StepDone, Validated
 
-OFTEN = 0.3  # seconds between lines of progress
-MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # what a lesson leaves in its folder
+REPORT_SECONDS = 0.3  # between two lines of progress
+MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # results in the lesson's folder
 
 
 class StoppedError(Exception):
-    """The owner stopped the lesson."""
+    """The user stopped the lesson."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be taught.
+    """What to teach, and with which options.
 
     Args:
-        learner: Folder of the accepted learner, which is only read; a new one is made if there is none.
-        folder: Of the lesson, into which it writes.
-        name: Of the task.
+        learner: Folder of the accepted learner, which is only read; if it has none, a new learner is made.
+        folder: Folder of the lesson, in which the results are written.
+        name: Name of the task.
         images: Folder of class folders; None for the embedded digits.
-        classes: Only these; all if empty.
-        epochs: Passes over the images; as the learner has them if 0.
-        image_size: Of a new learner's images.
-        checks: Folder with images of old tasks that were kept for checking.
-        keep_check: Whether this lesson's test images are to be kept for checking.
+        classes: Teach only these classes; empty for all.
+        epochs: Passes over the images; 0 for the number that the learner has.
+        image_size: Side in pixels of a new learner's images.
+        checks: Folder with the check images of old tasks.
+        keep_check: Whether this lesson's test images are saved as check images.
     """
 
     learner: str
@@ -65,106 +67,119 @@ class Request:
     keep_check: bool = False
 
 
-class Wishes:
-    """What the owner wants of a lesson that goes on."""
+class Controls:
+    """The commands that the user gives to a running lesson: pause, go and stop."""
 
     def __init__(self) -> None:
-        self.going = threading.Event()
-        self.going.set()
+        self.running = threading.Event()
+        self.running.set()
         self.stopped = False
 
-    def read(self, words: TextIO) -> None:
-        """Take wishes until there is nobody left to have any; then the process ends, whatever it does."""
-        for word in words:
-            if word.strip() == "pause":
-                self.going.clear()
-            elif word.strip() in ("go", "stop"):
-                self.stopped = self.stopped or word.strip() == "stop"
-                self.going.set()
+    def read(self, commands: TextIO) -> None:
+        """Read commands until the input is closed, then end the process at once: the server is gone."""
+        for line in commands:
+            command = line.strip()
+            if command == "pause":
+                self.running.clear()
+            elif command in ("go", "stop"):
+                self.stopped = self.stopped or command == "stop"
+                self.running.set()
         os._exit(3)
 
 
-class Progress:
-    """Says how far a lesson is, and does as the owner wishes, after each step."""
+class ProgressReporter:
+    """Reports the progress of a lesson, and pauses or stops it between two steps."""
 
-    def __init__(self, out: TextIO, wishes: Wishes, epochs: int) -> None:
-        self.out = out
-        self.wishes = wishes
-        self.seconds = self.said = 0.0
-        self.prototypes: torch.Tensor | None = None  # where those of the task started
+    def __init__(self, output: TextIO, controls: Controls, epochs: int) -> None:
+        self.output = output
+        self.controls = controls
+        self.seconds = 0.0  # of all steps so far
+        self.last_report = 0.0
+        self.prototypes: torch.Tensor | None = None  # those of the task at their start
         self.state: dict[str, Any] = {"epoch": 0, "epochs": epochs, "accuracy": None, "seconds_left": None}
 
     def __call__(self, event: Event) -> None:
-        """Take an event of training."""
-        if not self.wishes.going.is_set():
-            say(self.out, "paused")
-            self.wishes.going.wait()
-            say(self.out, "running")
-        if self.wishes.stopped:
+        """Handle an event of the training.
+
+        Raises:
+            StoppedError: the user stopped the lesson.
+        """
+        if not self.controls.running.is_set():
+            write_event(self.output, "paused")
+            self.controls.running.wait()
+            write_event(self.output, "running")
+        if self.controls.stopped:
             raise StoppedError
+        self._update(event)
+        if time.monotonic() - self.last_report > REPORT_SECONDS or not isinstance(event, StepDone):
+            self.last_report = time.monotonic()
+            write_event(self.output, "progress", **self.state)
+
+    def _update(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self.seconds += event.seconds
             left = self.seconds / event.steps_done * event.steps_left
             share = event.steps_done / (event.steps_done + event.steps_left)
             self.state |= {"share": round(share, 4), "seconds_left": round(left, 1)}
-        elif isinstance(event, PrototypesStarted):
+        elif isinstance(event, PrototypesInitialized):
             self.prototypes = event.prototypes
         elif isinstance(event, EpochDone):
             self.state["epoch"] = event.epoch + 1
         elif isinstance(event, Validated):
             self.state["accuracy"] = round(event.accuracy, 1)
-        if time.monotonic() - self.said > OFTEN or not isinstance(event, StepDone):
-            self.said = time.monotonic()
-            say(self.out, "progress", **self.state)
 
 
-def say(out: TextIO, event: str, **fields: Any) -> None:
-    """One line, at once."""
-    out.write(json.dumps({"event": event, **fields}) + "\n")
-    out.flush()
+def write_event(output: TextIO, event: str, **fields: Any) -> None:
+    """Write an event as one line of JSON, and flush it."""
+    output.write(json.dumps({"event": event, **fields}) + "\n")
+    output.flush()
 
 
 def main() -> None:
-    """Teach the lesson that stdin asks for."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no event
-    os.nice(10)  # asking comes first
+    """Teach the lesson that the first line of stdin describes."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries may print to stdout, which is for events only
+    os.nice(10)  # answers to questions have priority
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     request = Request(**json.loads(sys.stdin.readline()))
-    wishes = Wishes()
-    threading.Thread(target=wishes.read, args=(sys.stdin,), daemon=True).start()
+    controls = Controls()
+    threading.Thread(target=controls.read, args=(sys.stdin,), daemon=True).start()
     try:
-        say(out, "done", **teach(request, out, wishes))
+        write_event(output, "done", **teach(request, output, controls))
     except StoppedError:
-        say(out, "stopped")
+        write_event(output, "stopped")
     except InputError as error:
-        say(out, "failed", reason=str(error))
+        write_event(output, "failed", reason=str(error))
     except (OSError, MemoryError, RuntimeError) as error:
-        say(out, "failed", reason=f"lesson: expected to go on, got: {first_line(error)}")
+        write_event(output, "failed", reason=f"lesson: expected to continue, got: {first_line(error)}")
 
 
-def teach(request: Request, out: TextIO, wishes: Wishes) -> dict[str, Any]:
-    """Teach it, and leave the new learner, what is kept for checking, and its prototypes, in the lesson's folder."""
+def teach(request: Request, output: TextIO, controls: Controls) -> dict[str, Any]:
+    """Teach the lesson, and save the new learner, its check images and its prototypes in the lesson's folder.
+
+    Returns:
+        The accuracies in percent before and after the lesson by task, the drift of old tasks, and notes.
+    """
     folder, accepted = Path(request.folder), Path(request.learner)
-    known = ContinualLearner.load(accepted) if (accepted / LEARNER).is_file() else None
-    learner = known or ContinualLearner(config=first_config(request))
+    existing = ContinualLearner.load(accepted) if (accepted / LEARNER_FILE).is_file() else None
+    learner = existing or ContinualLearner(config=new_learner_config(request))
     if request.epochs:
         training = dataclasses.replace(learner.config.training, epochs=request.epochs, first_epochs=None)
         learner.config = dataclasses.replace(learner.config, training=training)
-    checks = read_checks(Path(request.checks), [task.name for task in learner.tasks])
+    checks = load_check_images(Path(request.checks), [task.name for task in learner.tasks])
     before = {name: learner.evaluate(data, name).accuracy for name, data in checks.items()}
-    progress = Progress(out, wishes, learner.config.training.epochs_of(len(learner.tasks)))
-    say(out, "progress", **progress.state)
-    data, classes = data_of(request), list(request.classes) or None
+    progress = ProgressReporter(output, controls, learner.config.training.epochs_of(len(learner.tasks)))
+    write_event(output, "progress", **progress.state)
+    data, classes = lesson_data(request), list(request.classes) or None
     lesson = learner.learn(
         request.name, data, classes=classes, skip_unreadable=True, held_out=checks, watch=progress, validate=True
     )
     learner.save(folder / MODEL)
-    keep_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
+    save_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
     if request.keep_check:
-        channels, size, _ = learner.taught.record.image_shape
+        channels, size, _ = learner.predictor.record.image_shape
         source = load_lesson(data, size, channels, classes=classes, skip_unreadable=True)
-        keep_check(folder / CHECK, request.name, source)
+        save_check_images(folder / CHECK, request.name, source)
     return {
         "before": before,
         "after": dict(lesson.accuracies),
@@ -173,26 +188,29 @@ def teach(request: Request, out: TextIO, wishes: Wishes) -> dict[str, Any]:
     }
 
 
-def first_config(request: Request) -> RunConfig:
-    """The options of a new learner, for the size of its images."""
+def new_learner_config(request: Request) -> RunConfig:
+    """Return the options of a new learner, which depend on the size of its images."""
     if request.images is not None:
         return defaults(request.image_size)
-    of_digits = defaults(8)
-    return dataclasses.replace(of_digits, augment=dataclasses.replace(of_digits.augment, flip=False))
+    config = defaults(8)
+    return dataclasses.replace(config, augment=dataclasses.replace(config.augment, flip=False))
 
 
-def data_of(request: Request) -> Data:
-    """The lesson's images; of the embedded digits those of its classes."""
+def lesson_data(request: Request) -> LessonData:
+    """Return the lesson's images: its folder, or all embedded digits as pixels, labels and class names."""
     if request.images is not None:
         return Path(request.images)
     digits = load_digits()
     parts = (digits.train, digits.test)
-    pixels, labels = (torch.cat([getattr(part, of) for part in parts]) for of in ("pixels", "labels"))
+    pixels, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("pixels", "labels"))
     return pixels[:, 0].numpy(), labels.tolist(), digits.class_names
 
 
-def keep_check(path: Path, name: str, source: Source) -> None:
-    """Keep a lesson's test images to measure its task after later lessons; none of a class that has fewer than two."""
+def save_check_images(path: Path, name: str, source: Source) -> None:
+    """Save a lesson's test images, with which later lessons measure its task.
+
+    Classes with fewer than two test images are left out.
+    """
     labels = source.test.labels
     enough = [c for c in range(len(source.class_names)) if int((labels == c).sum()) > 1]
     rows = torch.isin(labels, torch.tensor(enough, dtype=labels.dtype))
@@ -204,30 +222,35 @@ def keep_check(path: Path, name: str, source: Source) -> None:
     files.write_file(path, safetensors.torch.save(tensors, {"task": name, "classes": names}))
 
 
-def read_checks(folder: Path, tasks: Sequence[str]) -> dict[str, Data]:
-    """What was kept for checking of those tasks, by name."""
-    found: dict[str, Data] = {}
+def load_check_images(folder: Path, tasks: Sequence[str]) -> dict[str, LessonData]:
+    """Return the check images of these tasks, by task name."""
+    checks: dict[str, LessonData] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as opened:
-            about, pixels, labels = opened.metadata(), opened.get_tensor("pixels"), opened.get_tensor("labels")
-        if about["task"] in tasks and len(labels):
+        with safe_open(path, "pt") as file:
+            metadata, pixels, labels = file.metadata(), file.get_tensor("pixels"), file.get_tensor("labels")
+        if metadata["task"] in tasks and len(labels):
             images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-            found[about["task"]] = (images, labels.tolist(), json.loads(about["classes"]))
-    return found
+            checks[metadata["task"]] = (images, labels.tolist(), json.loads(metadata["classes"]))
+    return checks
 
 
-def keep_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor | None) -> None:
-    """Keep the new task's prototypes as they started and after their own lesson, (C, channels, s, s) in the network's
-    units."""
-    heads = learner.taught.method.network.heads
+def save_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor | None) -> None:
+    """Save the new task's prototypes at their start and after the lesson, as the network uses them.
+
+    Args:
+        path: The file to write. A network without prototypes writes none.
+        learner: The learner after the lesson.
+        start: The prototypes before training, (C, channels, s, s).
+    """
+    heads = learner.predictor.method.network.heads
     if isinstance(heads, GeneratedHeads):
         learned = heads.prototypes.tasks[len(learner.tasks) - 1].detach().contiguous()
-        about = {"task": learner.tasks[-1].name}
+        metadata = {"task": learner.tasks[-1].name}
         moments = {"learned": learned} if start is None else {"start": start, "learned": learned}
-        files.write_file(path, safetensors.torch.save(moments, about))
+        files.write_file(path, safetensors.torch.save(moments, metadata))
 
 
 if __name__ == "__main__":
     main()
     sys.stderr.flush()
-    os._exit(0)  # all is written; a thread that waits for stdin, as one does, may not be there when Python ends
+    os._exit(0)  # everything is written; Python's own exit could crash while a thread still reads stdin

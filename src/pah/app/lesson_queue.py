@@ -1,7 +1,7 @@
-"""Lessons of one learner: one at a time, the others wait; each is on disk until its owner keeps it or rolls it back.
+"""The lessons of one learner: one is taught at a time, the others wait, and each is kept or rolled back by its owner.
 
-`<home>/lessons/<id>/` holds `lesson.json`, the images that were uploaded, and from the end of the lesson on the new
-learner in `model/`. Whatever happens to the server, the accepted learner is another folder, which only `keep` writes.
+Each lesson has a folder `<home>/lessons/<id>/` with `lesson.json`, the uploaded images and, once it is done, the new
+learner in `model/`. The accepted learner lies in another folder, which only `keep` writes, so a crash cannot harm it.
 """
 
 import dataclasses
@@ -19,35 +19,35 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from pah.app.lesson import CHECK, MODEL, PROTOTYPES, Request
+from pah.app.lesson_process import LessonProcess
 from pah.app.messages import without_paths
-from pah.app.process import LessonProcess
 from pah.core import files
 from pah.core.config import InputError
 from pah.core.files import locked
 from pah.learner import store
-from pah.learner.hub import refuse_to_replace, write_whole
+from pah.learner.hub import refuse_to_replace, write_learner
 from pah.learner.learner import ContinualLearner
-from pah.learner.lesson import now
+from pah.learner.lesson import utc_now
 
 State = Literal["waiting", "running", "paused", "interrupted", "failed", "done"]
-WAITING = 4  # lessons, at most, beside the one that goes on or is to be decided
+MAX_WAITING = 4  # lessons behind the first one, which is being taught or is to be decided
 LESSON, IMAGES = "lesson.json", "images"
 
 
 @dataclass
 class Lesson:
-    """A lesson that is not decided yet.
+    """A lesson that its owner has not decided yet.
 
     Args:
-        id: Of its folder.
-        name: Of the task.
-        asked: When, ISO 8601 in UTC.
-        state: waiting for another one; running; paused; interrupted, as the server ended meanwhile; failed; done and
-            waiting to be kept or rolled back.
-        request: What `pah.app.lesson` is to do.
-        base: Which state of the learner it builds on (`store.state_of`); None for a new learner.
-        progress: What the lesson last said of itself.
-        result: Accuracies before and after, drift, notes.
+        id: Name of its folder.
+        name: Name of the task.
+        asked: When it was queued, ISO 8601 in UTC.
+        state: waiting for the lesson before it; running; paused; interrupted, because the server ended; failed; or
+            done, to be kept or rolled back.
+        request: The `Request` for `pah.app.lesson` as a dictionary.
+        base: The state of the learner on which it builds (`store.fingerprint`); None for a new learner.
+        progress: The last progress that it reported.
+        result: Accuracies before and after, drift and notes.
         reason: Why it failed.
     """
 
@@ -61,32 +61,37 @@ class Lesson:
     result: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
-    def shown(self) -> dict[str, Any]:
-        """What users see of it: no path."""
+    def public_fields(self) -> dict[str, Any]:
+        """Return the fields that visitors may see; none of them holds a path."""
         return {key: value for key, value in asdict(self).items() if key not in ("request", "base")}
 
 
-class Desk:
-    """Takes lessons for the learner in `folder`; keeps what it needs in `home`. For use by many threads.
+class LessonQueue:
+    """The queue of lessons of one learner. Many threads may use it.
+
+    Args:
+        folder: Folder of the accepted learner.
+        home: Folder for the lessons, check images and prototypes.
+        max_waiting: How many lessons may wait behind the first one.
 
     Raises:
-        InputError: another process holds `home`.
+        InputError: another process uses `home`.
     """
 
-    def __init__(self, folder: Path, home: Path, waiting: int = WAITING) -> None:
-        self.folder, self.home, self.most = folder, home, waiting
+    def __init__(self, folder: Path, home: Path, max_waiting: int = MAX_WAITING) -> None:
+        self.folder, self.home, self.max_waiting = folder, home, max_waiting
         self._lock = threading.RLock()
-        self._child: LessonProcess | None = None
-        self._open = ExitStack()
-        self._open.enter_context(locked(home))
-        self._lessons = sorted(self._found(), key=lambda lesson: lesson.id)
+        self._process: LessonProcess | None = None
+        self._opened = ExitStack()
+        self._opened.enter_context(locked(home))
+        self._lessons = sorted(self._load_lessons(), key=lambda lesson: lesson.id)
         for lesson in self._lessons:
             if lesson.state in ("running", "paused"):
-                self._set(lesson, "interrupted")
-        self._go_on()
+                self._set_state(lesson, "interrupted")
+        self._start_first()
 
-    def _found(self) -> Iterator[Lesson]:
-        """The lessons on disk; a folder without one is what a killed server left of an upload."""
+    def _load_lessons(self) -> Iterator[Lesson]:
+        """Load the lessons on disk; delete folders without one: a server was killed during an upload."""
         for folder in (self.home / "lessons").glob("*"):
             try:
                 yield Lesson(**files.read_json(folder / LESSON))
@@ -95,37 +100,38 @@ class Desk:
 
     @property
     def lessons(self) -> list[Lesson]:
-        """All that are not decided, the first one first, as they stand at this moment."""
+        """Copies of all lessons that are not decided, oldest first."""
         with self._lock:
             return [dataclasses.replace(lesson) for lesson in self._lessons]
 
-    def teach(self, name: str, put: Callable[[Path], Path | None], **options: Any) -> Lesson:
+    def teach(self, name: str, provide_images: Callable[[Path], Path | None], **options: Any) -> Lesson:
         """Queue a lesson.
 
         Args:
-            name: Of the task.
-            put: Puts the images into the folder it is given, or names the folder where they are; None for digits.
+            name: Name of the task.
+            provide_images: Called with a new folder's path; unpacks the images there, or not, and returns the folder
+                that holds them, or None for the embedded digits.
             options: Fields of `Request`.
 
         Raises:
-            InputError: the queue is full, the name is taken or none, or what `put` raises.
+            InputError: the queue is full, the name is not allowed or already taken, or `provide_images` raised it.
         """
         name = name.strip()
-        self._require_room(name)
-        number = f"{now().replace(':', '').replace('+0000', '')}-{secrets.token_hex(4)}"
-        folder = self.home / "lessons" / number
+        self._require_acceptable(name)
+        lesson_id = f"{utc_now().replace(':', '').replace('+0000', '')}-{secrets.token_hex(4)}"
+        folder = self.home / "lessons" / lesson_id
         folder.mkdir(parents=True)
         try:
-            images = put(folder / IMAGES)
+            images = provide_images(folder / IMAGES)
             request = Request(
-                str(self.folder), str(folder), name, _beside(images, folder), checks=str(self.checks), **options
+                str(self.folder), str(folder), name, _relative_path(images, folder), checks=str(self.checks), **options
             )
             with self._lock:
-                self._require_room(name)
-                lesson = Lesson(number, name, now(), "waiting", asdict(request))
-                self._set(lesson, "waiting")
+                self._require_acceptable(name)
+                lesson = Lesson(lesson_id, name, utc_now(), "waiting", asdict(request))
+                self._set_state(lesson, "waiting")
                 self._lessons.append(lesson)
-                self._go_on()
+                self._start_first()
                 return dataclasses.replace(lesson)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -133,162 +139,167 @@ class Desk:
 
     @property
     def checks(self) -> Path:
-        """Where images for checking are kept."""
+        """The folder of the check images."""
         return self.home / "checks"
 
     @property
     def prototypes(self) -> Path:
-        """Where prototypes are kept as they stood after their own lesson."""
+        """The folder of the prototypes that were saved after each lesson."""
         return self.home / "prototypes"
 
-    def _require_room(self, name: str) -> None:
+    def _require_acceptable(self, name: str) -> None:
+        """Raise InputError if a lesson of that name cannot be queued."""
         with self._lock:
             if not name or len(name) > 80 or not name.isprintable():
                 raise InputError("name: expected 1 to 80 printable characters")
             if any(lesson.name == name for lesson in self._lessons):
                 raise InputError(f"name: expected a new one, got {name!r}, which another lesson has")
-            if store.state_of(self.folder) and name in [task.name for task in self._record().tasks]:
+            if store.fingerprint(self.folder) and name in [task.name for task in self._record().tasks]:
                 raise InputError(f"name: expected a new one, got {name!r}, which was taught before")
-            if len(self._lessons) > self.most:
-                raise InputError(f"lessons: expected at most {self.most} that wait, got one more: the queue is full")
+            if len(self._lessons) > self.max_waiting:
+                raise InputError(f"lessons: expected at most {self.max_waiting} to wait, got more: the queue is full")
 
     def _record(self) -> store.Record:
         return store.load(self.folder)[0]
 
-    def pause(self, number: str) -> None:
-        """Have a lesson rest after its next step."""
-        self._tell(number, "running", "pause")
+    def pause(self, lesson_id: str) -> None:
+        """Pause a running lesson after its next step."""
+        self._send(lesson_id, "running", "pause")
 
-    def go(self, number: str) -> None:
-        """Have a paused lesson go on, or an interrupted or failed one start again."""
+    def go(self, lesson_id: str) -> None:
+        """Continue a paused lesson, or start an interrupted or failed one again."""
         with self._lock:
-            lesson = self._of(number)
+            lesson = self._find(lesson_id)
             if lesson.state in ("interrupted", "failed"):
-                self._set(lesson, "waiting")
-                self._go_on()
+                self._set_state(lesson, "waiting")
+                self._start_first()
             else:
-                self._tell(number, "paused", "go")
+                self._send(lesson_id, "paused", "go")
 
-    def _tell(self, number: str, state: State, word: str) -> None:
+    def _send(self, lesson_id: str, state: State, command: str) -> None:
+        """Send a command to the process of a lesson that must be in this state."""
         with self._lock:
-            lesson = self._of(number)
-            if lesson.state != state or self._child is None:
+            lesson = self._find(lesson_id)
+            if lesson.state != state or self._process is None:
                 raise InputError(f"lesson: expected one that is {state}, got one that is {lesson.state}")
-            self._child.tell(word)
+            self._process.send(command)
 
-    def stop(self, number: str) -> None:
-        """End a lesson that is not done, whatever its state, and delete its images."""
+    def stop(self, lesson_id: str) -> None:
+        """End a lesson in any state but done, and delete its images."""
         with self._lock:
-            lesson = self._of(number)
+            lesson = self._find(lesson_id)
             if lesson.state == "done":
-                raise InputError("lesson: expected one that goes on, got one that is done: keep it or roll it back")
-            self._drop(lesson)
+                raise InputError("lesson: expected one that is not done, got one that is: keep it or roll it back")
+            self._delete(lesson)
 
-    def roll_back(self, number: str) -> None:
-        """Decide against a lesson: the learner stays as it is."""
+    def roll_back(self, lesson_id: str) -> None:
+        """Delete a lesson that is done; the learner stays as it is."""
         with self._lock:
-            self._drop(self._done(number))
+            self._delete(self._find_done(lesson_id))
 
-    def keep(self, number: str) -> None:
-        """Accept a lesson: the learner becomes what it was taught, whole or not at all.
+    def keep(self, lesson_id: str) -> None:
+        """Replace the learner by the one that the lesson taught, completely or not at all.
 
         Raises:
-            InputError: the lesson is not done, or the learner was taught by somebody else since it began.
+            InputError: the lesson is not done, or the learner was changed by another program since it began.
         """
         with self._lock:
-            lesson = self._done(number)
-            taught = self._lesson_folder(lesson)
-            candidate = ContinualLearner.load(taught / MODEL)
+            lesson = self._find_done(lesson_id)
+            folder = self._lesson_folder(lesson)
+            candidate = ContinualLearner.load(folder / MODEL)
             with locked(self.folder):
-                if store.state_of(self.folder) != lesson.base:
-                    raise InputError("learner: expected the one that the lesson began with, got one taught since")
+                if store.fingerprint(self.folder) != lesson.base:
+                    raise InputError(
+                        "learner: expected the one that the lesson began with, got one that was taught since"
+                    )
                 refuse_to_replace(self.folder)
-                write_whole(self.folder, candidate.taught)
-            for name, into in ((CHECK, self.checks), (PROTOTYPES, self.prototypes)):
-                for old in [file for file in into.glob("*.safetensors") if _task_of(file) == lesson.name]:
-                    old.unlink()  # of a task of that name which was forgotten
-                if (taught / name).is_file():
-                    into.mkdir(exist_ok=True)
-                    os.replace(taught / name, into / f"{lesson.id}.safetensors")
-            self._drop(lesson)
+                write_learner(self.folder, candidate.predictor)
+            for name, target in ((CHECK, self.checks), (PROTOTYPES, self.prototypes)):
+                for old in [file for file in target.glob("*.safetensors") if _task_of(file) == lesson.name]:
+                    old.unlink()  # of a forgotten task of the same name
+                if (folder / name).is_file():
+                    target.mkdir(exist_ok=True)
+                    os.replace(folder / name, target / f"{lesson.id}.safetensors")
+            self._delete(lesson)
 
     def close(self) -> None:
-        """End the process of a lesson that goes on; it is found again as interrupted."""
+        """End the process of a running lesson; the next server finds the lesson as interrupted."""
         with self._lock:
-            if self._child is not None:
-                self._child.kill()
-            self._open.close()
+            if self._process is not None:
+                self._process.kill()
+            self._opened.close()
 
-    def _done(self, number: str) -> Lesson:
-        lesson = self._of(number)
+    def _find_done(self, lesson_id: str) -> Lesson:
+        lesson = self._find(lesson_id)
         if lesson.state != "done":
             raise InputError(f"lesson: expected one that is done, got one that is {lesson.state}")
         return lesson
 
-    def _of(self, number: str) -> Lesson:
+    def _find(self, lesson_id: str) -> Lesson:
         for lesson in self._lessons:
-            if lesson.id == number:
+            if lesson.id == lesson_id:
                 return lesson
         raise InputError("lesson: expected one that is not decided yet, got none of that id")
 
     def _lesson_folder(self, lesson: Lesson) -> Path:
         return self.home / "lessons" / lesson.id
 
-    def _set(self, lesson: Lesson, state: State) -> None:
+    def _set_state(self, lesson: Lesson, state: State) -> None:
         lesson.state = state
         files.write_json(self._lesson_folder(lesson) / LESSON, asdict(lesson))
 
-    def _drop(self, lesson: Lesson) -> None:
-        """Forget a lesson and delete its folder; the next one begins."""
+    def _delete(self, lesson: Lesson) -> None:
+        """Remove a lesson and its folder, and start the next one."""
         self._lessons.remove(lesson)
-        if self._child is not None and lesson.state in ("running", "paused"):
-            self._child.kill()
-            self._child = None
-        (self._lesson_folder(lesson) / LESSON).unlink(missing_ok=True)  # from here on it is gone
+        if self._process is not None and lesson.state in ("running", "paused"):
+            self._process.kill()
+            self._process = None
+        (self._lesson_folder(lesson) / LESSON).unlink(missing_ok=True)  # without it the folder is no lesson any more
         shutil.rmtree(self._lesson_folder(lesson), ignore_errors=True)
-        self._go_on()
+        self._start_first()
 
-    def _go_on(self) -> None:
-        """Begin the first lesson if it waits: one that builds on another begins when that one is decided."""
+    def _start_first(self) -> None:
+        """Start the first lesson if it waits. The second one builds on the first, so it starts once that is decided."""
         if not self._lessons or self._lessons[0].state != "waiting":
             return
         lesson = self._lessons[0]
         folder = self._lesson_folder(lesson)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
-        lesson.base, lesson.progress, lesson.reason = store.state_of(self.folder), {}, ""
-        self._set(lesson, "running")
-        self._child = LessonProcess(folder, lesson.request, partial(self._take, lesson), partial(self._ended, lesson))
+        lesson.base, lesson.progress, lesson.reason = store.fingerprint(self.folder), {}, ""
+        self._set_state(lesson, "running")
+        on_event, on_end = partial(self._handle_event, lesson), partial(self._handle_end, lesson)
+        self._process = LessonProcess(folder, lesson.request, on_event, on_end)
 
-    def _ended(self, lesson: Lesson, child: LessonProcess) -> None:
-        """Nobody says any more how the lesson goes."""
+    def _handle_end(self, lesson: Lesson, process: LessonProcess) -> None:
+        """Mark a lesson as failed if its process ended without a result."""
         with self._lock:
-            if self._child is not child:
+            if self._process is not process:
                 return
-            self._child = None
+            self._process = None
             if lesson.state in ("running", "paused"):
                 lesson.reason = "the lesson's process ended unexpectedly"
-                self._set(lesson, "failed")
+                self._set_state(lesson, "failed")
 
-    def _take(self, lesson: Lesson, child: LessonProcess, said: dict[str, Any]) -> None:
-        """Take down what a lesson's process says."""
+    def _handle_event(self, lesson: Lesson, process: LessonProcess, message: dict[str, Any]) -> None:
+        """Update a lesson by a message of its process."""
         with self._lock:
-            if self._child is not child:
+            if self._process is not process:
                 return
-            event = said.pop("event")
+            event = message.pop("event")
             if event == "progress":
-                lesson.progress = said
+                lesson.progress = message
             elif event in ("paused", "running"):
-                self._set(lesson, event)
+                self._set_state(lesson, event)
             elif event == "done":
-                lesson.result = said
-                self._set(lesson, "done")
+                lesson.result = message
+                self._set_state(lesson, "done")
             elif event == "failed":
-                lesson.reason = without_paths(said["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
-                self._set(lesson, "failed")
+                lesson.reason = without_paths(message["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
+                self._set_state(lesson, "failed")
 
 
 def _task_of(file: Path) -> str | None:
-    """Whose check images or prototypes a file holds; None if it is damaged."""
+    """Return the task of a file of check images or prototypes; None if the file is damaged."""
     try:
         with safe_open(file, "pt") as opened:
             return str(opened.metadata()["task"])
@@ -296,8 +307,8 @@ def _task_of(file: Path) -> str | None:
         return None
 
 
-def _beside(images: Path | None, folder: Path) -> str | None:
-    """The images' path from the lesson's folder, if they are in it: a learner tells where its images came from."""
+def _relative_path(images: Path | None, folder: Path) -> str | None:
+    """Return the images' path, relative to the lesson's folder if they lie in it: the learner records that path."""
     if images is None:
         return None
     return str(images.relative_to(folder) if images.is_relative_to(folder) else images)

@@ -1,4 +1,4 @@
-"""The page: three tabs, Ask, Teach and Look, on a learner's `Service`."""
+"""The page: the tabs Ask, Teach and Look, which use a learner's `Service`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,54 +6,54 @@ from typing import Any
 import gradio as gr
 
 from pah.app import api, teach_tab, views
-from pah.app.open_learner import TOUR_NAME, Rooms
+from pah.app.open_learner import TOUR_NAME, OpenLearner
 from pah.app.service import thumbnail
 from pah.core.config import InputError
 
 FIND_OUT = "find out"
-QUESTIONS = 64  # that may wait
-CLEANED = (600, 3600)  # seconds: how often uploads are looked through, and how old they may become
+MAX_QUEUED = 64  # calls that may wait
+DELETE_CACHE = (600, 3600)  # seconds: check uploads every 10 minutes, delete those older than an hour
 
 
-def build(rooms: Rooms) -> gr.Blocks:
-    """The page, not launched yet."""
-    with gr.Blocks(title="pah", analytics_enabled=False, delete_cache=CLEANED) as page:
+def build(opened: OpenLearner) -> gr.Blocks:
+    """Return the page, which is not launched yet."""
+    with gr.Blocks(title="pah", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML("<h1>A classifier that goes on learning</h1>", elem_id="title")
-        with gr.Column(visible=rooms.service is None, elem_id="chooser") as chooser:
-            chosen = _choose(rooms)
-        with gr.Column(visible=rooms.service is not None, elem_id="room") as room, gr.Tabs(elem_id="tabs"):
+        with gr.Column(visible=opened.service is None, elem_id="chooser") as chooser:
+            chosen = _chooser(opened)
+        with gr.Column(visible=opened.service is not None, elem_id="room") as tabs, gr.Tabs(elem_id="tabs"):
             with gr.Tab("Ask", id="ask", elem_id="tab-ask"):
-                task = _ask(rooms)
+                task = _ask_tab(opened)
             with gr.Tab("Teach", id="teach", elem_id="tab-teach"):
-                changed = teach_tab.build(rooms, page)
+                changed = teach_tab.build(opened, page)
             with gr.Tab("Look", id="look", elem_id="tab-look") as look:
-                view = _look(rooms)
-        look.select(lambda: _looked(rooms), outputs=view, api_visibility="private", show_progress="hidden")
+                view = _look_tab(opened)
+        look.select(lambda: _learner_html(opened), outputs=view, api_visibility="private", show_progress="hidden")
 
-        def arrived() -> list[Any]:
-            there = rooms.service is not None
+        def refresh() -> list[Any]:
+            is_open = opened.service is not None
             return [
-                gr.update(visible=not there),
-                gr.update(visible=there),
-                gr.update(choices=_tasks(rooms)),
-                _looked(rooms),
+                gr.update(visible=not is_open),
+                gr.update(visible=is_open),
+                gr.update(choices=_task_choices(opened)),
+                _learner_html(opened),
             ]
 
         gr.on(
             [page.load, chosen.change, changed.change],
-            arrived,
-            outputs=[chooser, room, task, view],
+            refresh,
+            outputs=[chooser, tabs, task, view],
             api_visibility="private",
             show_progress="hidden",
         )
-        api.verbs(rooms)
-    page.queue(max_size=QUESTIONS, default_concurrency_limit=4)
+        api.add_endpoints(opened)
+    page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
     built: gr.Blocks = page
     return built
 
 
-def look() -> Any:
-    """A theme with the reader's own fonts, and colours that stand out from each other by at least 4.5 to 1."""
+def theme() -> Any:
+    """Return a theme with system fonts and with colours of a contrast of at least 4.5 to 1."""
     return gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
@@ -78,8 +78,8 @@ def look() -> Any:
     )
 
 
-def _choose(rooms: Rooms) -> gr.State:
-    """No learner was named: a new one, one that is there, or the tour. The state changes when one is chosen."""
+def _chooser(opened: OpenLearner) -> gr.State:
+    """Add the choice of a learner: the tour, a new one or an existing one. The returned state changes with a choice."""
     chosen = gr.State("")
     gr.Markdown("Choose a learner. It stays open, for everybody who visits this page, until the server ends.")
     with gr.Row():
@@ -87,69 +87,73 @@ def _choose(rooms: Rooms) -> gr.State:
     name = gr.Textbox(
         label="Name of a new learner", info="letters, digits, - and _", elem_id="choose-name", max_length=40
     )
-    make = gr.Button("Make a new learner", elem_id="choose-new")
-    known = gr.Dropdown(rooms.names, label="Or one that is there", elem_id="choose-known", visible=bool(rooms.names))
-    opened = gr.Button("Open it", elem_id="choose-open", visible=bool(rooms.names))
+    make_button = gr.Button("Make a new learner", elem_id="choose-new")
+    has_learners = bool(opened.names)
+    existing = gr.Dropdown(opened.names, label="Or an existing one", elem_id="choose-known", visible=has_learners)
+    open_button = gr.Button("Open it", elem_id="choose-open", visible=has_learners)
     message = gr.HTML(elem_id="choose-message")
 
     def choose(name: str | None) -> tuple[str, str]:
         try:
-            rooms.choose(name or "")
+            opened.choose(name or "")
         except InputError as error:
             return "", views.refusal(error)
         return str(name), ""
 
-    for button, given in ((make, name), (opened, known)):
-        button.click(choose, given, [chosen, message], api_visibility="private")
+    for button, source in ((make_button, name), (open_button, existing)):
+        button.click(choose, source, [chosen, message], api_visibility="private")
     tour.click(lambda: choose(TOUR_NAME), None, [chosen, message], api_visibility="private")
     return chosen
 
 
-def _ask(rooms: Rooms) -> gr.Dropdown:
-    """The tab that asks; returns its list of tasks."""
+def _ask_tab(opened: OpenLearner) -> gr.Dropdown:
+    """Add the content of the tab Ask, and return its list of tasks."""
     files = gr.Files(label="Images", file_types=["image"], elem_id="ask-files", height=160)
-    task = gr.Dropdown(_tasks(rooms), value=FIND_OUT, label="Task", elem_id="ask-task")
+    task = gr.Dropdown(_task_choices(opened), value=FIND_OUT, label="Task", elem_id="ask-task")
     unknown = gr.Checkbox(label='"None of these" is an answer too', elem_id="ask-unknown")
     button = gr.Button("Ask", variant="primary", elem_id="ask-button")
     answer = gr.HTML(elem_id="ask-answer")
 
-    def shown_answer(files: list[str] | None, task: str, unknown: bool) -> str:
+    def answer_html(files: list[str] | None, task: str, unknown: bool) -> str:
         try:
-            given = None if task == FIND_OUT else task
-            service = rooms.open
-            found = service.ask(files or [], given, unknown)
-            return views.answers(found, [thumbnail(f) for f in files or []], given is not None, service.pictured)
+            chosen_task = None if task == FIND_OUT else task
+            service = opened.require_service()
+            answers = service.ask(files or [], chosen_task, unknown)
+            thumbnails = [thumbnail(file) for file in files or []]
+            return views.answer_cards(answers, thumbnails, chosen_task is not None, service.prototype_uri)
         except InputError as error:
             return views.refusal(error)
 
-    button.click(shown_answer, [files, task, unknown], answer, api_visibility="private", concurrency_id="ask")
+    button.click(answer_html, [files, task, unknown], answer, api_visibility="private", concurrency_id="ask")
     return task
 
 
-def _tasks(rooms: Rooms) -> list[str]:
-    return [FIND_OUT, *(task["name"] for task in (rooms.service.tasks if rooms.service else ()))]
+def _task_choices(opened: OpenLearner) -> list[str]:
+    return [FIND_OUT, *(task["name"] for task in (opened.service.tasks if opened.service else ()))]
 
 
-def _look(rooms: Rooms) -> gr.HTML:
-    """The tab that looks, and its downloads."""
+def _look_tab(opened: OpenLearner) -> gr.HTML:
+    """Add the content of the tab Look, with its downloads, and return its view."""
     view = gr.HTML(elem_id="look-view")
     with gr.Row():
         for kind, label in (("learner", "Learner (zip)"), ("onnx", "ONNX file"), ("report", "Report (HTML)")):
-            make = gr.Button(f"Prepare: {label}", elem_id=f"prepare-{kind}")
+            prepare_button = gr.Button(f"Prepare: {label}", elem_id=f"prepare-{kind}")
             file = gr.DownloadButton(f"Download: {label}", visible=False, elem_id=f"download-{kind}")
-            make.click(_download(rooms, kind), None, file, api_visibility="private")
+            prepare_button.click(_prepare_download(opened, kind), None, file, api_visibility="private")
     return view
 
 
-def _download(rooms: Rooms, kind: str) -> Callable[[], Any]:
+def _prepare_download(opened: OpenLearner, kind: str) -> Callable[[], Any]:
+    """Return a function that writes a download and shows its button."""
+
     def prepare() -> Any:
-        return gr.update(value=api.as_file(rooms, kind), visible=True)
+        return gr.update(value=api.write_download(opened, kind), visible=True)
 
-    return api.said(prepare)
+    return api.with_plain_errors(prepare)
 
 
-def _looked(rooms: Rooms) -> str:
+def _learner_html(opened: OpenLearner) -> str:
     try:
-        return rooms.service.look() if rooms.service else ""
+        return opened.service.learner_html() if opened.service else ""
     except InputError as error:
         return views.refusal(error)

@@ -1,4 +1,4 @@
-"""The server: where it listens, who may come in, and what it serves; no request leaves the machine."""
+"""The web server of the page: its address, its login and its limits. It sends no request to other machines."""
 
 import os
 import shutil
@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from pah.app.open_learner import Rooms
+from pah.app.open_learner import OpenLearner
 from pah.app.views import STYLE
 from pah.app.zip_upload import LIMITS
 from pah.core.config import InputError
 
-SESSIONS = 200  # visitors, and calls of programs, whose state gradio holds: some 150 kB each
+MAX_SESSIONS = 200  # visitors and API calls whose state gradio keeps in memory, about 150 kB each
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where the page is, and who may come in.
+class ServerOptions:
+    """The address of the page and its login.
 
     Args:
         host: Address to listen at.
-        port: 0 takes a free one.
-        user: Who may come in; everybody on this machine unless given.
-        password: Of that user.
+        port: Port to listen at; 0 for a free one.
+        user: Name of the login; without it there is no login.
+        password: Password of the login.
 
     Raises:
-        InputError: another address than this machine's own without user and password, or one of these alone.
+        InputError: only one of user and password is given, other machines could reach the address without a login,
+            or the port is out of range.
     """
 
     host: str = "127.0.0.1"
@@ -40,7 +41,7 @@ class Door:
     def __post_init__(self) -> None:
         if bool(self.user) != bool(self.password):
             raise InputError("app: expected both a user and a password, or neither, got one of them")
-        if not self.user and not _is_own(self.host):
+        if not self.user and not _is_loopback(self.host):
             raise InputError(
                 f"app: expected --user and a password for an address that others reach, got {self.host} without"
             )
@@ -48,7 +49,7 @@ class Door:
             raise InputError(f"port: expected 0 to 65535, got {self.port}")
 
 
-def _is_own(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -56,29 +57,29 @@ def _is_own(host: str) -> bool:
 
 
 @contextmanager
-def serving(rooms: Rooms, door: Door) -> Iterator[str]:
-    """Serve the page inside; yields its address.
+def serving(opened: OpenLearner, options: ServerOptions) -> Iterator[str]:
+    """Serve the page inside the context, which yields its web address.
 
     Raises:
-        InputError: the extra `app` is missing, or the address is taken.
+        InputError: the extra `app` is missing, or the port is taken.
     """
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # gradio reads them on import
     try:
         import gradio  # noqa: F401 - the page needs it
     except ImportError:
-        raise InputError("app needs the extra: pip install 'pah[app]'") from None
-    from pah.app.offline import stay_on_this_machine
-    from pah.app.page import build, look
+        raise InputError("app needs the extra: in a clone of pah, run pip install -e '.[app]'") from None
+    from pah.app.offline import disable_downloads
+    from pah.app.page import build, theme
 
-    rooms.uploads = place = Path(tempfile.mkdtemp(prefix="pah-app-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(place)
-    stay_on_this_machine()
-    page = build(rooms)
+    opened.upload_folder = folder = Path(tempfile.mkdtemp(prefix="pah-app-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    disable_downloads()
+    page = build(opened)
     try:
         _, address, _ = page.launch(
-            server_name=door.host,
-            server_port=door.port or _free(door.host),
-            auth=(door.user, door.password) if door.user and door.password else None,
+            server_name=options.host,
+            server_port=options.port or _free_port(options.host),
+            auth=(options.user, options.password) if options.user and options.password else None,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -89,23 +90,22 @@ def serving(rooms: Rooms, door: Door) -> Iterator[str]:
             run_history=False,
             footer_links=["api"],
             max_file_size=LIMITS.upload_bytes,
-            state_session_capacity=SESSIONS,
+            state_session_capacity=MAX_SESSIONS,
             allowed_paths=[],
-            blocked_paths=[str(rooms.learners.resolve())],
-            theme=look(),
+            blocked_paths=[str(opened.learners.resolve())],
+            theme=theme(),
             css=STYLE,
             favicon_path=None,
         )
         yield address
     except OSError as error:
-        raise InputError(f"port {door.port}: expected a free one at {door.host}, got: {error}") from None
+        raise InputError(f"port {options.port}: expected a free one at {options.host}, got: {error}") from None
     finally:
         page.close(verbose=False)
-        rooms.close()
-        shutil.rmtree(place, ignore_errors=True)
+        opened.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free(host: str) -> int:
-    """A free port."""
-    with socket.create_server((host, 0)) as taken:
-        return int(taken.getsockname()[1])
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The tab that teaches: what was uploaded, the lesson that goes on, and what its owner decides."""
+"""The tab Teach: the upload of a new lesson, the progress of the current one, and its buttons."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,22 +7,22 @@ from typing import Any, Literal, NamedTuple
 import gradio as gr
 
 from pah.app import views
-from pah.app.open_learner import Rooms
+from pah.app.open_learner import OpenLearner
 from pah.app.service import EPOCHS, SIZES
 from pah.app.zip_upload import LIMITS
 from pah.core.config import InputError
-from pah.learner.learner import DEFAULT
+from pah.learner.defaults import DEFAULT
 
-SECONDS = 1.5  # between looks at the lessons
-SAID = {
+REFRESH_SECONDS = 1.5  # between two updates of the lessons
+CONFIRMATIONS = {  # by action
     "pause": "The lesson pauses after its next step.",
-    "go": "The lesson goes on.",
+    "go": "The lesson continues.",
     "keep": "Kept: from now on answers come from what was learned.",
     "roll_back": "Rolled back: the learner is as it was.",
     "stop": "Stopped: the lesson and its images are deleted, the learner is as it was.",
 }
-VERBS = tuple(SAID)
-OFFERED = {  # verbs by the state of the first lesson
+ACTIONS = tuple(CONFIRMATIONS)
+ACTIONS_OF_STATE = {  # which actions are offered, by the state of the first lesson
     "running": ("pause", "stop"),
     "paused": ("go", "stop"),
     "interrupted": ("go", "stop"),
@@ -33,58 +33,61 @@ OFFERED = {  # verbs by the state of the first lesson
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-class Watched(NamedTuple):
-    """What shows the lessons, and changes with them."""
+class LessonWidgets(NamedTuple):
+    """The parts of the page that show the lessons."""
 
     lessons: gr.HTML
     message: gr.HTML
-    number: gr.State  # the first lesson's id
-    buttons: dict[str, gr.Button]  # by verb
+    lesson_id: gr.State  # of the first lesson
+    buttons: dict[str, gr.Button]  # by action
     digits: gr.Button
 
     @property
-    def shown(self) -> list[Any]:
-        """What `lessons_now` fills."""
-        return [self.lessons, self.number, *self.buttons.values(), self.digits]
+    def outputs(self) -> list[Any]:
+        """The parts that `lesson_updates` updates, in its order."""
+        return [self.lessons, self.lesson_id, *self.buttons.values(), self.digits]
 
 
-def build(rooms: Rooms, page: gr.Blocks) -> gr.State:
-    """Add the tab's content to the page; the state that it returns changes when the learner does."""
+def build(opened: OpenLearner, page: gr.Blocks) -> gr.State:
+    """Add the tab's content to the page, and return a state that changes with the learner."""
     changed = gr.State(0)
-    watched = _watched()
-    for verb, button in watched.buttons.items():
+    widgets = _lesson_widgets()
+    for action, button in widgets.buttons.items():
         button.click(
-            partial(_act, rooms, verb), [watched.number, changed], [watched.message, changed, *watched.shown], **QUIET
+            partial(_apply_action, opened, action),
+            [widgets.lesson_id, changed],
+            [widgets.message, changed, *widgets.outputs],
+            **QUIET,
         )
-    watched.digits.click(partial(_teach_digits, rooms), None, [watched.message, *watched.shown], **QUIET)
-    timer = gr.Timer(SECONDS)
-    gr.on([page.load, timer.tick], partial(lessons_now, rooms), None, watched.shown, queue=False, **QUIET)
-    _new_lesson(rooms, watched)
+    widgets.digits.click(partial(_teach_digits, opened), None, [widgets.message, *widgets.outputs], **QUIET)
+    timer = gr.Timer(REFRESH_SECONDS)
+    gr.on([page.load, timer.tick], partial(lesson_updates, opened), None, widgets.outputs, queue=False, **QUIET)
+    _new_lesson(opened, widgets)
     return changed
 
 
-def _watched() -> Watched:
-    """The lessons and their buttons."""
+def _lesson_widgets() -> LessonWidgets:
+    """Add the lessons and their buttons."""
     labels = {"pause": "Pause", "go": "Go on", "keep": "Keep", "roll_back": "Roll back", "stop": "Stop and delete"}
-    kinds: dict[str, Literal["primary", "stop"]] = {"keep": "primary", "stop": "stop"}
+    variants: dict[str, Literal["primary", "stop"]] = {"keep": "primary", "stop": "stop"}
     gr.HTML("<h2>Lessons</h2>")
     lessons = gr.HTML(elem_id="lesson-progress")
     with gr.Row():
         buttons = {
-            verb: gr.Button(
-                labels[verb],
+            action: gr.Button(
+                labels[action],
                 visible=False,
-                variant=kinds.get(verb, "secondary"),
-                elem_id=f"lesson-{verb.replace('_', '-')}",
+                variant=variants.get(action, "secondary"),
+                elem_id=f"lesson-{action.replace('_', '-')}",
             )
-            for verb in VERBS
+            for action in ACTIONS
         }
         digits = gr.Button("Teach the next digits (no data needed)", visible=False, elem_id="teach-digits")
-    return Watched(lessons, gr.HTML(elem_id="teach-message"), gr.State(""), buttons, digits)
+    return LessonWidgets(lessons, gr.HTML(elem_id="teach-message"), gr.State(""), buttons, digits)
 
 
-def _new_lesson(rooms: Rooms, watched: Watched) -> None:
-    """What a new lesson needs."""
+def _new_lesson(opened: OpenLearner, widgets: LessonWidgets) -> None:
+    """Add the form of a new lesson."""
     gr.HTML("<h2>A new lesson</h2>")
     megabytes = LIMITS.upload_bytes // 2**20
     archive = gr.File(
@@ -93,22 +96,30 @@ def _new_lesson(rooms: Rooms, watched: Watched) -> None:
         elem_id="teach-zip",
         height=140,
     )
-    folder = gr.Textbox(label="Or a folder on the server's machine", visible=bool(rooms.roots), elem_id="teach-folder")
-    look = gr.Button("See what the folder holds", elem_id="teach-look", visible=bool(rooms.roots))
-    seen = gr.HTML(elem_id="teach-understood")
+    has_roots = bool(opened.roots)
+    folder = gr.Textbox(label="Or a folder on the server's machine", visible=has_roots, elem_id="teach-folder")
+    look = gr.Button("See what the folder holds", elem_id="teach-look", visible=has_roots)
+    summary = gr.HTML(elem_id="teach-understood")
     name = gr.Textbox(label="Name of the lesson", placeholder="birds", elem_id="teach-name", max_length=80)
     options = _options()
     start = gr.Button("Start the lesson", variant="primary", elem_id="teach-start")
-    gr.on([archive.change, look.click], partial(_understand, rooms), [archive, folder], seen, api_visibility="private")
+    gr.on(
+        [archive.change, look.click],
+        partial(_describe_upload, opened),
+        [archive, folder],
+        summary,
+        api_visibility="private",
+    )
     start.click(
-        partial(_teach, rooms),
+        partial(_teach, opened),
         [name, archive, folder, *options],
-        [name, archive, watched.message, *watched.shown],
+        [name, archive, widgets.message, *widgets.outputs],
         api_visibility="private",
     )
 
 
 def _options() -> list[Any]:
+    """Add the fields epochs, image size and check images."""
     with gr.Accordion("Options", open=False, elem_id="teach-options"):
         epochs = gr.Number(
             DEFAULT.training.epochs,
@@ -129,58 +140,61 @@ def _options() -> list[Any]:
     check = gr.Checkbox(
         True,
         label="Keep a fifth of these images on the server, to measure this task after later lessons",
-        info="Never taught from, never in the learner. Without them only an estimate tells how the task fares later.",
+        info="They are never used for training, and the learner does not contain them. Without them, later lessons "
+        "only estimate how much accuracy this task loses.",
         elem_id="teach-keep-check",
     )
     return [epochs, size, check]
 
 
-def _act(rooms: Rooms, verb: str, number: str, count: int) -> list[Any]:
-    """One of the verbs about the first lesson."""
+def _apply_action(opened: OpenLearner, action: str, lesson_id: str, count: int) -> list[Any]:
+    """Apply an action to the first lesson."""
     try:
-        getattr(rooms.open.desk, verb)(number)
+        getattr(opened.require_service().queue, action)(lesson_id)
     except InputError as error:
-        return [views.refusal(error), count, *lessons_now(rooms)]
-    return [views.note(SAID[verb], "good"), count + 1, *lessons_now(rooms)]
+        return [views.refusal(error), count, *lesson_updates(opened)]
+    return [views.note(CONFIRMATIONS[action], "good"), count + 1, *lesson_updates(opened)]
 
 
-def _teach(rooms: Rooms, name: str, archive: str | None, folder: str, *options: Any) -> list[Any]:
-    """Queue a lesson; the fields of its name and zip are empty again, unless it was refused."""
+def _teach(opened: OpenLearner, name: str, archive: str | None, folder: str, *options: Any) -> list[Any]:
+    """Queue a lesson, and clear the fields of its name and zip unless it was refused."""
     try:
-        taught = rooms.open.teach(name, archive, folder or "", *options)
+        lesson = opened.require_service().teach(name, archive, folder or "", *options)
     except InputError as error:
-        return [gr.skip(), gr.skip(), views.refusal(error), *lessons_now(rooms)]
-    return ["", None, _taken(taught), *lessons_now(rooms)]
+        return [gr.skip(), gr.skip(), views.refusal(error), *lesson_updates(opened)]
+    return ["", None, _queued_note(lesson), *lesson_updates(opened)]
 
 
-def _teach_digits(rooms: Rooms) -> list[Any]:
+def _teach_digits(opened: OpenLearner) -> list[Any]:
     try:
-        return [_taken(rooms.open.teach_digits()), *lessons_now(rooms)]
+        return [_queued_note(opened.require_service().teach_digits()), *lesson_updates(opened)]
     except InputError as error:
-        return [views.refusal(error), *lessons_now(rooms)]
+        return [views.refusal(error), *lesson_updates(opened)]
 
 
-def _taken(lesson: Mapping[str, Any]) -> str:
-    return views.note(f"The lesson {lesson['name']} was taken: it is shown above.", "good")
+def _queued_note(lesson: Mapping[str, Any]) -> str:
+    return views.note(f"The lesson {lesson['name']} was added: it is shown above.", "good")
 
 
-def _understand(rooms: Rooms, archive: str | None, folder: str) -> str:
+def _describe_upload(opened: OpenLearner, archive: str | None, folder: str) -> str:
     if archive is None and not (folder or "").strip():
         return ""
     try:
-        return rooms.open.understood(archive, folder or "")
+        return opened.require_service().describe_upload(archive, folder or "")
     except InputError as error:
         return views.refusal(error)
 
 
-def lessons_now(rooms: Rooms) -> list[Any]:
-    """Lessons as HTML, the first one's id, which of its buttons are shown, and that of the tour."""
-    service = rooms.service
+def lesson_updates(opened: OpenLearner) -> list[Any]:
+    """Return the lessons as HTML, the first lesson's id, and updates of its buttons and of the tour's button."""
+    service = opened.service
     lessons = service.lessons() if service else []
     first = lessons[0] if lessons else None
-    offered = OFFERED[first["state"]] if first else ()
-    go = "Start again" if first and first["state"] in ("interrupted", "failed") else "Go on"
-    html = "".join(map(views.lesson, lessons)) or views.note("No lesson goes on.")
-    buttons = [gr.update(visible=verb in offered, **({"value": go} if verb == "go" else {})) for verb in VERBS]
+    offered = ACTIONS_OF_STATE[first["state"]] if first else ()
+    go_label = "Start again" if first and first["state"] in ("interrupted", "failed") else "Go on"
+    html = "".join(map(views.lesson_section, lessons)) or views.note("No lesson is running.")
+    buttons = [
+        gr.update(visible=action in offered, **({"value": go_label} if action == "go" else {})) for action in ACTIONS
+    ]
     tour = gr.update(visible=service is not None and service.next_digits is not None)
     return [html, first["id"] if first else "", *buttons, tour]

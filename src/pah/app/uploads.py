@@ -1,7 +1,7 @@
-"""What a visitor packs or names for a lesson: checked, unpacked, and described before the lesson begins.
+"""The images of a new lesson, uploaded as a zip or named as a folder: checked, unpacked and summarized.
 
-No message names a path of the machine, only what the visitor packed or typed. What a folder holds is what
-`pah learn --data` would take of it.
+Messages name only what the visitor packed or typed, never a path of the server. A summary counts the images that
+`pah learn --data` would use.
 """
 
 import errno
@@ -12,31 +12,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pah.app.messages import said
+from pah.app.messages import quoted
 from pah.app.zip_upload import LIMITS, Limits, extract
 from pah.core.config import InputError
-from pah.data.image import MAX_PIXELS, decode_image, size_of, without_warnings
-from pah.data.lesson import outward_link
-from pah.data.listing import Listing, list_images
+from pah.data.image import MAX_PIXELS, decode_image, read_image_size, without_pillow_warnings
+from pah.data.lesson import find_outward_link
+from pah.data.listing import FolderListing, list_images
 
-__all__ = ["Limits", "Understood", "allowed", "understand", "unpack"]
+__all__ = ["Limits", "UploadSummary", "allowed_folder", "summarize", "unpack"]
 
-DECODING = threading.Lock()  # Pillow's warnings are silenced for the whole process, by one thread at a time
-CHECKED_PIXELS = 2 * 10**9  # decoded to see whether they are whole; of images beyond, only the headers are read
+DECODING_LOCK = threading.Lock()  # Pillow's warnings are switched off for the whole process: one thread at a time
+CHECKED_PIXELS = 2 * 10**9  # decode images completely up to this total; of further images, read only the headers
 SAMPLES, SAMPLED_CLASSES = 3, 12
-LEFT_OUT = ".left-out"  # in an unpacked folder: what was packed and is no image of a class, a name a line
+LEFT_OUT = ".left-out"  # file in an unpacked folder that lists the packed files that are no images of a class
 
 
 @dataclass(frozen=True)
-class Understood:
-    """What a folder of class folders holds: for showing before a lesson begins.
+class UploadSummary:
+    """What a folder of class folders holds, to be shown before a lesson starts.
 
     Args:
-        folder: For `load_lesson`, with `skip_unreadable` where some are.
-        counts: Readable images of each class.
+        folder: The folder, for `load_lesson`; use `skip_unreadable` if there are unreadable files.
+        counts: Number of readable images of each class.
         sizes: Width and height of the images, "64x64" or "32x32 to 640x480".
         samples: Class and file of up to 3 images a class, for the first 12 classes.
-        unreadable: Names of files that are no image or a damaged one, relative to the folder.
+        unreadable: Names of damaged images and of other files, relative to the folder.
     """
 
     folder: Path
@@ -46,60 +46,61 @@ class Understood:
     unreadable: tuple[str, ...]
 
 
-def unpack(archive: Path, into: Path, limits: Limits = LIMITS) -> Path:
-    """Extract a zip of class folders into the new folder `into`, which is gone after a refusal.
+def unpack(archive: Path, target: Path, limits: Limits = LIMITS) -> Path:
+    """Extract a zip of class folders into the new folder `target`, which is deleted again if the zip is refused.
 
-    Folders around all class folders are stepped into. Only image files are written; `understand` lists the others.
+    Folders around all class folders are dropped. Only image files are written; `summarize` lists the others.
 
     Returns:
         The folder whose children are the classes, or the parts train and test with the classes.
 
     Raises:
-        InputError: it is no zip, damaged, too large in any way, not class folders, or has an entry that leads
-            elsewhere; or the disk is full.
+        InputError: the file is no zip, is damaged, exceeds a limit, does not hold class folders, or has an entry that
+            leads out of the folder; or the disk is full.
     """
-    with _server("upload"):
-        into.mkdir(parents=True)
+    with _plain_file_errors("upload"):
+        target.mkdir(parents=True)
         try:
-            left_out = extract(archive, into, limits)
-            (into / LEFT_OUT).write_text("".join(f"{name}\n" for name in left_out), encoding="utf-8")
-            _listed(into, limits)
-        except BaseException:  # also what stops the server
-            shutil.rmtree(into, ignore_errors=True)
+            left_out = extract(archive, target, limits)
+            (target / LEFT_OUT).write_text("".join(f"{name}\n" for name in left_out), encoding="utf-8")
+            _list_classes(target, limits)
+        except BaseException:  # also when the server is stopped
+            shutil.rmtree(target, ignore_errors=True)
             raise
-    return into
+    return target
 
 
-def allowed(folder: str, roots: Sequence[Path]) -> Path:
-    """The folder on the server's machine that a visitor named, absolute or relative to one of the `roots`.
+def allowed_folder(folder: str, roots: Sequence[Path]) -> Path:
+    """Return the folder on the server's machine that a visitor named, absolute or relative to one of the `roots`.
 
     Raises:
-        InputError: after all links are resolved it lies in none of them, or there is none; which one is not said.
+        InputError: the folder does not exist, or lies outside the roots once links are resolved. The message does not
+            tell which, so that visitors cannot find out what else exists on the machine.
     """
     for root in roots if folder.strip() else ():
         try:
-            found = (root / folder).resolve()
-            if any(found.is_relative_to(one.resolve()) for one in roots) and found.is_dir():
-                return found
-        except (OSError, ValueError, RuntimeError):  # a name too long, no name at all, links in a circle
+            path = (root / folder).resolve()
+            if any(path.is_relative_to(allowed.resolve()) for allowed in roots) and path.is_dir():
+                return path
+        except (OSError, ValueError, RuntimeError):  # a name that is too long or invalid, or links in a circle
             continue
-    raise InputError(f"{said(folder)}: expected a folder inside those that this server's owner has opened")
+    raise InputError(f"{quoted(folder)}: expected a folder inside those that this server's owner has opened")
 
 
-def understand(folder: Path, limits: Limits = LIMITS) -> Understood:
-    """What `load_lesson` would take of a folder, and what of that cannot be read.
+def summarize(folder: Path, limits: Limits = LIMITS) -> UploadSummary:
+    """Return what `load_lesson` would use of a folder, and which files it could not read.
 
     Raises:
-        InputError: it holds one class or too many, a class lacks readable images, or a link leads out of it.
+        InputError: the folder holds one class or too many, a class lacks readable images, or a link leads out of it.
     """
-    with _server("folder"):
+    with _plain_file_errors("folder"):
         folder = folder.resolve()
-        listing = _listed(folder, limits)
-        counts = {(split, name): 0 for split in listing.rows for name in listing.class_names}
+        listing = _list_classes(folder, limits)
+        counts = {(split, name): 0 for split in listing.files for name in listing.class_names}
         samples: dict[str, list[Path]] = {name: [] for name in listing.class_names}
         sizes, unreadable, pixels = set(), _left_out(folder), 0
-        for split, file, name in ((split, *row) for split, rows in listing.rows.items() for row in rows):
-            if (size := _size(file, whole=pixels < CHECKED_PIXELS)) is None:
+        for split, file, name in ((split, *row) for split, rows in listing.files.items() for row in rows):
+            if (size := _image_size(file, decode=pixels < CHECKED_PIXELS)) is None:
                 unreadable.append(file.relative_to(folder).as_posix())
                 continue
             pixels += size[0] * size[1]
@@ -108,71 +109,71 @@ def understand(folder: Path, limits: Limits = LIMITS) -> Understood:
             if len(samples[name]) < SAMPLES:
                 samples[name].append(file)
     sampled = tuple((name, file) for name in listing.class_names[:SAMPLED_CLASSES] for file in samples[name])
-    return Understood(folder, _totals(counts, listing), _range(sizes), sampled, tuple(sorted(unreadable)))
+    return UploadSummary(folder, _class_totals(counts, listing), _size_range(sizes), sampled, tuple(sorted(unreadable)))
 
 
-def _listed(folder: Path, limits: Limits) -> Listing:
-    """The image files of a folder of at least two classes, and not too many."""
+def _list_classes(folder: Path, limits: Limits) -> FolderListing:
+    """Return the image files of a folder, which must have at least two classes and not too many."""
     root = folder.resolve()
-    if (link := outward_link(root)) is not None:
+    if (link := find_outward_link(root)) is not None:
         name = link.relative_to(root).as_posix()
-        raise InputError(f"{said(name)}: expected an image or a folder inside the one named, got a link out of it")
+        raise InputError(f"{quoted(name)}: expected an image or a folder inside the one named, got a link out of it")
     listing = list_images(folder, "folder")
     if len(names := listing.class_names) < 2:
-        raise InputError(f"folder: expected at least 2 classes, got only {', '.join(map(said, names))}")
+        raise InputError(f"folder: expected at least 2 classes, got only {', '.join(map(quoted, names))}")
     if len(names) > limits.classes:
         raise InputError(f"folder: expected at most {limits.classes:,} classes, got {len(names):,}")
     return listing
 
 
 def _left_out(folder: Path) -> list[str]:
-    """What was packed beside the images; nothing if nobody packed this folder."""
+    """Return the names of the packed files that are no images; empty for a folder that was not unpacked here."""
     names = folder / LEFT_OUT
-    if names.is_symlink() or not names.is_file():  # a link could lead to other texts of the server
+    if names.is_symlink() or not names.is_file():  # a link could show other text files of the server
         return []
     return names.read_text(encoding="utf-8").splitlines()
 
 
-def _size(file: Path, *, whole: bool) -> tuple[int, int] | None:
-    """Width and height of an image; None if it cannot be read, or, if that is asked, not to its end."""
-    if not file.is_file():  # a pipe would have the server wait
+def _image_size(file: Path, *, decode: bool) -> tuple[int, int] | None:
+    """Return width and height of an image; None if its header, or with `decode` any part of it, cannot be read."""
+    if not file.is_file():  # opening a pipe would block the server
         return None
     row = {"path": str(file), "bytes": None}
     try:
-        with DECODING, without_warnings():
-            width, height = size_of(row, file.name)
-            if whole:
+        with DECODING_LOCK, without_pillow_warnings():
+            width, height = read_image_size(row, file.name)
+            if decode:
                 decode_image(row, file.name, "RGB", None)
     except InputError:
         return None
     return None if width * height > MAX_PIXELS else (width, height)
 
 
-def _range(sizes: set[tuple[int, int]]) -> str:
-    """The smallest and the largest size, in words."""
+def _size_range(sizes: set[tuple[int, int]]) -> str:
+    """Return the smallest and the largest size as text."""
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     return " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((ordered[0], ordered[-1])))
 
 
-def _totals(counts: Mapping[tuple[str, str], int], listing: Listing) -> dict[str, int]:
-    """Images of each class in all splits, where each has enough for a training and a test part."""
-    totals = {name: sum(counts[split, name] for split in listing.rows) for name in listing.class_names}
+def _class_totals(counts: Mapping[tuple[str, str], int], listing: FolderListing) -> dict[str, int]:
+    """Return the number of images of each class in all splits; each needs enough for a training and a test part."""
+    totals = {name: sum(counts[split, name] for split in listing.files) for name in listing.class_names}
     for (split, name), count in counts.items():
-        if listing.divided and totals[name] < 2:
-            raise InputError(f"class {said(name)}: expected at least 2 readable images, got {totals[name]}")
-        if not listing.divided and not count:
-            raise InputError(f"class {said(name)}: expected readable images in {split}, got none")
+        if listing.test_from_train and totals[name] < 2:
+            raise InputError(f"class {quoted(name)}: expected at least 2 readable images, got {totals[name]}")
+        if not listing.test_from_train and not count:
+            raise InputError(f"class {quoted(name)}: expected readable images in {split}, got none")
     return totals
 
 
 @contextmanager
-def _server(what: str) -> Iterator[None]:
-    """Inside, what goes wrong with the server's files is said in one line that names none of them."""
+def _plain_file_errors(source: str) -> Iterator[None]:
+    """Inside the context, errors of the server's files become one line that names none of them."""
     try:
         yield
     except UnicodeError as error:
-        raise InputError(f"{what}: expected text in UTF-8, got another encoding") from error
+        raise InputError(f"{source}: expected text in UTF-8, got another encoding") from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        came = "a full disk" if full else error.strerror or type(error).__name__  # all of its words may name a path
-        raise InputError(f"{what}: expected files that the server can write and read, got {came}") from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "a full disk" if is_full else error.strerror or type(error).__name__  # str(error) may name a path
+        raise InputError(f"{source}: expected files that the server can write and read, got {reason}") from error

@@ -1,4 +1,4 @@
-"""The command `pah`: the only package that parses arguments or prints."""
+"""The command `pah`. Only this package parses arguments and prints."""
 
 from pah.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The words of a command line, spelled out: options by their dotted names, and what a YAML file says as if typed."""
+"""Normalize the arguments of a command line: full option names, and the options of a YAML file as arguments."""
 
 import json
 from collections import deque
@@ -8,9 +8,9 @@ from typing import Any
 
 from pah.core.config import InputError
 from pah.core.files import read_yaml
-from pah.training.config import GROUPS
+from pah.training.config import OPTION_GROUPS
 
-SHORT = {  # what users say, and which option it is
+SHORT_NAMES = {  # short name -> full name of an option
     "--method": "--method.name",
     "--backbone": "--backbone.name",
     "--tasks": "--stream.tasks",
@@ -20,7 +20,7 @@ SHORT = {  # what users say, and which option it is
     "--precision": "--training.precision",
     "--sync_batchnorm": "--training.sync_batch_norm",
 }
-FLAGS = {  # options that take no value
+FLAGS = {  # options without a value
     "--overwrite",
     "--skip_unreadable",
     "--json",
@@ -29,100 +29,102 @@ FLAGS = {  # options that take no value
     "-h",
     "--print_config",
 }
-SWITCHES = {"--training.sync_batch_norm"}  # options that mean true where no value is said
-CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the name if none is said
+SWITCHES = {"--training.sync_batch_norm"}  # options that mean true without a value
+CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the default name
 
 
-def full_names(words: Iterable[str]) -> list[str]:
-    """Words with every option by its dotted name, and the benchmark, the one word of no option, as `--benchmark`."""
-    bare, named = bare_and_named(words)
-    if len(bare) > 1:
-        raise InputError(f"expected one benchmark, got {len(bare)}: {' '.join(bare)}")
-    files = sum(word.startswith("--config") for word in named)
-    return [*named[:files], *(f"--benchmark={name}" for name in bare), *named[files:]]
+def with_full_names(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with full option names, and with the positional benchmark as `--benchmark`."""
+    positional, options = split_arguments(arguments)
+    if len(positional) > 1:
+        raise InputError(f"expected one benchmark, got {len(positional)}: {' '.join(positional)}")
+    files = sum(option.startswith("--config") for option in options)
+    return [*options[:files], *(f"--benchmark={name}" for name in positional), *options[files:]]
 
 
-def bare_and_named(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The words that belong to no option, and every option by its dotted name with its value, `--config` first: what
-    else is said overrides it."""
-    first: list[str] = []
-    rest: list[str] = []
-    bare: list[str] = []
-    left = deque(words)
-    while left:
-        word = left.popleft()
-        if not word.startswith("-"):
-            bare.append(word)
+def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the positional arguments, and every option as `--full_name=value`.
+
+    Configuration files come first among the options, so that the other options override them.
+    """
+    files: list[str] = []
+    options: list[str] = []
+    positional: list[str] = []
+    remaining = deque(arguments)
+    while remaining:
+        argument = remaining.popleft()
+        if not argument.startswith("-"):
+            positional.append(argument)
             continue
-        name, equals, value = word.partition("=")
+        name, equals, value = argument.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        name = SHORT.get(name, name)
+        name = SHORT_NAMES.get(name, name)
         if name in FLAGS or (name in SWITCHES and not equals):
-            rest.append(name + equals + value if name in FLAGS else f"{name}=true")
+            options.append(name + equals + value if name in FLAGS else f"{name}=true")
             continue
-        if not equals and left and not left[0].startswith("--"):
-            value = left.popleft()
-        whole = f"{name}={value}" if value else name  # in one word, for -1e-3 alone would be taken for an option
-        (first if name == "--config" else rest).append(whole)
-    return bare, [*first, *rest]
+        if not equals and remaining and not remaining[0].startswith("--"):
+            value = remaining.popleft()
+        option = f"{name}={value}" if value else name  # one argument: a separate -1e-3 would look like an option
+        (files if name == "--config" else options).append(option)
+    return positional, [*files, *options]
 
 
-def joined(words: Sequence[str], option: str) -> list[str]:
-    """The words with all values of an option that may be given again in one list, as the parser takes it."""
+def merge_repeated(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the arguments with all values of a repeatable option in one list, which is what the parser expects."""
     start = f"{option}="
-    found = [word.removeprefix(start) for word in words if word.startswith(start)]
-    rest = [word for word in words if not word.startswith(start)]
-    return [*rest, start + json.dumps(found)] if found else rest
+    values = [argument.removeprefix(start) for argument in arguments if argument.startswith(start)]
+    rest = [argument for argument in arguments if not argument.startswith(start)]
+    return [*rest, start + json.dumps(values)] if values else rest
 
 
-def without_others(words: Iterable[str]) -> list[str]:
-    """Words whose YAML says nothing of a method or backbone where the words name another one."""
-    kept: list[str] = []
-    words = list(words)
-    said = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
-    for word in words:
-        if not word.startswith("--config="):
-            kept.append(word)
+def without_unused_options(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments without the YAML options of a method or backbone that other arguments replace."""
+    result: list[str] = []
+    arguments = list(arguments)
+    values = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
+    for argument in arguments:
+        if not argument.startswith("--config="):
+            result.append(argument)
             continue
-        path = Path(word.partition("=")[2])
-        flat = by_dotted_name(path, read_yaml(path))
-        others = [
+        path = Path(argument.partition("=")[2])
+        options = flatten_groups(path, read_yaml(path))
+        replaced = [
             group
             for group, default in CHOICES.items()
-            if (name := said.get(f"{group}.name")) and flat.get(f"{group}.name", default or name) != name
+            if (name := values.get(f"{group}.name")) and options.get(f"{group}.name", default or name) != name
         ]
-        rest = {name: value for name, value in flat.items() if name.partition(".")[0] not in others}
-        kept += [word] if rest == flat else as_words(typed(rest))
-    return kept
+        used = {name: value for name, value in options.items() if name.partition(".")[0] not in replaced}
+        result += [argument] if used == options else as_arguments(as_text(used))
+    return result
 
 
-def typed(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as they would be typed; those that are null keep their default."""
+def as_text(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return options as a user would type them. Options that are null are left out, so they keep their default."""
     given = {name: value for name, value in options.items() if value is not None}
-    return {name: value if isinstance(value, str) else _typed(value) for name, value in given.items()}
+    return {name: value if isinstance(value, str) else _value_text(value) for name, value in given.items()}
 
 
-def _typed(value: object) -> str:
-    """A value of YAML as a word; what no option takes, such as a date or a set, as Python writes it."""
+def _value_text(value: object) -> str:
+    """Return a YAML value as JSON; a date or a set, which no option accepts, as Python prints it."""
     try:
         return json.dumps(value)
     except TypeError:
         return str(value)
 
 
-def as_words(options: Mapping[str, str]) -> list[str]:
-    """Options by dotted name as words: {"method.name": "pah"} -> ["--method.name=pah"]."""
+def as_arguments(options: Mapping[str, str]) -> list[str]:
+    """Return options by full name as arguments: {"method.name": "pah"} -> ["--method.name=pah"]."""
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def by_dotted_name(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
-    """Nested options of a YAML file, one level flat: {"method": {"name": "pah"}} -> {"method.name": "pah"}."""
-    flat: dict[str, Any] = {}
+def flatten_groups(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
+    """Return the nested options of a YAML file by full name: {"method": {"name": "pah"}} -> {"method.name": "pah"}."""
+    options: dict[str, Any] = {}
     for key, value in content.items():
-        if key in ("method", "backbone", *GROUPS):
+        if key in ("method", "backbone", *OPTION_GROUPS):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: {key}: expected options by name, got {value!r}")
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+            options |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
-            flat[str(key)] = value
-    return flat
+            options[str(key)] = value
+    return options

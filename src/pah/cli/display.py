@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, plain lines elsewhere, tables at the end."""
+"""The display of a run: a live bar on a terminal, plain lines elsewhere, and tables at the end."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -6,32 +6,33 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from pah.data.stream import Stream
 from pah.runs.diagnosis import TaskDiagnosis
-from pah.runs.run import Progress as Happened
+from pah.runs.run import Progress
 from pah.study.ablation import panel_rows
 from pah.study.table import table_rows
 from pah.training.config import RunConfig
 from pah.training.state import EpochDone, StepDone, TaskDone
 
-SHOWN = 6  # columns of a study's table
-SMOOTHING = 0.9  # of the shown speed, per step
+MAX_COLUMNS = 6  # of a study's table on a terminal
+SMOOTHING = 0.9  # weight of the old speed at each step
 
 
-class Watcher:
-    """Shows a run as it goes; used as a context, handed to the run as its `watch`."""
+class RunDisplay:
+    """Shows the progress of a run; a context manager that is given to the run as its `watch`."""
 
     def __init__(self, console: Console, config: RunConfig) -> None:
         self.console = console
         self.live = console.is_terminal
-        self.speed = 0.0  # images a second
-        self.terms: dict[str, float] = {}  # those known last
-        self.bar = Progress(
+        self.speed = 0.0  # images a second, smoothed
+        self.terms: dict[str, float] = {}  # the last loss terms
+        self.bar = Bar(
             TextColumn("[bold]{task.fields[method]}"),
-            TextColumn("task {task.fields[where]}"),
+            TextColumn("task {task.fields[position]}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
@@ -39,7 +40,7 @@ class Watcher:
             disable=not self.live,
         )
         self.method = config.method
-        self.row = self.bar.add_task("", total=None, method=config.method, where="-", detail="")
+        self.row = self.bar.add_task("", total=None, method=config.method, position="-", detail="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -50,47 +51,46 @@ class Watcher:
     ) -> None:
         self.bar.stop()
 
-    def __call__(self, happened: Happened) -> None:
-        """Show one event."""
-        event = happened.event
+    def __call__(self, progress: Progress) -> None:
+        """Show one event of the run."""
+        event = progress.event
         if isinstance(event, StepDone):
             if self.live:
-                self._step(event, happened)
+                self._show_step(event, progress)
         elif isinstance(event, EpochDone):
             if not self.live:
-                self._epoch(event, happened)
+                self._show_epoch(event, progress)
         elif isinstance(event, TaskDone):
-            self._task(event, happened)
+            self._show_task(event, progress)
 
-    def _step(self, event: StepDone, happened: Happened) -> None:
-        state, epochs = happened.state, happened.config.training.epochs_of(happened.state.task)
-        now = event.images / event.seconds
-        self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * now if self.speed else now
-        steps = event.steps_done + event.steps_left
+    def _show_step(self, event: StepDone, progress: Progress) -> None:
+        state, epochs = progress.state, progress.config.training.epochs_of(progress.state.task)
+        speed = event.images / event.seconds
+        self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * speed if self.speed else speed
         self.terms = event.terms or self.terms
         terms = "  ".join(f"{name} {value:.3f}" for name, value in self.terms.items())
         self.bar.update(
             self.row,
-            total=steps,
+            total=event.steps_done + event.steps_left,
             completed=event.steps_done,
-            where=f"{state.task + 1}/{len(happened.stream.tasks)}  epoch {state.epoch + 1}/{epochs}",
-            detail=f"{terms}  {self.speed:.0f} images/s  {time_left(happened.seconds_left)} left",
+            position=f"{state.task + 1}/{len(progress.stream.tasks)}  epoch {state.epoch + 1}/{epochs}",
+            detail=f"{terms}  {self.speed:.0f} images/s  {time_left(progress.seconds_left)} left",
         )
 
-    def _epoch(self, event: EpochDone, happened: Happened) -> None:
+    def _show_epoch(self, event: EpochDone, progress: Progress) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
         self.console.print(
-            f"{self.method}  task {event.task + 1}/{len(happened.stream.tasks)}  "
-            f"epoch {event.epoch + 1}/{happened.config.training.epochs_of(event.task)}  {terms}  "
-            f"{event.images_per_second:.0f} images/s  {time_left(happened.seconds_left)} left",
+            f"{self.method}  task {event.task + 1}/{len(progress.stream.tasks)}  "
+            f"epoch {event.epoch + 1}/{progress.config.training.epochs_of(event.task)}  {terms}  "
+            f"{event.images_per_second:.0f} images/s  {time_left(progress.seconds_left)} left",
             highlight=False,
             soft_wrap=True,
         )
 
-    def _task(self, event: TaskDone, happened: Happened) -> None:
+    def _show_task(self, event: TaskDone, progress: Progress) -> None:
         accuracies = " ".join(f"{accuracy:.1f}" for accuracy in event.accuracies)
         self.console.print(
-            f"{self.method}  learned task {event.task + 1} ({happened.stream.tasks[event.task].name}); "
+            f"{self.method}  learned task {event.task + 1} ({progress.stream.tasks[event.task].name}); "
             f"accuracy on each task so far, %: {accuracies}",
             highlight=False,
             soft_wrap=True,
@@ -98,37 +98,39 @@ class Watcher:
 
 
 def comparison_table(summary: dict[str, Any]) -> Table:
-    """The first columns of a comparison, as many as a terminal is wide: a row a method."""
-    return _first_columns(table_rows(summary), SHOWN)
+    """Return a comparison's table with a row for each method, cut to the columns that fit on a terminal."""
+    return _first_columns(table_rows(summary), MAX_COLUMNS)
 
 
 def ablation_tables(summary: dict[str, Any]) -> list[Table]:
-    """The first columns of an ablation's tables: one a factor, or one of all combinations."""
-    panels = summary["panels"]
+    """Return an ablation's tables, one for each panel, cut to the columns that fit on a terminal."""
     return [
-        _first_columns(panel_rows(summary, of), SHOWN - 1 + len(of["factors"]), len(of["factors"])) for of in panels
+        _first_columns(
+            panel_rows(summary, panel), MAX_COLUMNS - 1 + len(panel["factors"]), name_columns=len(panel["factors"])
+        )
+        for panel in summary["panels"]
     ]
 
 
-def _first_columns(rows: list[list[str]], shown: int, names: int = 1) -> Table:
-    """Titles and rows as a table of so many columns, the first of which are `names`."""
+def _first_columns(rows: list[list[str]], columns: int, name_columns: int = 1) -> Table:
+    """Return the first columns of rows as a table; the first row holds the titles, the first columns hold names."""
     table = Table()
-    for i, title in enumerate(rows[0][:shown]):
-        table.add_column(title, justify="left" if i < names else "right", no_wrap=i <= names)
+    for i, title in enumerate(rows[0][:columns]):
+        table.add_column(title, justify="left" if i < name_columns else "right", no_wrap=i <= name_columns)
     for row in rows[1:]:
-        table.add_row(*(cell.replace("**", "") for cell in row[:shown]))
+        table.add_row(*(cell.replace("**", "") for cell in row[:columns]))
     return table
 
 
 def time_left(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return a duration as text, such as "3 min 05 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def matrix_table(results: dict[str, Any]) -> Table:
-    """The accuracy matrix: a row after each task learned, a column for each task."""
+    """Return the accuracy matrix: a row after each learned task, a column for each task."""
     table = Table(title=f"{results['method']} on {results['benchmark']}: accuracy in % (seed {results['seed']})")
     table.add_column("after task", justify="right")
     for k in range(len(results["accuracy_matrix"])):
@@ -142,7 +144,7 @@ LEGEND = "in %: AA average accuracy, FM forgetting, BWT backward transfer, LA le
 
 
 def summary_table(all_results: list[dict[str, Any]]) -> Table:
-    """The metrics of runs side by side."""
+    """Return the metrics of runs, a row for each run."""
     table = Table()
     table.add_column("method")
     columns = {
@@ -160,14 +162,14 @@ def summary_table(all_results: list[dict[str, Any]]) -> Table:
 
 
 DIAGNOSIS_LEGEND = """\
-Accuracy in % on each old task's test images: right after it was learned (then), after the last task (now), and with a
-new linear head fitted to the features of either moment on the task's training images. What was lost between then and
-now is what a new head would have lost too (features) and the rest, which today's features still hold (head). CKA: how
-alike the task's features are, then and now. Prototypes: how far they moved, relative to their norm."""
+Accuracy in % on each old task's test images: right after the task was learned (then), after the last task (now), and
+with a new linear head fitted to the features of that moment on the task's training images. Lost: then minus now. It is
+split into what a new head loses too (features) and the rest, which a new head recovers (head). CKA: similarity of the
+task's features then and now. Prototypes: how far they moved, relative to their norm."""
 
 
-def diagnosis_table(found: Sequence[TaskDiagnosis]) -> Table:
-    """Where the forgetting of each old task comes from, and the means."""
+def diagnosis_table(diagnoses: Sequence[TaskDiagnosis]) -> Table:
+    """Return the causes of the forgetting of each old task, and their means."""
     table = Table()
     for title in (
         "task",
@@ -182,17 +184,27 @@ def diagnosis_table(found: Sequence[TaskDiagnosis]) -> Table:
         "prototypes",
     ):
         table.add_column(title, justify="right")
-    for of in found:
-        numbers = (of.then, of.now, of.refitted_then, of.refitted_now, of.lost, of.feature_drift, of.head_drift)
-        drift = "–" if of.prototype_drift is None else f"{of.prototype_drift:.2f}"
-        table.add_row(str(of.task + 1), *(f"{number:.1f}" for number in numbers), f"{of.similarity[-1]:.2f}", drift)
-    lost, features, head = (fmean(getattr(of, key) for of in found) for key in ("lost", "feature_drift", "head_drift"))
+    for task in diagnoses:
+        numbers = (
+            task.then,
+            task.now,
+            task.refitted_then,
+            task.refitted_now,
+            task.lost,
+            task.feature_drift,
+            task.head_drift,
+        )
+        drift = "–" if task.prototype_drift is None else f"{task.prototype_drift:.2f}"
+        table.add_row(str(task.task + 1), *(f"{number:.1f}" for number in numbers), f"{task.similarity[-1]:.2f}", drift)
+    lost, features, head = (
+        fmean(getattr(task, field) for task in diagnoses) for field in ("lost", "feature_drift", "head_drift")
+    )
     table.add_row("mean", "", "", "", "", f"{lost:.1f}", f"{features:.1f}", f"{head:.1f}", "", "")
     return table
 
 
 def stream_table(stream: Stream) -> Table:
-    """The tasks of a stream, their classes and their numbers of images."""
+    """Return the tasks of a stream with their classes and numbers of images."""
     table = Table()
     for title in ("task", "classes", "training", "validation", "test"):
         table.add_column(title, justify="left" if title == "classes" else "right")

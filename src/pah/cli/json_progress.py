@@ -1,6 +1,6 @@
-"""What a program sees of runs, studies and lessons: JSON on stdout, a line an event, and nothing else there.
+"""Progress for programs (`--progress json`): one line of JSON on stdout for each event, and nothing else there.
 
-A line's `event` says which other fields it has; tasks and epochs are counted from 0, as in `log.jsonl`.
+The field `event` tells which other fields a line has. Tasks and epochs are counted from 0, as in `log.jsonl`.
 """
 
 import json
@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pah.core.config import unknown
+from pah.core.config import unknown_name_error
 from pah.learner.learner import ContinualLearner, DriftError
-from pah.runs.run import Progress as Happened
+from pah.runs.run import Progress
 from pah.study.grid import Outcome, Running
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun
 
@@ -20,52 +20,58 @@ PROGRESS = ("text", "json")  # for people, for programs
 
 
 def require_progress(name: str) -> None:
-    """Raise InputError for a kind of progress that there is not."""
+    """Raise InputError unless the name is one of `PROGRESS`."""
     if name not in PROGRESS:
-        raise unknown("progress", name, PROGRESS)
+        raise unknown_name_error("progress", name, PROGRESS)
 
 
-def say(event: str, **fields: Any) -> None:
-    """One line, at once: whoever reads waits for it."""
+def write_event(event: str, **fields: Any) -> None:
+    """Print an event as one line, and flush it."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
-def say_progress(folder: Path, happened: Happened) -> None:
-    """`epoch`: what the log says of it, and the time left; `task`: the accuracies on each task so far, percent."""
-    event, config = happened.event, happened.config
+def write_progress(folder: Path, progress: Progress) -> None:
+    """Write `epoch`, with the fields of the log and the time left, or `task`, with the accuracies so far in percent."""
+    event, config = progress.event, progress.config
     if isinstance(event, StepDone | TaskBegun):
         return
-    run = {"run": str(folder), "method": config.method, "seed": config.seed, "tasks": len(happened.stream.tasks)}
+    run = {"run": str(folder), "method": config.method, "seed": config.seed, "tasks": len(progress.stream.tasks)}
     if isinstance(event, EpochDone):
         epochs = config.training.epochs_of(event.task)
-        say("epoch", **run, epochs=epochs, **asdict(event), seconds_left=round(happened.seconds_left, 1))
+        write_event("epoch", **run, epochs=epochs, **asdict(event), seconds_left=round(progress.seconds_left, 1))
     else:
-        say("task", **run, name=happened.stream.tasks[event.task].name, **asdict(event))
+        write_event("task", **run, name=progress.stream.tasks[event.task].name, **asdict(event))
 
 
-def say_done(folder: Path, metrics: dict[str, Any]) -> None:
-    """`done`: a run's metrics, as `metrics.json` holds them."""
-    say("done", run=str(folder), metrics=metrics)
+def write_done(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write `done` with a run's metrics, as in `metrics.json`."""
+    write_event("done", run=str(folder), metrics=metrics)
 
 
-def say_running(folder: Path, running: Running) -> None:
-    """`running`: how far a run is that another machine makes, now and then."""
-    say("running", run=str(folder), **asdict(running))
+def write_running(folder: Path, running: Running) -> None:
+    """Write `running` with the progress of a run on another machine."""
+    write_event("running", run=str(folder), **asdict(running))
 
 
-def say_failed(outcome: Outcome) -> None:
-    """`failed`: why a study's run came to no end."""
-    say("failed", run=str(outcome.cell.folder), reason=outcome.reason)
+def write_failed(outcome: Outcome) -> None:
+    """Write `failed` with the reason why a study's run failed."""
+    write_event("failed", run=str(outcome.cell.folder), reason=outcome.reason)
 
 
-def say_study(folder: Path, outcomes: Sequence[Outcome], summary: dict[str, Any] | None) -> None:
-    """`study`: how many of its runs are done, how many failed, and the summary as its JSON file holds it."""
+def write_study(folder: Path, outcomes: Sequence[Outcome], summary: dict[str, Any] | None) -> None:
+    """Write `study` with the numbers of finished and failed runs, and the summary as in the study's JSON file."""
     failed = sum(outcome.metrics is None for outcome in outcomes)
-    say("study", folder=str(folder), done=len(outcomes) - failed, failed=failed, summary=summary)
+    write_event("study", folder=str(folder), done=len(outcomes) - failed, failed=failed, summary=summary)
 
 
-class LessonLines(AbstractContextManager["LessonLines"]):
-    """Says how a lesson goes; as `learning.LessonView` shows it."""
+class LessonEvents(AbstractContextManager["LessonEvents"]):
+    """Writes the progress of a lesson; it has the interface of `learning.LessonDisplay`.
+
+    Args:
+        folder: Folder of the learner.
+        task: Name of the new task.
+        epochs: Number of epochs of the lesson.
+    """
 
     def __init__(self, folder: Path, task: str, epochs: int) -> None:
         self.lesson: dict[str, Any] = {"learner": str(folder), "task": task}
@@ -75,16 +81,15 @@ class LessonLines(AbstractContextManager["LessonLines"]):
         pass
 
     def __call__(self, event: Event) -> None:
-        """`epoch`: as that of a run; here `task` is the name that is taught."""
+        """Write `epoch` as for a run, but with the task's name as `task`."""
         if isinstance(event, EpochDone):
-            say("epoch", epochs=self.epochs, **asdict(event) | self.lesson)
+            write_event("epoch", epochs=self.epochs, **asdict(event) | self.lesson)
 
     def rolled_back(self, error: DriftError) -> None:
-        """`rolled back`: why the learner stays as it was."""
-        say("rolled back", **self.lesson, reason=str(error))
+        """Write `rolled back` with the reason."""
+        write_event("rolled back", **self.lesson, reason=str(error))
 
     def done(self, learner: ContinualLearner, folder: Path) -> None:
-        """`done`: accuracies measured after the lesson, percent; drift, what old tasks are estimated to have lost."""
+        """Write `done` with the accuracies in percent, the estimated loss of each old task (drift) and the notes."""
         lesson = learner.history[-1]
-        of = {"accuracies": lesson.accuracies, "drift": lesson.drift, "notes": lesson.notes}
-        say("done", **self.lesson, **of)
+        write_event("done", **self.lesson, accuracies=lesson.accuracies, drift=lesson.drift, notes=lesson.notes)

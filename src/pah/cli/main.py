@@ -1,7 +1,7 @@
-"""The commands.
+"""The command `pah`.
 
-Exit status: 0 done, 1 some runs of a study failed, 2 bad input (one line on stderr), 130 after Ctrl-C with the state
-saved.
+Exit status: 0 done; 1 some runs of a study failed, or a lesson was rolled back; 2 bad input, with one line on stderr;
+130 after Ctrl-C with the state saved.
 """
 
 import logging
@@ -12,60 +12,61 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from pah.cli import learning, reporting, running, serving, studies
-from pah.cli.errors import in_a_line, say, show_warning
+from pah.cli.errors import end_with, show_warning, user_message
 from pah.core import distributed
-from pah.core.config import InputError, RecoveryWarning, unknown
+from pah.core.config import InputError, RecoveryWarning, unknown_name_error
 
 USAGE = """usage: pah COMMAND ...
 
-  pah run [BENCHMARK]      learn a stream of tasks and measure what is kept   (pah run --help)
-  pah compare [BENCHMARK]  the same stream with several methods and seeds     (pah compare --help)
-  pah ablate [BENCHMARK]   how one method's options change its result         (pah ablate --help)
-  pah resume RUN           continue a run that was stopped or killed          (pah resume --help)
-  pah diagnose RUN         where a finished run's forgetting comes from: its heads or its features
-  pah report RUN ...       a page to look at: one run, or several side by side [--out DIR]
-  pah data [BENCHMARK]     a benchmark's tasks, classes, and where its images come from
+  pah run [BENCHMARK]      learn a stream of tasks and measure the forgetting  (pah run --help)
+  pah compare [BENCHMARK]  run several methods and seeds on the same stream    (pah compare --help)
+  pah ablate [BENCHMARK]   change one method's options one at a time           (pah ablate --help)
+  pah resume RUN           continue a run that was stopped or killed           (pah resume --help)
+  pah diagnose RUN         split a run's forgetting into heads and features    (pah diagnose --help)
+  pah report RUN ...       write an HTML report of one run or of several       (pah report --help)
+  pah data [BENCHMARK]     list a benchmark's tasks, classes and image source  (pah data --help)
 
-  pah learn LEARNER        teach a learner a task of your own images          (pah learn --help)
-  pah predict LEARNER IMAGE...   what is on the images                        (pah predict --help)
-  pah export LEARNER       backbone and head of a task as an ONNX file        (pah export --help)
-  pah forget LEARNER       remove a task from a learner
-  pah data LEARNER         what a learner knows
-  pah app [LEARNER]        a page to ask it and to teach it                   (pah app --help)
+  pah learn LEARNER        teach a learner a task of your own images           (pah learn --help)
+  pah predict LEARNER IMAGE...   classify images                               (pah predict --help)
+  pah export LEARNER       write a task's backbone and head as an ONNX file    (pah export --help)
+  pah forget LEARNER       remove a task from a learner                        (pah forget --help)
+  pah data LEARNER         list what a learner knows
+  pah app [LEARNER]        serve a web page to ask and teach a learner         (pah app --help)
 """
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help"):
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; the arguments are those of the process unless given."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
-        return 0 if words else 2
+        return 0 if arguments else 2
     try:
-        command = _command(words[0])
-        with warnings.catch_warnings(), distributed.joined():
+        command = _find_command(arguments[0])
+        with warnings.catch_warnings(), distributed.process_group():
             if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # libraries' notes to developers are no answer to a user
+                warnings.simplefilter("ignore")  # libraries' warnings are for developers, not for users
             warnings.simplefilter("always", RecoveryWarning)
-            warnings.showwarning = show_warning  # type: ignore[assignment]  # where in the code it arose is no answer
+            warnings.showwarning = show_warning  # type: ignore[assignment]  # without the line of code
             # the name of a class or folder may look like markup or an emoji
-            return command(Console(quiet=not distributed.is_first(), markup=False, emoji=False), words[1:])
-    except distributed.LostError as error:
-        return say(str(error), 1)
+            return command(Console(quiet=not distributed.is_main_process(), markup=False, emoji=False), arguments[1:])
+    except distributed.ProcessLostError as error:
+        return end_with(str(error), 1)
     except KeyboardInterrupt:  # before training began: there is nothing to save
         return 130
     except Exception as error:
-        if (line := in_a_line(error, words[0])) is None:
+        if (message := user_message(error, arguments[0])) is None:
             raise
-        return say(line, 2)
+        return end_with(message, 2)
 
 
-def _command(name: str) -> Callable[[Console, list[str]], int]:
-    """The command of that name; InputError if there is none, or if it is none for several processes."""
+def _find_command(name: str) -> Callable[[Console, list[str]], int]:
+    """Return the command of that name; InputError if there is none, or if several processes cannot share it."""
     if name not in COMMANDS:
-        raise unknown("command", name, COMMANDS)
-    if distributed.launched() and name not in TOGETHER:
-        raise InputError(f"{name}: expected one process, got several; torchrun is for pah {' and pah '.join(TOGETHER)}")
+        raise unknown_name_error("command", name, COMMANDS)
+    if distributed.is_distributed() and name not in DISTRIBUTED:
+        commands = " and pah ".join(DISTRIBUTED)
+        raise InputError(f"{name}: expected one process, got several; torchrun is for pah {commands}")
     return COMMANDS[name]
 
 
@@ -84,6 +85,6 @@ COMMANDS = {
     "app": serving.app,
 }
 
-TOGETHER = ("run", "resume")  # what several processes can do together
+DISTRIBUTED = ("run", "resume")  # commands that several processes can share
 
 logging.getLogger("datasets").setLevel(logging.ERROR)

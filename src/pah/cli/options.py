@@ -1,4 +1,4 @@
-"""What a command was asked to do: words -> a checked request."""
+"""Turn the arguments of a command into a checked request."""
 
 import dataclasses
 import itertools
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.cli.arguments import FLAGS, SHORT, full_names, joined
+from pah.cli.arguments import FLAGS, SHORT_NAMES, merge_repeated, with_full_names
 from pah.cli.json_progress import require_progress
-from pah.cli.parser import add_device, add_watchers, changed, config_of, parse, readable
-from pah.core.config import InputError, require, unknown
+from pah.cli.parser import add_device, add_progress, config_of, parse, readable_error, with_changes
+from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.methods import METHODS
-from pah.study.ablation import Ablation, Panel, flat
+from pah.study.ablation import Ablation, Panel, flat_options
 from pah.study.comparison import Comparison
-from pah.study.ray_driver import Place
-from pah.tracking.tools import require_tools
+from pah.study.ray_driver import ClusterOptions
+from pah.tracking.trackers import require_trackers
 from pah.training.config import RunConfig
 
-FIGURE_3 = (  # of the paper: what is varied unless said otherwise
+FIGURE_3 = (  # default factors of `pah ablate`: those of figure 3 of the PAH paper
     "method.prototype_size=5,10,16,20",
     "method.stability=0,0.1,0.25,0.5,1,3",
     "method.alignment=0,1",
@@ -29,147 +29,156 @@ FIGURE_3 = (  # of the paper: what is varied unless said otherwise
 
 
 RESUME = (
-    "Continue a run that was stopped or killed, RUN being its folder. It ends as it would have without the stop: on a "
-    "CPU bit for bit, with the same number of threads."
+    "Continue a run that was stopped or killed; RUN is its folder. The result is the same as without the stop: on a "
+    "CPU with the same number of threads, bit for bit."
 )
 
 
-class Watchers(NamedTuple):
-    """Who is to watch what a command does."""
+class ProgressOptions(NamedTuple):
+    """How a command reports its progress."""
 
-    progress: str  # one of `lines.PROGRESS`
-    track: tuple[str, ...]  # the trackers
+    format: str  # one of `json_progress.PROGRESS`
+    trackers: tuple[str, ...]
 
 
-def watchers_of(options: Namespace) -> Watchers:
-    """Those that the options name; InputError if there is no such one, or a tracker is not installed."""
+def progress_options(options: Namespace) -> ProgressOptions:
+    """Return the progress options; InputError for an unknown format, or a tracker that is unknown or not installed."""
     require_progress(options.progress)
-    names = tuple(dict.fromkeys(_listed(options.track)))
-    require_tools(names)
-    return Watchers(options.progress, names)
+    trackers = tuple(dict.fromkeys(_split_names(options.track)))
+    require_trackers(trackers)
+    return ProgressOptions(options.progress, trackers)
 
 
-class Request(NamedTuple):
-    """What `pah run` was asked to do."""
+class RunRequest(NamedTuple):
+    """The request of a `pah run` command."""
 
     config: RunConfig
     out: Path
     beside: list[RunConfig]
     overwrite: bool
     checkpoint_seconds: float
-    watchers: Watchers
+    progress: ProgressOptions
     device: DeviceName
 
 
-def run_request(words: Sequence[str]) -> Request:
-    """The request that the words after `pah run` make; InputError if they are not understood."""
-    words = full_names(words)
-    options = parse(words, "run")
+def run_request(arguments: Sequence[str]) -> RunRequest:
+    """Return the request of the arguments after `pah run`; InputError if they are invalid."""
+    options = parse(with_full_names(arguments), "run")
     config = config_of(options)
     others = [
         dataclasses.replace(config, method=name, method_options=METHODS[name].options())
-        for name in _names(options.beside)
+        for name in _method_names(options.beside)
     ]
     out = Path(options.out) if options.out else config.folder
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
-    watchers = watchers_of(options)
-    return Request(config, out, others, options.overwrite, options.checkpoint_seconds, watchers, options.device)
+    progress = progress_options(options)
+    return RunRequest(config, out, others, options.overwrite, options.checkpoint_seconds, progress, options.device)
 
 
-def resume_options(named: Sequence[str]) -> tuple[Watchers, DeviceName]:
-    """What the options of `pah resume` say, which are of no run but of who watches it and where it goes on."""
+def resume_options(named: Sequence[str]) -> tuple[ProgressOptions, DeviceName]:
+    """Return the options of `pah resume`, which concern its progress and device but not the result."""
     parser = ArgumentParser(
         prog="pah resume", exit_on_error=False, usage="pah resume RUN [--OPTION VALUE] ...", description=RESUME
     )
-    add_watchers(parser)
+    add_progress(parser)
     add_device(parser)
     try:
         options = parser.parse_args(list(named))
     except ArgumentError as error:
-        raise readable(str(error), parser) from None
-    return watchers_of(options), options.device
+        raise readable_error(str(error), parser) from None
+    return progress_options(options), options.device
 
 
-def data_config(words: Sequence[str]) -> RunConfig:
-    """The run whose stream the words after `pah data` ask about; InputError if they are not understood."""
-    return config_of(parse(full_names(words), "data"))
+def data_config(arguments: Sequence[str]) -> RunConfig:
+    """Return the configuration whose stream `pah data` lists; InputError if the arguments are invalid."""
+    return config_of(parse(with_full_names(arguments), "data"))
 
 
 class CompareRequest(NamedTuple):
-    """What `pah compare` was asked to do."""
+    """The request of a `pah compare` command."""
 
     comparison: Comparison
     checkpoint_seconds: float
-    place: Place | None  # None: here
-    watchers: Watchers
+    cluster: ClusterOptions | None  # None: run in this process
+    progress: ProgressOptions
     device: DeviceName
 
 
-def compare_request(words: Sequence[str]) -> CompareRequest:
-    """The request that the words after `pah compare` make; InputError if they are not understood.
+def compare_request(arguments: Sequence[str]) -> CompareRequest:
+    """Return the request of the arguments after `pah compare`; InputError if they are invalid.
 
-    A word `--<method>.<option>` is for that method alone, `--buffer` for each that has one.
+    An option `--<method>.<option>` applies to that method only, `--buffer` to each method with a buffer.
     """
-    words = full_names(words)
-    if set(words) & FLAGS:
-        parse(words, "compare")  # help, or what the parser says of the rest
-    said = [word for word in words if not word.startswith("--methods=")]
-    listed = [word.partition("=")[2] for word in words if word.startswith("--methods=")]
-    methods = _names(listed[-1]) if listed else list(METHODS)
+    arguments = with_full_names(arguments)
+    if set(arguments) & FLAGS:
+        parse(arguments, "compare")  # prints the help, or refuses the flag
+    options = [argument for argument in arguments if not argument.startswith("--methods=")]
+    lists = [argument.partition("=")[2] for argument in arguments if argument.startswith("--methods=")]
+    methods = _method_names(lists[-1]) if lists else list(METHODS)
     if not methods:
         raise InputError("methods: expected at least one, got none")
-    require(len(set(methods)) == len(methods), "methods", "each once", listed[-1:] and listed[-1])
-    of_method = {word: name for word in said for name in METHODS if word.startswith(f"--{name}.") and name != "method"}
-    foreign = sorted(set(of_method.values()) - set(methods))
-    if foreign:
-        raise InputError(f"{foreign[0]}: expected options of a method that is compared, got those of another")
-    with_buffer = [name for name in methods if hasattr(METHODS[name].options, "buffer")]
-    if any(word.startswith("--method.buffer") for word in said) and not with_buffer:
-        raise InputError(f"buffer: expected a method with a buffer among those compared, got {', '.join(methods)}")
-    parsed = {name: parse(_words_for(name, said, of_method), "compare") for name in methods}
+    require(len(set(methods)) == len(methods), "methods", "each once", lists[-1:] and lists[-1])
+    owners = _method_of_options(options, methods)
+    parsed = {name: parse(_arguments_of_method(name, options, owners), "compare") for name in methods}
     first = parsed[methods[0]]
     require(first.tune >= 0, "tune", "at least 0", first.tune)
     require(first.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", first.checkpoint_seconds)
     configs = tuple(config_of(options) for options in parsed.values())
     folder = Path(first.out) if first.out else Path("runs") / f"compare-{first.benchmark}"
-    comparison = Comparison(configs, _seeds(first.seeds), folder, first.tune)
-    return CompareRequest(comparison, first.checkpoint_seconds, _place(first), watchers_of(first), first.device)
+    comparison = Comparison(configs, _parse_seeds(first.seeds), folder, first.tune)
+    return CompareRequest(
+        comparison, first.checkpoint_seconds, _cluster_options(first), progress_options(first), first.device
+    )
 
 
-def _words_for(method: str, said: Sequence[str], of_method: Mapping[str, str]) -> list[str]:
-    """The words that concern one of the methods compared, its own options as `--method.<option>`."""
-    words = [f"--method.name={method}"]
-    for word in said:
-        if word in of_method:
-            if of_method[word] == method:
-                words.append(f"--method.{word.removeprefix(f'--{method}.')}")
-        elif not word.startswith("--method."):
-            words.append(word)
-        elif not word.startswith("--method.buffer"):
-            raise InputError(f"{word.partition('=')[0]}: expected --<method>.<option>, as several methods are compared")
+def _method_of_options(options: Sequence[str], methods: Sequence[str]) -> dict[str, str]:
+    """Return the method of each option `--<method>.<option>`; InputError if no compared method can use an option."""
+    owners = {
+        option: name for option in options for name in METHODS if option.startswith(f"--{name}.") and name != "method"
+    }
+    others = sorted(set(owners.values()) - set(methods))
+    if others:
+        raise InputError(f"{others[0]}: expected options of a method that is compared, got those of another")
+    with_buffer = [name for name in methods if hasattr(METHODS[name].options, "buffer")]
+    if any(option.startswith("--method.buffer") for option in options) and not with_buffer:
+        raise InputError(f"buffer: expected a method with a buffer among those compared, got {', '.join(methods)}")
+    return owners
+
+
+def _arguments_of_method(method: str, options: Sequence[str], owners: Mapping[str, str]) -> list[str]:
+    """Return the options that apply to one of the compared methods, its own as `--method.<option>`."""
+    arguments = [f"--method.name={method}"]
+    for option in options:
+        if option in owners:
+            if owners[option] == method:
+                arguments.append(f"--method.{option.removeprefix(f'--{method}.')}")
+        elif not option.startswith("--method."):
+            arguments.append(option)
+        elif not option.startswith("--method.buffer"):
+            name = option.partition("=")[0]
+            raise InputError(f"{name}: expected --<method>.<option>, as several methods are compared")
         elif hasattr(METHODS[method].options, "buffer"):
-            words.append(word)
-    return words
+            arguments.append(option)
+    return arguments
 
 
 class AblateRequest(NamedTuple):
-    """What `pah ablate` was asked to do."""
+    """The request of a `pah ablate` command."""
 
     ablation: Ablation
     checkpoint_seconds: float
-    place: Place | None  # None: here
-    watchers: Watchers
+    cluster: ClusterOptions | None  # None: run in this process
+    progress: ProgressOptions
     device: DeviceName
 
 
-def ablate_request(words: Sequence[str]) -> AblateRequest:
-    """The request that the words after `pah ablate` make; InputError if they are not understood."""
-    words = full_names(words)
-    words = joined(joined(words, "--vary"), "--grid")
-    options = parse(words, "ablate")
+def ablate_request(arguments: Sequence[str]) -> AblateRequest:
+    """Return the request of the arguments after `pah ablate`; InputError if they are invalid."""
+    arguments = merge_repeated(merge_repeated(with_full_names(arguments), "--vary"), "--grid")
+    options = parse(arguments, "ablate")
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
     base = config_of(options)
-    seeds = _seeds(options.seeds)
+    seeds = _parse_seeds(options.seeds)
     require(bool(seeds), "seeds", "at least one", options.seeds)
     if options.vary and options.grid:
         raise InputError("grid: expected --vary or --grid, got both")
@@ -177,83 +186,88 @@ def ablate_request(words: Sequence[str]) -> AblateRequest:
         raise InputError(f"vary: expected what to vary (--vary or --grid), as the method is {base.method}, got none")
     panels = (_crossed if options.grid else _one_at_a_time)(base, options.grid or options.vary or FIGURE_3)
     folder = Path(options.out) if options.out else Path("runs") / f"ablate-{base.benchmark}"
-    found = Ablation(base, panels, seeds, folder)
-    return AblateRequest(found, options.checkpoint_seconds, _place(options), watchers_of(options), options.device)
+    ablation = Ablation(base, panels, seeds, folder)
+    return AblateRequest(
+        ablation, options.checkpoint_seconds, _cluster_options(options), progress_options(options), options.device
+    )
 
 
-def _one_at_a_time(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
-    """A panel for each factor: the base with each of its values, and the base itself."""
+def _one_at_a_time(base: RunConfig, texts: Sequence[str]) -> tuple[Panel, ...]:
+    """Return a panel for each factor: the base with each of the factor's values, and the base itself."""
     panels = []
-    for name, values in _factors(base, said).items():
-        found = [changed(base, {name: value}, "ablate") for value in values]
-        panels.append(Panel((name,), tuple(dict.fromkeys(found if base in found else [base, *found]))))
+    for name, values in _parse_factors(base, texts).items():
+        configs = [with_changes(base, {name: value}, "ablate") for value in values]
+        panels.append(Panel((name,), tuple(dict.fromkeys(configs if base in configs else [base, *configs]))))
     return tuple(panels)
 
 
-def _crossed(base: RunConfig, said: Sequence[str]) -> tuple[Panel, ...]:
-    """One panel: the base with every combination of the factors' values."""
-    factors = _factors(base, said)
+def _crossed(base: RunConfig, texts: Sequence[str]) -> tuple[Panel, ...]:
+    """Return one panel: the base with every combination of the factors' values."""
+    factors = _parse_factors(base, texts)
     combinations = (dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values()))
-    found = [changed(base, combination, "ablate") for combination in combinations]
-    return (Panel(tuple(factors), tuple(dict.fromkeys(found))),)
+    configs = [with_changes(base, combination, "ablate") for combination in combinations]
+    return (Panel(tuple(factors), tuple(dict.fromkeys(configs))),)
 
 
-def _factors(base: RunConfig, said: Sequence[str]) -> dict[str, list[str]]:
-    """ "method.stability=0,1" as an option's dotted name and its values, which are not checked yet."""
-    known = {name: value for name, value in flat(base).items() if "." in name}
+def _parse_factors(base: RunConfig, texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return texts such as "method.stability=0,1" as an option's full name and its values, which are not checked."""
+    known = {name: value for name, value in flat_options(base).items() if "." in name}
     factors: dict[str, list[str]] = {}
-    for text in said:
-        name, _, listed = text.partition("=")
+    for text in texts:
+        name, _, value_text = text.partition("=")
         name = "--" + name.strip().removeprefix("--").replace("-", "_")
-        name = SHORT.get(name, name).removeprefix("--")
-        values = [value.strip() for value in listed.split(";" if ";" in listed else ",") if value.strip()]
+        name = SHORT_NAMES.get(name, name).removeprefix("--")
+        separator = ";" if ";" in value_text else ","
+        values = [value.strip() for value in value_text.split(separator) if value.strip()]
         if not values:
             raise InputError(f"vary or grid: expected NAME=V1,V2,..., got {text!r}")
         if name not in known:
-            raise unknown("option", name, known)
+            raise unknown_name_error("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
-        lists = all(value.startswith("[") for value in values)
-        require(lists or not isinstance(known[name], list), f"vary or grid {name}", "lists, as in [64];[64,64]", text)
+        are_lists = all(value.startswith("[") for value in values)
+        is_allowed = are_lists or not isinstance(known[name], list)
+        require(is_allowed, f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors
 
 
-def _place(options: Namespace) -> Place | None:
-    """The cluster that was asked for; None: the runs are made here."""
+def _cluster_options(options: Namespace) -> ClusterOptions | None:
+    """Return the cluster of `--ray`; None without it: the runs are made in this process."""
     if options.ray is not None:
-        return Place(options.ray, options.ray_cpus, options.ray_gpus, options.ray_memory, options.device)
+        return ClusterOptions(options.ray, options.ray_cpus, options.ray_gpus, options.ray_memory, options.device)
     for name in ("cpus", "gpus", "memory"):
-        if options[f"ray_{name}"] != getattr(Place, name):
+        if options[f"ray_{name}"] != getattr(ClusterOptions, name):
             raise InputError(f"ray_{name}: expected --ray ADDRESS with it, got none")
     return None
 
 
-def _seeds(listed: str) -> tuple[int, ...]:
-    """ "0,1,2" as numbers; "none" as no seed at all, which leaves it at tuning."""
-    names = [] if listed == "none" else [name.strip() for name in listed.split(",")]
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    """Return "0,1,2" as numbers, and "none" as no seed, which makes `pah compare` only tune."""
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
     if not all(name.removeprefix("-").isdecimal() for name in names):
-        raise InputError(f"seeds: expected whole numbers with commas between them, or none, got {listed!r}")
+        raise InputError(f"seeds: expected whole numbers with commas between them, or none, got {text!r}")
     seeds = tuple(int(name) for name in names)
-    require(len(set(seeds)) == len(seeds), "seeds", "each once", listed)
+    require(len(set(seeds)) == len(seeds), "seeds", "each once", text)
     return seeds
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration of a run folder's `config.yaml`."""
+    """Return the configuration of a run folder's `config.yaml`."""
     try:
         return config_of(parse([f"--config={path}"], "run"))
-    except InputError as error:  # nobody typed an option here: say which file it stands in
+    except InputError as error:  # the options are in a file, so the message must name it
         message = str(error)
         raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
-def _names(listed: str) -> list[str]:
-    names = _listed(listed)
+def _method_names(text: str) -> list[str]:
+    """Return names with commas between them as a list; InputError if one is no method."""
+    names = _split_names(text)
     for name in names:
         if name not in METHODS:
-            raise unknown("method", name, METHODS)
+            raise unknown_name_error("method", name, METHODS)
     return names
 
 
-def _listed(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""The command `pah report`, and the report that a run ends with."""
+"""The command `pah report`, and the report at the end of a run."""
 
 import sys
 from collections.abc import Sequence
@@ -7,42 +7,42 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from pah.cli.arguments import bare_and_named
-from pah.cli.parser import readable
+from pah.cli.arguments import split_arguments
+from pah.cli.parser import readable_error
 from pah.core.config import InputError
-from pah.report.page import write_report
+from pah.report.write import write_report
 from pah.runs.folder import FIGURES
 
-ABOUT = "Write report.html and, for papers, each of its figures as SVG and PDF: of one run, or of several side by side."
+DESCRIPTION = "Write report.html for one run or for several side by side, and its figures as SVG and PDF for papers."
 
 
-def report(console: Console, words: list[str]) -> int:
-    """`pah report`: a page of one run, or of several side by side."""
-    bare, named = bare_and_named(words)
+def report(console: Console, arguments: list[str]) -> int:
+    """Run `pah report`: write a report of one run, or of several side by side."""
+    positional, named = split_arguments(arguments)
     parser = ArgumentParser(
-        prog="pah report", exit_on_error=False, usage="pah report RUN... [--out DIR]", description=ABOUT
+        prog="pah report", exit_on_error=False, usage="pah report RUN... [--out DIR]", description=DESCRIPTION
     )
-    where = "where they go (default: the run's folder, or the one that holds all of the runs)"
-    parser.add_argument("--out", type=str | None, default=None, metavar="DIR", help=where)
+    out_help = "folder of the report (default: the run's folder, or the folder that contains all of the runs)"
+    parser.add_argument("--out", type=str | None, default=None, metavar="DIR", help=out_help)
     try:
         out = parser.parse_args(named).out
     except ArgumentError as error:
-        raise readable(str(error), parser) from None
-    if not bare:
+        raise readable_error(str(error), parser) from None
+    if not positional:
         raise InputError("report: expected one run folder or several, got none")
-    say_report(console, write_report(list(map(Path, bare)), Path(out) if out else None))
+    print_report_paths(console, write_report(list(map(Path, positional)), Path(out) if out else None))
     return 0
 
 
 def report_finished(console: Console, folders: Sequence[Path]) -> None:
-    """A report in each finished run's folder. The runs are whole: what keeps a report from being written is told."""
+    """Write a report in each finished run's folder. If that fails, print the reason: the runs are still complete."""
     try:
         for folder in folders:
-            say_report(console, write_report([folder]))
+            print_report_paths(console, write_report([folder]))
     except (InputError, OSError) as error:
         print(f"pah: no report: {error}", file=sys.stderr)
 
 
-def say_report(console: Console, page: Path) -> None:
-    """Where a report lies."""
+def print_report_paths(console: Console, page: Path) -> None:
+    """Print the paths of a report and of its figures."""
     console.print(f"report in {page}, figures in {page.parent / FIGURES}", highlight=False, soft_wrap=True)

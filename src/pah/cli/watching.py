@@ -1,4 +1,4 @@
-"""Who watches what a command does: a person or a program, and the trackers."""
+"""Connect runs and studies with what shows their progress: the console, JSON lines and trackers."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,114 +11,124 @@ from typing import Any
 from rich.console import Console
 
 from pah.cli import json_progress
-from pah.cli.display import Watcher
-from pah.cli.gridview import GridWatcher
-from pah.cli.options import Watchers
+from pah.cli.display import RunDisplay
+from pah.cli.grid_display import GridDisplay
+from pah.cli.options import ProgressOptions
 from pah.core import distributed
 from pah.core.config import InputError
-from pah.runs.run import Progress as Happened
+from pah.runs.run import Progress
 from pah.study.grid import Cell, Event, Outcome, Running, Watch
-from pah.tracking.sending import Tracking, tracked
-from pah.tracking.tools import require_tools
+from pah.tracking.sending import Tracking, tools_of_run
+from pah.tracking.trackers import require_trackers
 from pah.training.config import RunConfig
 from pah.training.state import EpochDone, TaskDone
 
 
-def remembered(asked: Watchers, folder: Path) -> Watchers:
-    """As asked; and a run that was tracked before is tracked again, by each tool that is still installed."""
-    found = list(asked.track)
-    for name in tracked(folder):
+def with_earlier_trackers(options: ProgressOptions, folder: Path) -> ProgressOptions:
+    """Return the options with the trackers that tools_of_run this run before, as far as they are still installed."""
+    trackers = list(options.trackers)
+    for name in tools_of_run(folder):
         try:
-            require_tools([name])
-        except InputError as error:  # nobody asked for it now
+            require_trackers([name])
+        except InputError as error:  # not requested now, so a warning is enough
             warn(str(error))
         else:
-            found.append(name)
-    return asked._replace(track=tuple(dict.fromkeys(found)))
+            trackers.append(name)
+    return options._replace(trackers=tuple(dict.fromkeys(trackers)))
 
 
-def first_alone(asked: Watchers) -> Watchers:
-    """As asked; but of several processes that learn together only the first one tells anybody."""
-    return asked if distributed.is_first() else Watchers("text", ())
+def first_process_only(options: ProgressOptions) -> ProgressOptions:
+    """Return the options in the first of several processes that train together; the others show nothing."""
+    return options if distributed.is_main_process() else ProgressOptions("text", ())
 
 
-def console_for(asked: Watchers, console: Console) -> Console:
-    """The console of a command: a mute one where stdout belongs to a program."""
-    return Console(quiet=True) if asked.progress == "json" else console
+def console_for(options: ProgressOptions, console: Console) -> Console:
+    """Return the console, or a silent one if stdout is for JSON lines."""
+    return Console(quiet=True) if options.format == "json" else console
 
 
 @dataclass(frozen=True)
 class RunWatch:
-    """Hands a run's events on; `ended` is to be called with its metrics."""
+    """Passes a run's events to the display and the trackers; call `ended` with the metrics at the end."""
 
-    show: Callable[[Happened], None]
+    show: Callable[[Progress], None]
     show_end: Callable[[dict[str, Any]], None]
     tracking: Tracking
     config: RunConfig
     folder: Path
 
-    def __call__(self, happened: Happened) -> None:
-        if isinstance(happened.event, EpochDone | TaskDone):
-            self.tracking.update(self.folder, self.config, happened.state.matrix)
-        self.show(happened)
+    def __call__(self, progress: Progress) -> None:
+        if isinstance(progress.event, EpochDone | TaskDone):
+            self.tracking.update(self.folder, self.config, progress.state.matrix)
+        self.show(progress)
 
     def ended(self, metrics: dict[str, Any]) -> None:
-        """The run is over."""
+        """Pass on the metrics of the finished run."""
         self.tracking.finish(self.folder, self.config, metrics)
         self.show_end(metrics)
 
 
 @contextmanager
-def of_run(console: Console, asked: Watchers, config: RunConfig, folder: Path) -> Iterator[RunWatch]:
-    """What watches one run."""
-    with ExitStack() as opened:
-        tracking = opened.enter_context(closing(Tracking(asked.track, folder, warn)))
-        if asked.progress == "json":
-            said, end = partial(json_progress.say_progress, folder), partial(json_progress.say_done, folder)
-            yield RunWatch(said, end, tracking, config, folder)
+def watch_run(console: Console, options: ProgressOptions, config: RunConfig, folder: Path) -> Iterator[RunWatch]:
+    """Yield the `watch` of one run."""
+    with ExitStack() as stack:
+        tracking = stack.enter_context(closing(Tracking(options.trackers, folder, warn)))
+        if options.format == "json":
+            show, end = partial(json_progress.write_progress, folder), partial(json_progress.write_done, folder)
+            yield RunWatch(show, end, tracking, config, folder)
         else:
-            shown = opened.enter_context(Watcher(console, config))
-            yield RunWatch(shown, lambda _: None, tracking, config, folder)
+            display = stack.enter_context(RunDisplay(console, config))
+            yield RunWatch(display, lambda _: None, tracking, config, folder)
 
 
 @contextmanager
-def of_study(console: Console, asked: Watchers, cells: Sequence[Cell], what: str, folder: Path) -> Iterator[Watch]:
-    """What watches the runs of the study in `folder`, which are, say, its "trials"."""
-    with ExitStack() as opened:
-        tracking = opened.enter_context(closing(Tracking(asked.track, folder, warn)))
-        show: Watch = _say
-        if asked.progress != "json":
-            show = opened.enter_context(GridWatcher(console, cells, what))
+def watch_study(
+    console: Console, options: ProgressOptions, cells: Sequence[Cell], kind: str, folder: Path
+) -> Iterator[Watch]:
+    """Yield the `watch` of a study's runs.
 
-        def watch(cell: Cell, happened: Event) -> None:
-            _track(tracking, cell, happened)
-            show(cell, happened)
+    Args:
+        console: Where to print.
+        options: How to show the progress.
+        cells: The runs.
+        kind: What the runs are called, such as "trials".
+        folder: Folder of the study.
+    """
+    with ExitStack() as stack:
+        tracking = stack.enter_context(closing(Tracking(options.trackers, folder, warn)))
+        show: Watch = _write_json
+        if options.format != "json":
+            show = stack.enter_context(GridDisplay(console, cells, kind))
+
+        def watch(cell: Cell, event: Event) -> None:
+            _track(tracking, cell, event)
+            show(cell, event)
 
         yield watch
 
 
-def _track(tracking: Tracking, cell: Cell, happened: Event) -> None:
-    if isinstance(happened, Outcome):
-        if happened.metrics is None:
+def _track(tracking: Tracking, cell: Cell, event: Event) -> None:
+    if isinstance(event, Outcome):
+        if event.metrics is None:
             tracking.leave(cell.folder)
         else:
-            tracking.finish(cell.folder, cell.config, happened.metrics)
-    elif isinstance(happened, Happened) and isinstance(happened.event, EpochDone | TaskDone):
-        tracking.update(cell.folder, cell.config, happened.state.matrix)
+            tracking.finish(cell.folder, cell.config, event.metrics)
+    elif isinstance(event, Progress) and isinstance(event.event, EpochDone | TaskDone):
+        tracking.update(cell.folder, cell.config, event.state.matrix)
 
 
-def _say(cell: Cell, happened: Event) -> None:
-    if isinstance(happened, Happened):
-        json_progress.say_progress(cell.folder, happened)
-    elif isinstance(happened, Running):
-        json_progress.say_running(cell.folder, happened)
-    elif isinstance(happened, Outcome):
-        if happened.metrics is None:
-            json_progress.say_failed(happened)
+def _write_json(cell: Cell, event: Event) -> None:
+    if isinstance(event, Progress):
+        json_progress.write_progress(cell.folder, event)
+    elif isinstance(event, Running):
+        json_progress.write_running(cell.folder, event)
+    elif isinstance(event, Outcome):
+        if event.metrics is None:
+            json_progress.write_failed(event)
         else:
-            json_progress.say_done(cell.folder, happened.metrics)
+            json_progress.write_done(cell.folder, event.metrics)
 
 
 def warn(line: str) -> None:
-    """A line on stderr of what goes wrong but stops nothing."""
+    """Print a problem that stops nothing as a line on stderr."""
     print(f"pah: {line}", file=sys.stderr)

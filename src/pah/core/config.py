@@ -1,4 +1,4 @@
-"""What every layer shares: the error for bad input, checked ranges, names, and named random numbers."""
+"""Errors for bad input, checks of option values, and named random numbers. Every other package uses them."""
 
 import dataclasses
 import difflib
@@ -11,18 +11,24 @@ import torch
 
 
 class InputError(Exception):
-    """Bad input from outside: one line that says what was expected, what came, and where. Exit status 2."""
+    """Bad input from the user; the command exits with status 2.
+
+    The message is a single line that says what was expected, what was given, and where.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # what came, or a library's words on it, may have several
+        super().__init__(" ".join(message.splitlines()))  # a quoted value or a library's message may have several lines
 
 
 class RecoveryWarning(UserWarning):
-    """Something was damaged, and nothing is lost but time: says what, and what was done. Commands show it."""
+    """A damaged file was replaced or skipped, and only time was lost.
+
+    The message says what was damaged and what was done. Commands print it.
+    """
 
 
 class NonFiniteLossError(Exception):
-    """A loss term became NaN or infinite; `term` names it and `value` is what it became."""
+    """A loss term became NaN or infinite; `term` is its name and `value` its value."""
 
     def __init__(self, term: str, value: float) -> None:
         super().__init__(f"loss term {term} became {value}")
@@ -30,43 +36,63 @@ class NonFiniteLossError(Exception):
         self.value = value
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among those `known`; it names the nearest one, or lists them all."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(known)}"
+def unknown_name_error(kind: str, name: str, known_names: Iterable[str]) -> InputError:
+    """Return the error for a name that is not known; its message suggests the nearest name or lists all.
+
+    Args:
+        kind: What the name stands for, e.g. "method".
+        name: The unknown name.
+        known_names: All valid names.
+    """
+    known_names = sorted(known_names)
+    nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of: {', '.join(known_names)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
 
 
-def require(condition: bool, name: str, expected: str, came: object) -> None:
-    """Raise InputError unless `condition`: options are checked where they enter, not where they break."""
+def require(condition: bool, name: str, expected: str, value: object) -> None:
+    """Raise InputError unless `condition` is true.
+
+    Option classes call it when they are built, so that a bad value is reported before it is used.
+
+    Args:
+        condition: The check.
+        name: The option's dotted name.
+        expected: The valid values, in words.
+        value: The value that was checked.
+    """
     if not condition:
-        raise InputError(f"{name}: expected {expected}, got {came!r}")
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 def require_types(instance: Any) -> None:
-    """Raise TypeError unless each field of a dataclass holds what its annotation says: JSON may hold anything."""
+    """Raise TypeError unless each field of a dataclass instance has its annotated type.
+
+    Use it for instances that were built from JSON or YAML, where a field may hold a value of any type.
+    """
     hints = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if not _fits(value, hints[field.name]):
+        if not _has_type(value, hints[field.name]):
             raise TypeError(f"{field.name}: expected {getattr(field.type, '__name__', field.type)}, got {value!r:.80}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the annotated type; an integer is a float, a truth value is no integer."""
-    if type(value) is hint and hint is not int:  # most of a long history's values, without asking further
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return whether a value has the annotated type; an int passes as a float, a bool does not pass as an int."""
+    if type(value) is hint and hint is not int:  # a shortcut for most values of a long history
         return True
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
-        return any(_fits(value, option) for option in inner)
+        return any(_has_type(value, option) for option in inner)
     if kind is Literal:
         return any(value is option or (value == option and type(value) is type(option)) for option in inner)
     if kind is tuple:
         inner = inner[:1] * len(value) if isinstance(value, tuple) and inner[1:] == (...,) else inner
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_has_type, value, inner))
     if kind is not None and issubclass(kind, Mapping):
-        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(
+            _has_type(key, inner[0]) and _has_type(item, inner[1]) for key, item in value.items()
+        )
     if isinstance(value, bool):
         return hint is bool
     if isinstance(value, int) and hint in (int, float):
@@ -75,14 +101,14 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the random stream that `names` identify, e.g. (seed, task, epoch, "order").
+    """Return a 63-bit seed for the random stream that `names` identify, e.g. (task, epoch, "order").
 
-    Random numbers are named instead of saved: a resumed run asks for the same name and gets the same numbers.
+    Random numbers are named instead of saved: a resumed run uses the same names and gets the same numbers.
     """
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator for the random stream that `names` identify."""
+    """Return a CPU generator for the random stream that `names` identify; see `derived_seed`."""
     return torch.Generator().manual_seed(derived_seed(seed, *names))

@@ -1,4 +1,4 @@
-"""The device that a network is trained on and asked: the processor, or a GPU."""
+"""Choice of the device, the CPU or a GPU, and copies of tensors to it."""
 
 from typing import Literal
 
@@ -10,50 +10,53 @@ from pah.core.config import InputError
 
 DeviceName = Literal["cpu", "cuda", "mps", "auto"]
 CPU = torch.device("cpu")
-ROOM = 0.25  # the share of a GPU's free memory that a data set may take; the network and its activations need the rest
+DATA_MEMORY_SHARE = 0.25  # of a GPU's free memory, for the data set; the network and its activations need the rest
 
 
 def find_device(name: DeviceName) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one, and the processor elsewhere.
+    """Return the device of that name; "auto" is a GPU if the machine has one, and otherwise the CPU.
 
-    Of several processes on a machine each takes a GPU of its own.
+    If several processes run on a machine, each one gets a GPU of its own.
 
     Raises:
-        InputError: this machine has no such device, or fewer GPUs than processes; or these cannot share its kind.
+        InputError: this machine has no such device, or fewer GPUs than processes, or several processes cannot use
+            this kind of device.
     """
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    here = [kind for kind, there in usable.items() if there]
-    kind = here[0] if name == "auto" else name
-    if kind not in here:
-        raise InputError(f"device: expected one that this machine has ({', '.join(here)}), got {name}")
-    if kind == "mps" and distributed.launched():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kinds = [kind for kind, is_available in available.items() if is_available]
+    kind = kinds[0] if name == "auto" else name
+    if kind not in kinds:
+        raise InputError(f"device: expected one that this machine has ({', '.join(kinds)}), got {name}")
+    if kind == "mps" and distributed.is_distributed():
         raise InputError("device: expected cpu or cuda for several processes, got mps")
     if kind != "cuda":
         return torch.device(kind)
-    gpu, gpus = distributed.local_index(), torch.cuda.device_count()
-    if gpu >= gpus:
-        raise InputError(f"device: expected a GPU for each process on this machine, got {gpus}, and process {gpu + 1}")
-    device = torch.device("cuda", gpu)
-    torch.cuda.set_device(device)  # nccl, and whatever says "cuda" without a number
+    index, gpus = distributed.local_rank(), torch.cuda.device_count()
+    if index >= gpus:
+        raise InputError(
+            f"device: expected a GPU for each process on this machine, got {gpus}, and process {index + 1}"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # nccl and code that says "cuda" without a number use the current device
     return device
 
 
-def name_of(device: torch.device) -> str:
-    """What a result was computed on: the GPU's name, or the kind of device."""
+def device_name(device: torch.device) -> str:
+    """Return the model name of a GPU, or the kind of any other device, e.g. "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the processor's, on the device, without waiting until that has done what it was asked before.
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of a CPU tensor on the device, without waiting for the device's earlier work.
 
-    Apple's GPUs are waited for: torch lets them read the tensor after its memory may have been used for another.
+    On Apple's GPUs the copy waits: torch might otherwise read the tensor after its memory has been used again.
     """
     return tensor.to(device, non_blocking=device.type != "mps")
 
 
-def holds(device: torch.device, size: int) -> bool:
-    """Whether a data set of `size` bytes may lie in the device's own memory.
+def fits_on_gpu(device: torch.device, size: int) -> bool:
+    """Return whether a data set of `size` bytes may be kept in the memory of a GPU.
 
-    Apple's GPUs share the processor's: nothing would be won.
+    The answer is no for Apple's GPUs: they share the CPU's memory, so that a copy would save no time.
     """
-    return device.type == "cuda" and size <= ROOM * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and size <= DATA_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]

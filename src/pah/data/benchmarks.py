@@ -1,79 +1,87 @@
-"""The benchmarks by name: where their images come from, how many tasks, and the settings that suit them."""
+"""The benchmarks by name: data set, number of tasks, and suitable settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pah.core.config import InputError, require, unknown
-from pah.data.small_lessons import SIZE, SMALL_STREAMS, SmallStream, small_source
+from pah.core.config import InputError, require, unknown_name_error
+from pah.data.small_lessons import IMAGE_SIZE, SMALL_STREAMS, SmallStream, small_stream_source
 from pah.data.sources import Source, load_digits, load_source
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and its usual split.
+    """A data set and its usual split into tasks.
 
     Args:
-        summary: What it is, in a line.
-        tasks: Into how many tasks its classes are split; None for five, or as many as there are pairs of classes.
-        hub: The Hugging Face data set to download; None where the images are embedded, or given by `--data`.
-        defaults: Option values, by dotted name, that suit it.
-        small: The small lessons that it consists of, if it does.
+        summary: The images and the split, in a line.
+        tasks: Number of tasks; None for five, or for the number of pairs of classes if that is smaller.
+        hub: The Hugging Face data set to download; None if the images are embedded, or given by `--data`.
+        defaults: Option values, by dotted name, that replace the usual defaults.
+        small_stream: The small lessons that it consists of, if it is a `small-…` benchmark.
     """
 
     summary: str
     tasks: int | None
     hub: str | None = None
     defaults: Mapping[str, object] = field(default_factory=dict)
-    small: SmallStream | None = None
+    small_stream: SmallStream | None = None
 
-    def source(self, data: str | None, label_column: str | None, image_size: int | None) -> Source:
-        """The images: of `data` if given, else the embedded ones or those of the hub.
+    def load_source(self, data: str | None, label_column: str | None, image_size: int | None) -> Source:
+        """Return the images.
+
+        Args:
+            data: A path or a hub id; None takes the embedded images or those of the benchmark's hub data set.
+            label_column: The column of the labels, if a data set has several.
+            image_size: Height and width to which images are resized; None keeps their own size.
 
         Raises:
-            InputError: no such data, none given where they are needed, or no network.
+            InputError: there are no such data, or none are given although they are needed, or the network is down.
         """
         if data is None and self is BENCHMARKS["split-digits"]:
             for option, value in (("label_column", label_column), ("image_size", image_size)):
                 require(value is None, option, "none for the embedded digits", value)
             return load_digits()
-        if self.small is not None:
-            return self._small_source(self.small, data, label_column, image_size)
-        where = data if data is not None else self.hub
-        if where is None:
+        if self.small_stream is not None:
+            return _load_small_stream(self.small_stream, data, label_column, image_size)
+        path_or_hub_id = data if data is not None else self.hub
+        if path_or_hub_id is None:
             raise InputError(
                 "benchmark split: expected --data PATH_OR_HUB_ID (a folder of class folders, a folder of Parquet "
                 "files or a Hugging Face data set), got none"
             )
-        return load_source(where, label_column=label_column, image_size=image_size)
-
-    def _small_source(
-        self, small: SmallStream, data: str | None, label_column: str | None, image_size: int | None
-    ) -> Source:
-        """The images of small lessons; `data` is the folder of the data set, or that which holds its folder."""
-        require(image_size in (None, SIZE), "image_size", f"{SIZE} for small lessons, or none", image_size)
-        if small.data is None:
-            for option, value in (("data", data), ("label_column", label_column)):
-                require(value is None, option, "none for images that are embedded or made", value)
-            return small_source(small, None)
-        if data is None:
-            name = next(name for name, of in SMALL_STREAMS.items() if of is small)
-            raise InputError(f"benchmark {name}: expected --data with the folder of {small.data}, got none")
-        inside = Path(data) / small.data
-        where = str(inside) if inside.is_dir() else data
-        return small_source(small, load_source(where, label_column=label_column, image_size=SIZE))
+        return load_source(path_or_hub_id, label_column=label_column, image_size=image_size)
 
 
-# The options of a new learner's method and training; so the benchmarks of small lessons measure what a learner does.
-LESSONS: dict[str, object] = {
+def _load_small_stream(
+    stream: SmallStream, data: str | None, label_column: str | None, image_size: int | None
+) -> Source:
+    """Return the images of small lessons; `data` is the folder of the data set, or the folder that contains it."""
+    require(image_size in (None, IMAGE_SIZE), "image_size", f"{IMAGE_SIZE} for small lessons, or none", image_size)
+    if stream.data_folder is None:
+        for option, value in (("data", data), ("label_column", label_column)):
+            require(value is None, option, "none for images that are embedded or synthetic", value)
+        return small_stream_source(stream, None)
+    if data is None:
+        name = next(name for name, candidate in SMALL_STREAMS.items() if candidate is stream)
+        raise InputError(f"benchmark {name}: expected --data with the folder of {stream.data_folder}, got none")
+    subfolder = Path(data) / stream.data_folder
+    path = str(subfolder) if subfolder.is_dir() else data
+    return small_stream_source(stream, load_source(path, label_column=label_column, image_size=IMAGE_SIZE))
+
+
+# Options of a new learner's method and training. The benchmarks of small lessons use them too, so that they measure
+# what a learner does.
+LESSON_DEFAULTS: dict[str, object] = {
     "method.name": "pah",
     "method.stability": 1.0,
     "method.over_tasks": "sum",
     "method.hypernetwork_lr": 6e-4,
-    # noise as prototypes: better than a thumbnail of an image, which would show that image, and smaller than a head
+    # noise: better than a thumbnail of an image, which would reveal that image; at this size smaller than a head
     "method.prototype_start": "random",
     "method.prototype_size": 5,
-    # a few images of one kind: what a head of two classes says of them holds too little (docs/log.md, small lessons)
+    # a lesson has few, similar images: distilling heads of two classes on them preserves too little (docs/log.md,
+    # small lessons)
     "method.later_batch_norm": "frozen",
     "method.later_lr_factor": 0.3,
     "method.feature_stability": 3.0,
@@ -81,18 +89,19 @@ LESSONS: dict[str, object] = {
     "method.copies": True,
     "training.min_steps": 150,
 }
-_IMAGES_32 = {"augment.crop": 4, "augment.flip": True, "backbone.name": "resnet18-slim"}
+_IMAGES_32: dict[str, object] = {"augment.crop": 4, "augment.flip": True, "backbone.name": "resnet18-slim"}
 
 
-def _small(stream: SmallStream) -> Benchmark:
-    """A stream of small lessons as a benchmark, its tasks in their own order."""
-    own = {
+def _small_benchmark(stream: SmallStream) -> Benchmark:
+    """Return a stream of small lessons as a benchmark, with the tasks in the stream's own order."""
+    stream_defaults: dict[str, object] = {
         "stream.class_order": "natural",
         "stream.sizes": tuple(len(lesson) for lesson in stream.lessons),
-        "stream.images": stream.images,
+        "stream.images": stream.images_per_class,
         "training.epochs": stream.epochs,
     }
-    return Benchmark(stream.summary, len(stream.lessons), defaults=_IMAGES_32 | LESSONS | own, small=stream)
+    defaults = _IMAGES_32 | LESSON_DEFAULTS | stream_defaults
+    return Benchmark(stream.summary, len(stream.lessons), defaults=defaults, small_stream=stream)
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -120,12 +129,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         defaults=_IMAGES_32 | {"augment.crop": 8},
     ),
     "split": Benchmark("any image data set given by --data", tasks=None, defaults=_IMAGES_32),
-    **{name: _small(stream) for name, stream in SMALL_STREAMS.items()},
+    **{name: _small_benchmark(stream) for name, stream in SMALL_STREAMS.items()},
 }
 
 
-def benchmark(name: str) -> Benchmark:
-    """The benchmark of that name; InputError, naming the nearest, if there is none."""
+def find_benchmark(name: str) -> Benchmark:
+    """Return the benchmark of that name; InputError, with the nearest name, if there is none."""
     if name not in BENCHMARKS:
-        raise unknown("benchmark", name, BENCHMARKS)
+        raise unknown_name_error("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]

@@ -1,4 +1,4 @@
-"""Decodes the images of a data set once and keeps them as .npy files beside the Hugging Face cache.
+"""Decoding of a data set's images, done once; the arrays are kept as .npy files beside the Hugging Face cache.
 
 Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, otherwise 3.
 """
@@ -27,30 +27,30 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
-from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_warnings
+from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_pillow_warnings
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
-VERSION = 1  # of the cache's layout; a change makes every older folder unused
-ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # the cache's files, Decoded's fields
-ROWS = 512  # images decoded at a time, the most that are in memory
+VERSION = 1  # of the cache's layout; with another version, older folders are no longer used
+ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # files of the cache, fields of DecodedDataSet
+BATCH_ROWS = 512  # images that are decoded at a time; no more are in memory
 
 Labels: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One split before decoding: `images`, a column of `table`, is a struct of bytes and path; labels (N,)."""
+class EncodedSplit:
+    """One split before decoding."""
 
-    where: str  # the data set and its split, for messages
+    name: str  # the data set and its split, for messages
     table: pyarrow.dataset.Dataset
-    images: str
-    labels: Labels
+    image_column: str  # of the table; its values are structs of bytes and path
+    labels: Labels  # (N,)
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedDataSet:
     """Memory-mapped arrays, copied where written to: pixels uint8 (N, C, H, W), labels int64 (N,)."""
 
     class_names: tuple[str, ...]
@@ -61,72 +61,78 @@ class Decoded:
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn a failure to list or read `where` into an InputError."""
+def reading(name: str) -> Iterator[None]:
+    """Turn a failure to list or read the data set of that name into an InputError."""
     try:
         yield
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"{where}: expected readable data, got: {first_line(error)}") from error
+        raise InputError(f"{name}: expected readable data, got: {first_line(error)}") from error
 
 
 def cache_key(files: Iterable[Path], *options: str | int | None) -> str:
-    """A name for `files` read with `options`: another one as soon as a file's name, size or time differs."""
+    """Return a name for `files` read with `options`; it changes when a file's name, size or time changes."""
     stamps = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     text = json.dumps([VERSION, stamps, options])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def decode_once(
-    key: str, read: Callable[[], tuple[tuple[str, ...], Encoded, Encoded]], image_size: int | None
-) -> Decoded:
-    """The decoded set `key` of the cache; where it is missing or damaged, what `read` gives is decoded into it.
+    key: str, read: Callable[[], tuple[tuple[str, ...], EncodedSplit, EncodedSplit]], image_size: int | None
+) -> DecodedDataSet:
+    """Return the decoded data set from the cache; if it is missing or damaged, decode it into the cache first.
 
-    read: class names, training split, test split; not called when the set is in the cache
-    image_size: every image is resized and cropped to this height and width; None leaves all as they are
+    Args:
+        key: The data set's name in the cache, from `cache_key`.
+        read: Returns class names, training split and test split; not called if the data set is in the cache.
+        image_size: Every image is resized and cropped to this height and width; None keeps the images' own size.
 
-    Raises InputError where an image is unreadable, sizes differ, or the cache cannot be written.
+    Raises:
+        InputError: an image is unreadable, images differ in size, or the cache cannot be written.
     """
-    folder = _cache() / key
-    if (found := _load(folder)) is not None:
-        return found
+    folder = _cache_folder() / key
+    if (cached := _load_cached(folder)) is not None:
+        return cached
     class_names, train, test = read()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # another process may be decoding the same set: wait for it, then use it
-            if _load(folder) is None:
-                _build(folder, class_names, train, test, image_size)
-            found = _load(folder)
+        with FileLock(f"{folder}.lock"):  # another process may be decoding the same data set: wait, then use its result
+            if _load_cached(folder) is None:
+                _decode_to_folder(folder, class_names, train, test, image_size)
+            cached = _load_cached(folder)
     except OSError as error:
         raise InputError(
-            f"{folder.parent}: expected room to keep the decoded images, got: {first_line(error)}; "
-            "HF_DATASETS_CACHE=FOLDER names another place"
+            f"{folder.parent}: expected space for the decoded images, got: {first_line(error)}; "
+            "HF_DATASETS_CACHE=FOLDER chooses another folder"
         ) from error
-    if found is None:
-        raise InputError(f"{folder}: expected the set as it was written, got other data; is the disk sound?")
-    return found
+    if cached is None:
+        raise InputError(f"{folder}: expected the data as they were written, got other data; check the disk")
+    return cached
 
 
-def _cache() -> Path:
-    """Where decoded sets are kept: in the cache of Hugging Face `datasets`, whose import takes a second."""
+def _cache_folder() -> Path:
+    """Return the folder of decoded data sets, in the cache of `datasets`; importing `datasets` would take a second."""
     home = Path(huggingface_hub.constants.HF_HOME)
     return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / "pah"
 
 
-def _load(folder: Path) -> Decoded | None:
-    """The set in `folder`, or None where it is missing or damaged: then it is decoded again, not trusted."""
+def _load_cached(folder: Path) -> DecodedDataSet | None:
+    """Return the data set in `folder`, or None if it is missing or damaged, so that it is decoded again."""
     try:
         described = json.loads((folder / "set.json").read_text(encoding="utf-8"))
         files = {name: folder / f"{name}.npy" for name in ARRAYS}
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
-        return Decoded(tuple(described["class_names"]), **{name: _mapped(file) for name, file in files.items()})
+        arrays = {name: _memory_map(file) for name, file in files.items()}
+        return DecodedDataSet(tuple(described["class_names"]), **arrays)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _mapped(file: Path) -> NDArray[Any]:
-    """The array in a file, of which pages are read that are asked for: batches are drawn at random, and reading ahead,
-    megabytes a fault, would push out of a small memory what it holds."""
+def _memory_map(file: Path) -> NDArray[Any]:
+    """Return the array in a file, memory-mapped without read-ahead.
+
+    Batches are drawn at random. Read-ahead, megabytes at a time, would displace useful pages from a small memory.
+    """
     array = np.load(file, mmap_mode="c", allow_pickle=False)
     if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):  # not on every system
         array.base.madvise(mmap.MADV_RANDOM)
@@ -134,95 +140,102 @@ def _mapped(file: Path) -> NDArray[Any]:
 
 
 def _checksum(file: Path) -> int:
-    return zlib.crc32(np.memmap(file, mode="r").data)  # some 3 GB/s, less than the first epoch takes to read the file
+    return zlib.crc32(np.memmap(file, mode="r").data)  # about 3 GB/s, faster than the first epoch reads the file
 
 
-def _build(folder: Path, class_names: tuple[str, ...], train: Encoded, test: Encoded, image_size: int | None) -> None:
-    """Decode both splits into a temporary folder, then put it in the place of `folder`, whole or not at all."""
-    for dead in folder.parent.glob(f"{folder.name}.*/"):  # under the lock: what a killed process left behind
-        shutil.rmtree(dead, ignore_errors=True)
+def _decode_to_folder(
+    folder: Path, class_names: tuple[str, ...], train: EncodedSplit, test: EncodedSplit, image_size: int | None
+) -> None:
+    """Decode both splits into a temporary folder, then rename it to `folder`, so that it is complete or missing."""
+    for leftover in folder.parent.glob(f"{folder.name}.*/"):  # of killed processes; safe under the lock
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
-        fresh = Path(temporary) / "set"  # a folder of its own, readable by others as the temporary one is not
-        fresh.mkdir()
+        new_folder = Path(temporary) / "set"  # unlike the temporary folder, other users can read it
+        new_folder.mkdir()
         try:
-            _write_pixels(fresh, train, test, "L", image_size)
-        except ColourError:  # as a rule the first image tells, so next to nothing is decoded twice
-            _write_pixels(fresh, train, test, "RGB", image_size)
-        np.save(fresh / "train_labels.npy", train.labels)
-        np.save(fresh / "test_labels.npy", test.labels)
-        checksums = {name: _checksum(fresh / f"{name}.npy") for name in ARRAYS}
+            _write_pixels(new_folder, train, test, "L", image_size)
+        except ColourError:  # usually the first image already is in colour, so that little is decoded twice
+            _write_pixels(new_folder, train, test, "RGB", image_size)
+        np.save(new_folder / "train_labels.npy", train.labels)
+        np.save(new_folder / "test_labels.npy", test.labels)
+        checksums = {name: _checksum(new_folder / f"{name}.npy") for name in ARRAYS}
         described = {"class_names": class_names, "checksums": checksums}
-        (fresh / "set.json").write_text(json.dumps(described), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        fresh.rename(folder)
+        (new_folder / "set.json").write_text(json.dumps(described), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # it exists only if it is damaged
+        new_folder.rename(folder)
 
 
-def _write_pixels(folder: Path, train: Encoded, test: Encoded, mode: Mode, image_size: int | None) -> None:
-    with ThreadPoolExecutor(os.cpu_count()) as pool, without_warnings():
+def _write_pixels(folder: Path, train: EncodedSplit, test: EncodedSplit, mode: Mode, image_size: int | None) -> None:
+    """Decode the images of both splits and write them to the folder."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, without_pillow_warnings():
         decoder = _Decoder(mode, image_size, pool)
-        _write(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
-        _write(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))
+        _write_batches(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
+        _write_batches(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))
 
 
-def _write(file: Path, count: int, batches: Iterator[Pixels]) -> None:
-    """Write batches (B, C, H, W) of `count` images as one array.
+def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
+    """Write batches (B, C, H, W) of `count` images in all as one array.
 
-    Written, not mapped: on a full disk a write is an error, a store to a mapped page kills the process.
+    The file is not memory-mapped: on a full disk a failed write is an error, but a store to a mapped page kills the
+    process.
     """
     first = next(batches)
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
-    with file.open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, header)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for batch in chain([first], batches):
-            out.write(batch.tobytes())
+            file.write(batch.tobytes())
 
 
 class _Decoder:
-    """Decodes splits to one mode, "L" or "RGB", and insists that all images, of all splits, have one size."""
+    """Decodes splits to one mode, "L" or "RGB", and requires that all images of all splits have one size."""
 
     def __init__(self, mode: Mode, image_size: int | None, pool: ThreadPoolExecutor) -> None:
         self.mode = mode
         self.size = None if image_size is None else (image_size, image_size)
         self.pool = pool
-        self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) of the first image, where it is
+        self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) and name of the first image
 
-    def batches(self, split: Encoded) -> Iterator[Pixels]:
-        """The images of `split`, in order, as batches (B, C, H, W)."""
-        import datasets  # takes a second, and what was decoded before needs it not
+    def batches(self, split: EncodedSplit) -> Iterator[Pixels]:
+        """Yield the images of a split, in order, as batches (B, C, H, W)."""
+        import datasets  # the import takes a second; data sets in the cache do not need it
 
         start = 0
-        with reading(split.where):
-            # No reading ahead: a scan that is given up half-way must leave no thread behind.
+        with reading(split.name):
+            # No read-ahead: it would leave a thread running if the scan is abandoned half-way.
             for batch in split.table.to_batches(
-                columns=[split.images], batch_size=ROWS, batch_readahead=0, fragment_readahead=0
+                columns=[split.image_column], batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0
             ):
                 rows = datasets.Image().cast_storage(batch.column(0)).to_pylist()
-                named = [(row, _name(row, f"{split.where}, row {start + i}")) for i, row in enumerate(rows)]
-                if named:
-                    yield self._decode(named)
+                named_rows = [(row, _image_name(row, f"{split.name}, row {start + i}")) for i, row in enumerate(rows)]
+                if named_rows:
+                    yield self._decode(named_rows)
                 start += len(rows)
 
-    def _decode(self, rows: list[tuple[Any, str]]) -> Pixels:
-        share = -(-len(rows) // (os.cpu_count() or 1))  # a thread takes many: small images cost less than a hand-over
-        parts = [rows[start : start + share] for start in range(0, len(rows), share)]
+    def _decode(self, named_rows: list[tuple[Any, str]]) -> Pixels:
+        """Return the decoded images (B, C, H, W); each row is given with its name."""
+        # each thread takes many images: decoding a small image costs less than handing it to a thread
+        share = -(-len(named_rows) // (os.cpu_count() or 1))
+        parts = [named_rows[start : start + share] for start in range(0, len(named_rows), share)]
         images = list(chain.from_iterable(self.pool.map(self._decode_part, parts)))
-        for image, (_, where) in zip(images, rows, strict=True):
-            self._check_size(image, where)
+        for image, (_, name) in zip(images, named_rows, strict=True):
+            self._check_size(image, name)
         return np.stack(images).transpose(0, 3, 1, 2)
 
-    def _decode_part(self, rows: list[tuple[Any, str]]) -> list[Pixels]:
-        return [decode_image(row, where, self.mode, self.size) for row, where in rows]
+    def _decode_part(self, named_rows: list[tuple[Any, str]]) -> list[Pixels]:
+        return [decode_image(row, name, self.mode, self.size) for row, name in named_rows]
 
-    def _check_size(self, image: Pixels, where: str) -> None:
-        self.first = self.first or (image.shape, where)
-        (height, width, _), first_where = self.first
+    def _check_size(self, image: Pixels, name: str) -> None:
+        """Raise InputError unless the image has the size of the first one."""
+        self.first = self.first or (image.shape, name)
+        (height, width, _), first_name = self.first
         if image.shape[:2] != (height, width):
             raise InputError(
-                f"expected images of one size, got {width}x{height} ({first_where}) and "
-                f"{image.shape[1]}x{image.shape[0]} ({where}); `--image_size N` resizes all of them to N x N"
+                f"expected images of one size, got {width}x{height} ({first_name}) and "
+                f"{image.shape[1]}x{image.shape[0]} ({name}); `--image_size N` resizes all of them to N x N"
             )
 
 
-def _name(row: Mapping[str, Any] | None, where: str) -> str:
-    """Where an image is, for messages: its file if it is one, otherwise its place in the table."""
-    return str(row["path"]) if row and row["bytes"] is None and row["path"] else where
+def _image_name(row: Mapping[str, Any] | None, place: str) -> str:
+    """Return how messages call an image: by its file if it has one, otherwise by its place in the table."""
+    return str(row["path"]) if row and row["bytes"] is None and row["path"] else place

@@ -1,4 +1,4 @@
-"""A stream of tasks: a data set's classes in groups, and the batches that training and evaluation see.
+"""A stream of tasks, each a group of a data set's classes, and the batches for training and evaluation.
 
 B: images of a batch, C: channels, H and W: height and width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pah.core import distributed
 from pah.core.config import InputError, generator, require
-from pah.core.devices import CPU, holds, sent
+from pah.core.devices import CPU, fits_on_gpu, to_device
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Images, Source
 from pah.data.task import Batch, Examples, Normalization, Step, Task
@@ -26,14 +26,14 @@ class StreamOptions:
     """How a data set becomes a stream of tasks.
 
     Args:
-        tasks: Number of tasks; the benchmark's own number unless given. Classes that do not divide evenly go to
-            the first tasks, one more each.
-        first: Learn only the first so many of these tasks; all unless given.
-        classes: Use only the first so many classes of the class order; all unless given.
+        tasks: Number of tasks; the benchmark's own number unless given. If the classes do not divide evenly, the
+            first tasks get one class more.
+        first: Learn only this number of tasks, the first ones; all unless given.
+        classes: Use only this number of classes, the first ones of the class order; all unless given.
         class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
         validation: Share of each class's training images that is held out, never trained on.
-        sizes: Classes of each task, for tasks of unequal size; `tasks` counts them unless given.
-        images: Training images of each class, at most, drawn by the seed from those that are not held out.
+        sizes: Number of classes of each task, for tasks of unequal size; `tasks` is then their number.
+        images: Largest number of training images of each class, drawn by the seed from those that are not held out.
     """
 
     tasks: int | None = None
@@ -59,73 +59,77 @@ class Stream:
     """Tasks in the order in which they arrive.
 
     Args:
-        tasks: All of them.
-        normalization: By which every image is normalised.
+        tasks: All tasks.
+        normalization: Applied to every image.
         image_shape: Channels, height, width.
-        where: The images come from, in words.
+        origin: Where the images come from, in words.
     """
 
     tasks: tuple[Task, ...]
     normalization: Normalization
     image_shape: tuple[int, int, int]
-    where: str
+    origin: str
 
     @property
     def class_order(self) -> list[int]:
         """The data set's labels in the order in which they arrive."""
         return [label for task in self.tasks for label in task.labels]
 
-    def on(self, device: torch.device) -> "Stream":
-        """The same stream with its images in the memory of the device, where they fit: otherwise batches are moved."""
+    def to(self, device: torch.device) -> "Stream":
+        """Return the stream with its images in the memory of a GPU if they fit there; otherwise the stream itself."""
         parts = [part for task in self.tasks for part in (task.train, task.validation, task.test)]
-        every = {id(part.pixels): part.pixels for part in parts}
-        if not holds(device, sum(pixels.nbytes for pixels in every.values())):
+        pixels_by_id = {id(part.pixels): part.pixels for part in parts}  # tasks share tensors: move each one once
+        if not fits_on_gpu(device, sum(pixels.nbytes for pixels in pixels_by_id.values())):
             return self
-        moved = {key: pixels.to(device) for key, pixels in every.items()}
+        moved = {key: pixels.to(device) for key, pixels in pixels_by_id.items()}
 
-        def there(part: Examples) -> Examples:
+        def move(part: Examples) -> Examples:
             return dataclasses.replace(part, pixels=moved[id(part.pixels)])
 
         tasks = (
-            dataclasses.replace(task, train=there(task.train), validation=there(task.validation), test=there(task.test))
+            dataclasses.replace(task, train=move(task.train), validation=move(task.validation), test=move(task.test))
             for task in self.tasks
         )
         return dataclasses.replace(self, tasks=tuple(tasks))
 
 
 def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -> Stream:
-    """The data set in `tasks` groups of classes, ordered by `options` and `seed`.
+    """Return the data set as a stream of tasks.
 
-    Normalisation uses the first task's training images alone: nothing is known of a task before it arrives.
+    Normalisation uses only the training images of the first task, as later tasks are unknown when training starts.
+
+    Args:
+        source: The data set.
+        options: How it is split into tasks.
+        tasks: Number of tasks, unless `options.sizes` gives the size of each.
+        seed: Orders the classes and draws held-out images.
 
     Raises:
-        InputError: more classes asked than there are, a task with a single class, or a class whose training
-            images do not suffice for the validation part.
+        InputError: the options need more classes than there are, a task has a single class, or a class has no
+            training image besides its validation images.
     """
     if options.sizes:
-        wanted = options.tasks in (None, len(options.sizes))
-        require(wanted, "stream.tasks", f"{len(options.sizes)}, as there are so many sizes, or none", options.tasks)
-        tasks = len(options.sizes)
+        count = len(options.sizes)
+        consistent = options.tasks in (None, count)
+        require(consistent, "stream.tasks", f"{count}, the number of stream.sizes, or none", options.tasks)
+        tasks = count
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
     groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
-    rows_of = [_rows_by_class(images.labels, len(source.class_names)) for images in (source.train, source.test)]
+    classes = len(source.class_names)
+    train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
     for labels in groups:
-        kept, held = zip(*(_hold_out(rows_of[0][y], options.validation, seed, y) for y in labels), strict=True)
-        short = [source.class_names[y] for y, rows in zip(labels, kept, strict=True) if len(rows) == 0]
-        if short:
-            raise InputError(f"stream.validation {options.validation}: class {short[0]!r} keeps no training image")
-        kept = tuple(_some(rows, options.images, seed, y) for y, rows in zip(labels, kept, strict=True))
-        tested = [rows_of[1][y] for y in labels]
-        train = _examples(source.train, kept)
-        parts.append((labels, train, _examples(source.train, held), _examples(source.test, tested)))
-    normalization = _statistics(parts[0][1])
+        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed)
+        test = [test_rows[y] for y in labels]
+        examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
+        parts.append((labels, *examples))
+    normalization = _channel_statistics(parts[0][1])
     stream_tasks = tuple(
-        Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, train, validation, test)
-        for k, (labels, train, validation, test) in enumerate(parts)
+        Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, *examples)
+        for k, (labels, *examples) in enumerate(parts)
     )
     _, *shape = source.train.pixels.shape
-    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.where)
+    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin)
 
 
 def training_batches(
@@ -137,43 +141,52 @@ def training_batches(
     first: int = 0,
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """One epoch over the training images of `tasks`, the last of which is the current one.
+    """Yield the batches of one epoch over the training images of `tasks`.
 
-    Batches are of (nearly) equal size, none above `batch_size`. Order and augmentation are named by (seed, task,
-    epoch, step), so an epoch that starts at batch `first` continues exactly as the whole one would, and of several
-    processes each gets its slice of the very same batches.
+    Batches are of nearly equal size. Their order and augmentation are named by (seed, task, epoch, step). So an epoch
+    that starts at batch `first` continues exactly as the whole epoch would, and each of several processes gets its
+    slice of the same batches.
+
+    Args:
+        tasks: The tasks to learn from; the last one is the current task.
+        batch_size: Largest number of images of a batch, over all processes.
+        options: How images are augmented.
+        seed: Of the run.
+        epoch: Number of the epoch within the task, from 0.
+        first: Number of the first batch, from 0.
+        device: Where the batches are needed.
     """
-    current = tasks[-1].index
-    rows, labels, owners = _joined(tasks)
-    order = torch.randperm(len(rows), generator=generator(seed, current, epoch, "order"))
+    task_index = tasks[-1].index
+    rows, labels, task_indices = _concatenate_training_examples(tasks)
+    order = torch.randperm(len(rows), generator=generator(seed, task_index, epoch, "order"))
     pixels, normalization = tasks[-1].train.pixels, tasks[-1].normalization
-    chosen = order.tensor_split(number_of_batches(len(rows), batch_size))
-    for index in range(first, len(chosen)):
-        images = len(chosen[index])
-        part = distributed.own_part(images)
-        pick = chosen[index][part]
-        images_of = pixels[sent(rows[pick], pixels.device)]
-        raw, y, of = (sent(tensor, device) for tensor in (images_of, labels[pick], owners[pick]))
-        step = Step(seed, current, epoch, index, options, normalization)
-        yield Batch(step.prepare(raw, first=part.start, of=images), y, of, raw, step, images)
+    batches = order.tensor_split(number_of_batches(len(rows), batch_size))
+    for index in range(first, len(batches)):
+        size = len(batches[index])
+        part = distributed.own_slice(size)
+        selection = batches[index][part]
+        selected = (pixels[to_device(rows[selection], pixels.device)], labels[selection], task_indices[selection])
+        raw, y, batch_tasks = (to_device(tensor, device) for tensor in selected)
+        step = Step(seed, task_index, epoch, index, options, normalization)
+        yield Batch(step.prepare(raw, first=part.start, slice_of=size), y, batch_tasks, raw, step, slice_of=size)
 
 
 def number_of_batches(images: int, batch_size: int) -> int:
-    """How many batches of at most `batch_size` an epoch over `images` has."""
+    """Return the number of batches of at most `batch_size` images in an epoch over `images`."""
     return -(-images // batch_size)
 
 
 def evaluation_batches(
     task: Task, part: Examples, batch_size: int, device: torch.device = CPU
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of one task, unchanged and in order: x (B, C, H, W) on the device, y (B,)."""
+    """Yield images of one task, not augmented and in order: x (B, C, H, W) on the device, y (B,) on the CPU."""
     for rows, y in zip(part.rows.split(batch_size), part.labels.split(batch_size), strict=True):
         x = task.normalization(part.pixels[rows].to(device))
         yield x.contiguous(memory_format=torch.channels_last), y
 
 
 def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
-    """The labels of each task."""
+    """Return the data set's labels of each task."""
     total, sizes = len(class_names), options.sizes
     used = options.classes if options.classes is not None else sum(sizes) if sizes else total
     require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
@@ -191,34 +204,50 @@ def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
-    """For each class, the rows of its images, ascending."""
+    """Return for each class the rows of its images, ascending."""
     order = labels.argsort(stable=True)
     return list(order.split(labels.bincount(minlength=classes).tolist()))
 
 
+def _training_rows(
+    class_names: Sequence[str], rows: Sequence[Tensor], labels: Sequence[int], options: StreamOptions, seed: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return training rows and validation rows of each of these classes, given all rows of every class."""
+    training, validation = [], []
+    for y in labels:
+        train_rows, held_out = _hold_out(rows[y], options.validation, seed, y)
+        if len(train_rows) == 0:
+            name = class_names[y]
+            raise InputError(f"stream.validation {options.validation}: class {name!r} keeps no training image")
+        training.append(_draw_rows(train_rows, options.images, seed, y))
+        validation.append(held_out)
+    return training, validation
+
+
 def _hold_out(rows: Tensor, share: float, seed: int, label: int) -> tuple[Tensor, Tensor]:
-    """A class's rows as (kept, held out); the same share of every class, at least one image of it if any."""
+    """Return a class's rows as (training, held out): the same share of every class, at least one if it is above 0."""
     if share == 0:
         return rows, rows[:0]
-    held = max(1, round(share * len(rows)))
+    count = max(1, round(share * len(rows)))
     shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "validation", label))]
-    return shuffled[held:].sort().values, shuffled[:held].sort().values
+    return shuffled[count:].sort().values, shuffled[:count].sort().values
 
 
-def _some(rows: Tensor, most: int | None, seed: int, label: int) -> Tensor:
-    """At most so many of a class's rows, ascending."""
-    if most is None or len(rows) <= most:
+def _draw_rows(rows: Tensor, count: int | None, seed: int, label: int) -> Tensor:
+    """Return at most `count` of a class's rows, drawn at random, ascending; all of them if it is None."""
+    if count is None or len(rows) <= count:
         return rows
-    return rows[torch.randperm(len(rows), generator=generator(seed, "images", label))[:most]].sort().values
+    return rows[torch.randperm(len(rows), generator=generator(seed, "images", label))[:count]].sort().values
 
 
 def _examples(images: Images, rows_by_class: Sequence[Tensor]) -> Examples:
+    """Return the examples of a task, given the rows of each of its classes."""
     labels = [torch.full((len(rows),), label) for label, rows in enumerate(rows_by_class)]
     return Examples(images.pixels, torch.cat(list(rows_by_class)), torch.cat(labels))
 
 
-def _statistics(part: Examples) -> Normalization:
-    """Mean and standard deviation of each channel over all pixels, in float64 and in pieces of 1,000 images."""
+def _channel_statistics(part: Examples) -> Normalization:
+    """Return mean and standard deviation of each channel over all pixels, in float64, 1,000 images at a time."""
     total = squares = torch.zeros(part.pixels.shape[1], dtype=torch.float64)
     for rows in part.rows.split(1000):
         values = part.pixels[rows].to(torch.float64) / 255
@@ -226,15 +255,15 @@ def _statistics(part: Examples) -> Normalization:
         squares = squares + values.square().sum(dim=(0, 2, 3))
     count = len(part) * part.pixels.shape[2] * part.pixels.shape[3]
     mean = total / count
-    std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)  # a blank channel stays finite
+    std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)  # a constant channel must not divide by 0
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _joined(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, labels and owning tasks of all training images."""
-    owners = [torch.full((len(task.train),), task.index) for task in tasks]
+def _concatenate_training_examples(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, labels and task indices of the training images of all tasks, one after the other."""
+    task_indices = [torch.full((len(task.train),), task.index) for task in tasks]
     return (
         torch.cat([task.train.rows for task in tasks]),
         torch.cat([task.train.labels for task in tasks]),
-        torch.cat(owners),
+        torch.cat(task_indices),
     )

@@ -1,4 +1,4 @@
-"""A task, the images that belong to it, and a batch of these as a method learns from it.
+"""Tasks, their images, and the batches that a method learns from.
 
 B: images of a batch, C: channels, H and W: height and width.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pah.core.config import generator
-from pah.core.devices import sent
+from pah.core.devices import to_device
 from pah.data.augment import AugmentOptions, augment
 
 
@@ -34,22 +34,23 @@ NO_EXAMPLES = Examples(
 
 @dataclass(frozen=True)
 class Normalization:
-    """Pixel statistics of each channel, in 0..1, by which images are normalised."""
+    """Mean and standard deviation of each channel, in 0..1, by which images are normalised."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(uint8 / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
+        """Return (pixels / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
         x = pixels.to(torch.float32, copy=True)
         mean = torch.tensor(self.mean)[:, None, None] * 255
         scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
-        for operation, of in ((x.sub_, sent(mean, x.device)), (x.mul_, sent(scale, x.device))):
-            operation(torch.empty_like(x[:1]).copy_(of))  # laid out as an image: a third of the time in channels-last
+        for operation, values in ((x.sub_, to_device(mean, x.device)), (x.mul_, to_device(scale, x.device))):
+            # expanded to an image's memory layout, which takes a third of the time if channels are last
+            operation(torch.empty_like(x[:1]).copy_(values))
         return x
 
-    def undone(self, image: Tensor) -> Tensor:
-        """One normalised image (C, H, W) as uint8; one of a single channel is grey."""
+    def denormalize(self, image: Tensor) -> Tensor:
+        """Return a normalised image (C, H, W) as uint8; an image of one channel takes the mean of the statistics."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         if len(image) == 1:
             mean, std = mean.mean(dim=0, keepdim=True), std.mean(dim=0, keepdim=True)
@@ -58,16 +59,16 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Task:
-    """A group of classes to learn. A task whose images are gone keeps its names and has no examples.
+    """A group of classes to learn. A task whose images have been deleted keeps its names and has no examples.
 
     Args:
-        index: Its place in the stream, from 0.
-        class_names: Of its C classes; position = label within the task.
-        labels: The classes' labels in the data set, in the same order.
-        normalization: Of all tasks, from the first one's training images.
-        train: What is learned from.
-        validation: What is held out of it.
-        test: What it is measured on.
+        index: Its position in the stream, from 0.
+        class_names: The names of its C classes; the position is the label within the task.
+        labels: The labels of these classes in the data set, in the same order.
+        normalization: The same for all tasks, from the first task's training images.
+        train: Training images.
+        validation: Images that are held out of the training images.
+        test: Test images.
     """
 
     index: int
@@ -80,14 +81,14 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The class names, the first three of them written out."""
+        """The first three class names, and the number of the others."""
         shown = ", ".join(self.class_names[:3])
         return shown if len(self.class_names) <= 3 else f"{shown}, +{len(self.class_names) - 3}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of training: whatever is drawn in it is named by (seed, task, epoch, index)."""
+    """One training step; its random numbers are named by (seed, task, epoch, index)."""
 
     seed: int
     task: int
@@ -97,28 +98,32 @@ class Step:
     normalization: Normalization
 
     def generator(self, purpose: str) -> torch.Generator:
-        """The random numbers of this step for one purpose."""
+        """Return the generator of this step for one purpose."""
         return generator(self.seed, self.task, self.epoch, purpose, self.index)
 
-    def prepare(self, pixels: Tensor, purpose: str = "augment", first: int = 0, of: int | None = None) -> Tensor:
-        """Images as the network learns from them, augmented and normalised: (B, C, H, W) uint8 -> float32.
+    def prepare(self, pixels: Tensor, purpose: str = "augment", first: int = 0, slice_of: int | None = None) -> Tensor:
+        """Return images augmented and normalised: (B, C, H, W) uint8 -> float32.
 
-        `first` and `of` say which slice of a batch of how many they are, if they are one.
+        Args:
+            pixels: The images.
+            purpose: The name of the random numbers of the augmentation.
+            first: Position of the first image in the whole batch, if these are a slice of it.
+            slice_of: Number of images of the whole batch, if these are a slice of it.
         """
-        return self.normalization(augment(pixels, self.options, self.generator(purpose), first, of))
+        return self.normalization(augment(pixels, self.options, self.generator(purpose), first, slice_of))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to learn from.
+    """Images to learn from: a whole batch, or the slice of it that one of several processes takes.
 
     Args:
         x: float32 (B, C, H, W), augmented and normalised.
         y: int64 (B,), labels within their tasks.
         tasks: int64 (B,), the index of each image's task.
-        pixels: uint8 (B, C, H, W), the same images before `step` prepared them: what a buffer stores.
+        pixels: uint8 (B, C, H, W), the same images before `step` prepared them; replay buffers store these.
         step: Names the random numbers of this step.
-        of: The images of the whole batch, of which these are one process's slice; these are all unless given.
+        slice_of: Number of images of the whole batch, if this is a slice of it; None for a whole batch.
     """
 
     x: Tensor
@@ -126,9 +131,9 @@ class Batch:
     tasks: Tensor
     pixels: Tensor
     step: Step
-    of: int | None = None
+    slice_of: int | None = None
 
     @property
-    def images(self) -> int:
-        """The images of the whole batch."""
-        return len(self.y) if self.of is None else self.of
+    def global_size(self) -> int:
+        """The number of images of the whole batch, over all processes."""
+        return len(self.y) if self.slice_of is None else self.slice_of

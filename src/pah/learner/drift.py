@@ -1,62 +1,67 @@
-"""What a lesson did to the features: the class statistics carried along, and the accuracy that old tasks have lost."""
+"""The effect of a lesson on the features: updated class statistics, and the accuracy that old tasks lost."""
 
 import dataclasses
 
 import torch
 
 from pah.core.config import generator
-from pah.data.augment import AugmentOptions, augment, recoloured
+from pah.data.augment import AugmentOptions, augment, recolour
 from pah.data.task import Examples
 from pah.learner.predictor import Predictor
-from pah.models.class_statistics import Carry, ClassStatistics, estimated_losses
+from pah.models.class_statistics import ClassStatistics, FeatureMap, estimate_accuracy_drops
 
-MEASURED, VIEWS = 500, 3  # images of a lesson at most, and views of each, on which features are compared
+MAX_IMAGES = 500  # images of a lesson on which features are compared
+VIEWS = 3  # views of each of these images
 
 
-def fit_carry(before: Predictor, after: Predictor, lesson: Examples, options: AugmentOptions) -> Carry:
+def fit_feature_map(before: Predictor, after: Predictor, examples: Examples, options: AugmentOptions) -> FeatureMap:
     """Fit the map from the features before a lesson to those after it.
 
-    It is fitted on some views of the lesson's images and on a recoloured copy of each view. On the images alone
-    nothing changes that a method holds on them, whatever it did to old images.
+    It is fitted on several views of the lesson's images and on a recolour copy of each view. On the images alone,
+    a method that preserves their features would show no change, whatever it did to the features of old images.
 
     Args:
         before: The predictor before the lesson.
         after: The predictor after it.
-        lesson: The images of the lesson; at most `MEASURED` of them are used.
-        options: How the views are augmented; the first view is not.
+        examples: The images of the lesson; at most `MAX_IMAGES` of them are used.
+        options: How the views are augmented. The first view is not augmented.
     """
-    chosen = torch.randperm(len(lesson), generator=generator(0, "measured"))[:MEASURED]
-    old, new = [], []
+    chosen = torch.randperm(len(examples), generator=generator(0, "measured"))[:MAX_IMAGES]
+    features_before, features_after = [], []
     for view in range(VIEWS):
         shifts, colours = generator(0, "view", view), generator(0, "colours", view)
-        for rows in lesson.rows[chosen].split(after.batch_size):
-            pixels = lesson.pixels[rows].cpu()
+        for rows in examples.rows[chosen].split(after.batch_size):
+            pixels = examples.pixels[rows].cpu()
             x = after.record.normalization(augment(pixels, options if view else AugmentOptions(), shifts))
-            both = torch.cat([x, recoloured(x, colours)])
-            old.append(before.prepared_features(both))
-            new.append(after.prepared_features(both))
-    return Carry.fitted(torch.cat(old), torch.cat(new))
+            views = torch.cat([x, recolour(x, colours)])
+            features_before.append(before.features_of_normalized(views))
+            features_after.append(after.features_of_normalized(views))
+    return FeatureMap.fit(torch.cat(features_before), torch.cat(features_after))
 
 
-def estimate_drift(before: Predictor, after: Predictor, carry: Carry) -> dict[str, float]:
-    """Estimate the share of its accuracy that each old task has lost in a lesson, by task name, 0 to 1.
+def estimate_drift(before: Predictor, after: Predictor, feature_map: FeatureMap) -> dict[str, float]:
+    """Estimate the share of its accuracy that each old task lost in a lesson.
 
-    Tasks without statistics are left out.
+    Returns:
+        The share by task name, 0 to 1. Tasks without statistics are omitted.
     """
-    old = range(len(before.record.tasks))
-    lost = estimated_losses(before.known_statistics(), carry, before.heads(old), after.heads(old))
+    tasks = range(len(before.record.tasks))
+    drops = estimate_accuracy_drops(before.statistics_or_empty(), feature_map, before.heads(tasks), after.heads(tasks))
     names = (task.name for task in before.record.tasks)
-    return {name: max(0.0, percent / 100) for name, percent in zip(names, lost, strict=True) if percent is not None}
+    return {name: max(0.0, percent / 100) for name, percent in zip(names, drops, strict=True) if percent is not None}
 
 
-def update_statistics(before: Predictor | None, after: Predictor, carry: Carry | None, lesson: Examples) -> Predictor:
+def update_statistics(
+    before: Predictor | None, after: Predictor, feature_map: FeatureMap | None, examples: Examples
+) -> Predictor:
     """Return the predictor `after` a lesson with the statistics of all its classes.
 
-    Those of the last task come from the lesson's images; those of the tasks before it are carried along.
+    The statistics of the last task are computed from the lesson's images. Those of earlier tasks are mapped to the new
+    features.
     """
     classes = after.method.network.sizes([len(after.record.tasks) - 1])[0]
-    features = after.features(lesson.pixels[lesson.rows])
-    statistics = ClassStatistics.measured(features, lesson.labels.cpu(), classes)
-    if before is not None and carry is not None:
-        statistics = before.known_statistics().carried(carry).joined(statistics)
+    features = after.features(examples.pixels[examples.rows])
+    statistics = ClassStatistics.from_features(features, examples.labels.cpu(), classes)
+    if before is not None and feature_map is not None:
+        statistics = before.statistics_or_empty().mapped(feature_map).merged(statistics)
     return dataclasses.replace(after, statistics=statistics)

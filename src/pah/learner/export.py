@@ -1,4 +1,4 @@
-"""A learner's backbone and heads as an ONNX graph, which answers without pah and without torch.
+"""Export of a learner's backbone and heads as an ONNX graph, which runs without pah and without torch.
 
 B: images, C: channels, H x W: pixels.
 """
@@ -17,52 +17,55 @@ from pah.core.files import write_file
 from pah.learner.learner import ContinualLearner
 from pah.learner.predictor import Predictor
 from pah.models.modes import evaluating
-from pah.models.network import TaskNetwork, apply_rows
+from pah.models.network import TaskNetwork, apply_heads
 
-FORMAT = "1"  # of the metadata
+FORMAT = "1"  # version of the metadata
 
 
-class Graph(nn.Module):
-    """Images (B, C, H, W) uint8 -> calibrated probabilities, (B, classes) for each task; its heads are constants."""
+class ExportGraph(nn.Module):
+    """A network that maps images to calibrated probabilities; its heads are constants.
 
-    def __init__(self, taught: Predictor, tasks: Sequence[int]) -> None:
+    Its input is uint8 (B, C, H, W), its output one (B, classes) tensor for each task.
+    """
+
+    def __init__(self, predictor: Predictor, tasks: Sequence[int]) -> None:
         super().__init__()
-        network = copy.deepcopy(taught.method.network).cpu()
+        network = copy.deepcopy(predictor.method.network).cpu()
         if isinstance(network, TaskNetwork):
             raise InputError(
-                f"export: expected features that all tasks share, got the network of {taught.record.config.method}"
+                f"export: expected features that all tasks share, got the network of {predictor.record.config.method}"
             )
         self.backbone = network.backbone
         self.sizes = network.sizes(tasks)
-        self.flip = taught.record.config.training.flip_test
-        statistics = taught.record.normalization
-        self.register_buffer("mean", 255 * torch.tensor(statistics.mean)[:, None, None])
-        self.register_buffer("scale", 1 / (255 * torch.tensor(statistics.std)[:, None, None]))
+        self.flip = predictor.record.config.training.flip_test
+        normalization = predictor.record.normalization
+        self.register_buffer("mean", 255 * torch.tensor(normalization.mean)[:, None, None])
+        self.register_buffer("scale", 1 / (255 * torch.tensor(normalization.std)[:, None, None]))
         with torch.no_grad():
             rows = network.heads.rows(tasks)
-        temperatures = torch.tensor([taught.record.tasks[k].temperature for k in tasks])
+        temperatures = torch.tensor([predictor.record.tasks[k].temperature for k in tasks])
         self.register_buffer("rows", rows / temperatures.repeat_interleave(torch.tensor(self.sizes))[:, None])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = (images.to(torch.float32) - self.get_buffer("mean")) * self.get_buffer("scale")
         features = self.backbone(x)
-        if self.flip:  # a linear head answers the mean of features with the mean of logits
+        if self.flip:  # heads are linear, so the mean of features gives the mean of logits
             features = (features + self.backbone(x.flip(3))) / 2
-        logits = apply_rows(features, self.get_buffer("rows"))
+        logits = apply_heads(features, self.get_buffer("rows"))
         return tuple(z.softmax(dim=1) for z in logits.split(self.sizes, dim=1))
 
 
 def export(learner: ContinualLearner, path: str | Path, task: str | None = None) -> None:
-    """Write an ONNX graph of a task, or of all tasks, whole or not at all.
+    """Write an ONNX graph of one task or of all tasks. The file is complete or not written at all.
 
-    Its input `images` is uint8 (N, C, H, W), any N; its outputs are `probabilities` (N, classes), or for all tasks
-    `probabilities_0`, `probabilities_1`, … of one backbone pass. The metadata hold, as JSON, `tasks` (names and class
-    names, in the order of the outputs) and `image_shape`.
+    The input `images` is uint8 (N, C, H, W) with any N. The output of one task is `probabilities` (N, classes). The
+    outputs of all tasks are `probabilities_0`, `probabilities_1`, …, from a single backbone pass. The metadata hold, as
+    JSON, `tasks` (task names and class names, in the order of the outputs) and `image_shape`.
 
     Args:
-        learner: What was taught.
-        path: The file.
-        task: Whose head; every task's unless given.
+        learner: The learner.
+        path: The file to write.
+        task: Name of the task; all tasks if None.
 
     Raises:
         InputError: the extra `onnx` is missing, the task is unknown, or features depend on the task.
@@ -71,14 +74,14 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError:
-        raise InputError("export needs the extra: pip install 'pah[onnx]'") from None
-    taught = learner.taught
-    tasks = range(len(learner.tasks)) if task is None else [taught.index(task)]
+        raise InputError("export needs the extra: in a clone of pah, run pip install -e '.[onnx]'") from None
+    predictor = learner.predictor
+    tasks = range(len(learner.tasks)) if task is None else [predictor.index(task)]
     names = ["probabilities"] if task is not None else [f"probabilities_{k}" for k in tasks]
-    graph = Graph(taught, tasks)
-    example = torch.zeros(2, *taught.record.image_shape, dtype=torch.uint8)
+    graph = ExportGraph(predictor, tasks)
+    example = torch.zeros(2, *predictor.record.image_shape, dtype=torch.uint8)
     with evaluating(graph), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+        warnings.simplefilter("ignore")  # the exporter warns its own developers
         program = torch.onnx.export(
             graph,
             (example,),
@@ -88,10 +91,13 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
             dynamo=True,
             verbose=False,
         )
-    assert program is not None, "the exporter returns a program where no file is named"
+    assert program is not None, "the exporter returns a program if it gets no file name"
     model = program.model_proto
-    described = [{"name": of.name, "classes": list(of.classes)} for of in (learner.tasks[k] for k in tasks)]
-    metadata = {"pah_format": FORMAT, "tasks": described, "image_shape": list(taught.record.image_shape)}
+    metadata = {
+        "pah_format": FORMAT,
+        "tasks": [{"name": learner.tasks[k].name, "classes": list(learner.tasks[k].classes)} for k in tasks],
+        "image_shape": list(predictor.record.image_shape),
+    }
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

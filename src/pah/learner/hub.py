@@ -1,24 +1,24 @@
-"""A learner on the Hugging Face hub: its model card, and the way there and back."""
+"""Learners on the Hugging Face hub: the model card, upload and download."""
 
 import tempfile
 from pathlib import Path
 
-import huggingface_hub  # whose parts are imported when they are asked for
+import huggingface_hub  # it imports its parts when they are used
 
 from pah.core.config import InputError
 from pah.core.files import write_file
-from pah.core.hub import hub_answers
+from pah.core.hub import hub_is_reachable
 from pah.data.image import first_line
 from pah.learner import store
 from pah.learner.predictor import Predictor
-from pah.learner.store import LEARNER, WEIGHTS, Record
+from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE, Record
 
 CARD = "README.md"
 
 
 def model_card(record: Record) -> str:
-    """What a learner is, knows and was taught from, as a model card of the hub."""
-    data = huggingface_hub.ModelCardData(
+    """Return the hub's model card for a learner: its tasks, classes, accuracies and data."""
+    header = huggingface_hub.ModelCardData(
         library_name="pah",
         pipeline_tag="image-classification",
         tags=["continual-learning", record.config.method],
@@ -27,7 +27,7 @@ def model_card(record: Record) -> str:
     first = {name: accuracy for lesson in reversed(record.history) for name, accuracy in lesson.accuracies.items()}
     channels, height, width = record.image_shape
     lines = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{header.to_yaml()}\n---",
         "# Continual learner",
         f"A {record.config.method} learner on {record.config.backbone}, for {'grey' if channels == 1 else 'colour'} "
         f"images of {height}x{width}; it learned {len(record.tasks)} tasks one after another, without keeping their "
@@ -39,7 +39,7 @@ def model_card(record: Record) -> str:
             f"{_or_dash(task.taught)} | {_percent(first.get(task.name))} | {_percent(last.get(task.name))} |"
             for task in record.tasks
         ),
-        "Accuracies are measured with the task given, on images of its data set that it was not taught.",
+        "Accuracies are measured with the task given, on images of its data set that were not used for training.",
         "```python\nfrom pah import ContinualLearner\n\n"
         'learner = ContinualLearner.from_pretrained("OWNER/NAME")\n'
         f'learner.predict(["photo.jpg"], task="{record.tasks[0].name}")\n```',
@@ -47,62 +47,64 @@ def model_card(record: Record) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def write_whole(folder: Path, taught: Predictor) -> None:
-    """The learner's files and its model card."""
-    statistics = taught.statistics.tensors() if taught.statistics else None
-    store.save(folder, taught.record, taught.method.network, statistics)
-    write_file(folder / CARD, model_card(taught.record).encode())
+def write_learner(folder: Path, predictor: Predictor) -> None:
+    """Write the learner's files and its model card into a folder."""
+    statistics = predictor.statistics.to_tensors() if predictor.statistics else None
+    store.save(folder, predictor.record, predictor.method.network, statistics)
+    write_file(folder / CARD, model_card(predictor.record).encode())
 
 
 def refuse_to_replace(folder: Path) -> None:
-    """Raise InputError if a new learner in `folder` would replace a file that is no learner's."""
-    for name in (WEIGHTS, CARD):
-        if (folder / name).exists() and not (folder / LEARNER).is_file():
+    """Raise InputError if saving a learner in the folder would replace files that do not belong to a learner."""
+    for name in (WEIGHTS_FILE, CARD):
+        if (folder / name).exists() and not (folder / LEARNER_FILE).is_file():
             raise InputError(
                 f"{folder}: expected a learner or a folder without {name}, got one that would lose its own"
             )
 
 
-def upload(taught: Predictor, repo_id: str, private: bool) -> str:
-    """Put a learner on the hub; returns its address.
+def upload(predictor: Predictor, repo_id: str, private: bool) -> str:
+    """Upload a learner to the hub and return its address.
 
     Raises:
-        InputError: the hub cannot be reached, or refuses.
+        InputError: the hub cannot be reached, or refuses the upload.
     """
-    if not hub_answers():
+    if not hub_is_reachable():
         raise InputError(f"{repo_id}: expected a hub that answers, got none; save() writes a folder instead")
     try:
         api = huggingface_hub.HfApi()
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            write_whole(Path(folder), taught)
+            write_learner(Path(folder), predictor)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Learner")
-    except Exception as error:  # the hub's client raises what it likes
-        raise InputError(f"{repo_id}: expected a hub that takes it, got: {first_line(error)}") from error
+    except Exception as error:  # the hub's client raises many types of exceptions
+        raise InputError(f"{repo_id}: expected a hub that accepts the upload, got: {first_line(error)}") from error
     return str(address)
 
 
 def download(repo_id: str, revision: str | None) -> Path:
-    """The folder of a learner on the hub, in the hub's cache.
+    """Download a learner from the hub into the hub's cache, and return its folder.
 
     Raises:
-        InputError: there is none, or neither hub nor cache has it.
+        InputError: neither the hub nor the cache has this learner.
     """
     try:
-        local = not hub_answers()
-        found = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=[WEIGHTS, LEARNER], local_files_only=local
+        offline = not hub_is_reachable()
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=[WEIGHTS_FILE, LEARNER_FILE], local_files_only=offline
         )
-    except Exception as error:  # as above
+    except Exception as error:  # as in `upload`
         raise InputError(
             f"{repo_id}: expected a learner's folder or one on the hub, got: {first_line(error)}"
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _or_dash(value: object) -> str:
+    """Return the value as text; a dash for None."""
     return "–" if value is None else str(value)
 
 
 def _percent(value: float | None) -> str:
+    """Return a percentage with one decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"

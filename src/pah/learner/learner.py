@@ -1,4 +1,4 @@
-"""A classifier that learns one group of classes after another, and can be saved, taught and asked at any time."""
+"""`ContinualLearner`: a classifier that learns one group of classes after another."""
 
 import dataclasses
 import time
@@ -10,49 +10,30 @@ import torch
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.augment import AugmentOptions
-from pah.data.benchmarks import LESSONS
-from pah.data.image import Images, to_pixels
-from pah.data.lesson import Data, load_lesson, whole
+from pah.data.image import ImageInput, to_pixel_array
+from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
 from pah.data.sources import Source
-from pah.data.stream import StreamOptions
 from pah.learner import store
-from pah.learner.hub import download, refuse_to_replace, upload, write_whole
-from pah.learner.lesson import now, teach
+from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner.hub import download, refuse_to_replace, upload, write_learner
+from pah.learner.lesson import run_lesson, utc_now
 from pah.learner.predictor import Evaluation, Prediction, Predictor
+from pah.learner.restore import restore_predictor
 from pah.learner.store import Lesson, TaughtTask
-from pah.learner.task_inference import RULE, Rule
+from pah.learner.task_inference import DEFAULT_RULE, Rule
 from pah.models.backbones import backbone_options
 from pah.training.config import RunConfig
 from pah.training.state import Event
 
-FALSE_ALARM = 0.05  # share of images of known classes that `unknown=True` takes for none of them
-IMAGE_SIZE = 64  # pixels a side of a learner's images
-SMALL = 32  # pixels a side, below which the small backbone learns: the other one would halve them away
-
-
-def defaults(image_size: int = IMAGE_SIZE) -> RunConfig:
-    """The options of a new learner for images of that many pixels a side: of the command, Python and the page."""
-    backbone = "convnet" if image_size < SMALL else "resnet18-slim"
-    usual = RunConfig(
-        benchmark="split",
-        image_size=image_size,
-        backbone=backbone,
-        backbone_options=backbone_options(backbone, {}),
-        stream=StreamOptions(validation=0.1),
-        augment=AugmentOptions(crop=image_size // 8, flip=True),
-    ).as_dict()
-    for name, value in LESSONS.items():
-        group, _, option = name.partition(".")
-        usual[group][option] = value
-    return RunConfig.from_dict(usual)
-
-
-DEFAULT = defaults()
+DEFAULT_UNKNOWN_RATE = 0.05  # share of images of known classes that `unknown=True` may call "none of these"
 
 
 class DriftError(Exception):
-    """A lesson cost an old task more than its owner allows, and was rolled back. `drift`: of each task, 0 to 1."""
+    """A lesson was rolled back because an old task lost more accuracy than allowed.
+
+    Attributes:
+        drift: The share of its accuracy that each old task lost, by name, 0 to 1.
+    """
 
     def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
         worst = max(drift, key=lambda name: drift[name])
@@ -64,17 +45,17 @@ class DriftError(Exception):
 
 
 class ContinualLearner:
-    """Learns tasks one after another without keeping their images, and answers about all of them.
+    """A classifier that learns tasks one after another, without storing their images, and predicts classes of all.
 
     Args:
-        backbone: Name of the backbone, with its default options; that of `config` unless given.
-        config: Method, backbone, training and the rest of the options; `image_size` is that of the learner's images,
-            whatever size arrives, and `stream.validation` the share of a lesson that probabilities are calibrated on.
-            `defaults(image_size)` unless given.
-        image_size: Pixels a side of its images; 64 unless given, and not to be given beside a `config`.
+        backbone: Name of the backbone, with its default options; that of `config` if None.
+        config: Method, backbone, training and all other options. Images of any size are resized to its `image_size`.
+            Its `stream.validation` is the share of a lesson's images on which probabilities are calibrated.
+            `defaults(image_size)` if None.
+        image_size: Pixels a side of the learner's images; 64 if None. Not allowed together with `config`.
 
     Raises:
-        InputError: there is no such backbone, or the method keeps more than a network, which is all a learner keeps.
+        InputError: the backbone is unknown, or `config` has no `image_size`.
     """
 
     def __init__(
@@ -87,96 +68,99 @@ class ContinualLearner:
         require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
         self._config = config
         self._device = CPU
-        self._taught: Predictor | None = None  # from the first lesson on
-        self._came_from: tuple[Path, str] | None = None  # the folder it was loaded from or saved in, and its state
+        self._predictor: Predictor | None = None  # None before the first lesson
+        self._origin: tuple[Path, str] | None = None  # folder of the last load or save, and its fingerprint
 
     @property
     def config(self) -> RunConfig:
-        """Its options. Those of training, optimizer, augmentation and validation may be set anew between lessons.
+        """The options. Those of training, optimizer, augmentation and validation may be changed between lessons.
 
         Raises:
-            InputError: when set, for another method, backbone, image size or seed than the first lesson had.
+            InputError: when set with another method, backbone, image size or seed than in the first lesson.
         """
-        return self._taught.record.config if self._taught else self._config
+        return self._predictor.record.config if self._predictor else self._config
 
     @config.setter
     def config(self, new: RunConfig) -> None:
         for key in ("method", "method_options", "backbone", "backbone_options", "image_size", "seed"):
-            old, asked = getattr(self.config, key), getattr(new, key)
-            require(self._taught is None or asked == old, key, f"that of the first lesson, {old!r}", asked)
+            old_value, new_value = getattr(self.config, key), getattr(new, key)
+            expected = f"that of the first lesson, {old_value!r}"
+            require(self._predictor is None or new_value == old_value, key, expected, new_value)
         self._config = new
-        if self._taught:
-            self._taught = dataclasses.replace(
-                self._taught, record=dataclasses.replace(self._taught.record, config=new)
-            )
+        if self._predictor:
+            record = dataclasses.replace(self._predictor.record, config=new)
+            self._predictor = dataclasses.replace(self._predictor, record=record)
 
     def to(self, device: DeviceName) -> "ContinualLearner":
-        """The learner itself, from now on learning and answering on the device, of which nothing is saved.
+        """Move the learner to a device, on which it learns and predicts from now on, and return it.
+
+        The device is not saved with the learner.
 
         Args:
-            device: cpu, cuda, mps; or auto, a GPU where there is one.
+            device: "cpu", "cuda" or "mps"; "auto" is a GPU if there is one.
 
         Raises:
             InputError: this machine has no such device.
         """
         self._device = find_device(device)
-        if self._taught:
-            self._taught.method.to(self._device)
-            self._taught = dataclasses.replace(self._taught)  # what it answers with is made anew, there
+        if self._predictor:
+            self._predictor.method.to(self._device)
+            self._predictor = dataclasses.replace(self._predictor)  # drops its cached copy on the old device
         return self
 
     @property
     def tasks(self) -> tuple[TaughtTask, ...]:
-        """What it knows, in the order of the lessons."""
-        return self._taught.record.tasks if self._taught else ()
+        """The tasks that were learned, in order."""
+        return self._predictor.record.tasks if self._predictor else ()
 
     @property
     def history(self) -> tuple[Lesson, ...]:
-        """Every lesson, with what was measured after it."""
-        return self._taught.record.history if self._taught else ()
+        """All lessons, with the measurements after each."""
+        return self._predictor.record.history if self._predictor else ()
 
     @property
-    def taught(self) -> Predictor:
-        """Its network and what is kept of each task, for whoever measures or exports it; not to be changed.
+    def predictor(self) -> Predictor:
+        """The network with the record of its tasks, for measurements and export. Do not change it.
 
         Raises:
-            InputError: nothing was taught yet.
+            InputError: no task was learned yet.
         """
-        if self._taught is None:
+        if self._predictor is None:
             raise InputError("expected a learner that was taught a task, got a new one")
-        return self._taught
+        return self._predictor
 
     def learn(
         self,
         name: str,
-        data: Data,
+        data: LessonData,
         *,
         classes: Sequence[str] | None = None,
         label_column: str | None = None,
         skip_unreadable: bool = False,
-        held_out: Mapping[str, Data] | None = None,
+        held_out: Mapping[str, LessonData] | None = None,
         max_drift: float | None = None,
         watch: Callable[[Event], None] = lambda _: None,
         validate: bool = False,
     ) -> Lesson:
-        """Teach a task; whatever goes wrong, the learner stays as it was.
+        """Learn a task. If anything goes wrong, the learner is unchanged.
 
         Args:
-            name: By which the task is asked.
-            data: Its images; what `load_lesson` takes.
-            classes: Only these classes of the data; all unless given.
-            label_column: Of the labels, where it is not plain.
-            skip_unreadable: Leave out image files that cannot be read.
-            held_out: For old tasks by name, images kept for checking: accuracy on them is measured before and after.
-            max_drift: The largest share of an old task's images, 0 to 1, that may be answered worse than before, by
-                the estimate (`Lesson.drift`) or on what was held out for it: 0.1 undoes a lesson that costs an old task
-                more than 10 points of accuracy.
-            watch: Called with every event of training; what it raises ends the lesson.
-            validate: Whether to measure accuracy on the validation images after each epoch, for `watch`.
+            name: Name of the task.
+            data: Labelled images, in any form that `pah.data.lesson.load_lesson` accepts.
+            classes: Names of the classes to use; all if None.
+            label_column: Name of the column with the labels, if it cannot be inferred.
+            skip_unreadable: Whether to skip image files that cannot be read.
+            held_out: Labelled images of old tasks by task name. Accuracy on them is measured before and after.
+            max_drift: Largest share of an old task's images, 0 to 1, that may be classified worse than before, by the
+                estimate (`Lesson.drift`) or on its held-out images. 0.1 rolls back a lesson that costs an old task more
+                than 10 points of accuracy.
+            watch: Called with every event of training. An exception that it raises ends the lesson.
+            validate: Whether to measure the accuracy on the validation images after each epoch, for `watch`.
 
         Raises:
-            InputError: the name is taken, the data are not good, or the loss became infinite.
-            DriftError: there was more drift than `max_drift`.
+            InputError: the name is taken, the data are invalid, the method needs more than its network, or the loss
+                became infinite.
+            DriftError: an old task lost more than `max_drift`.
         """
         started = time.monotonic()
         if any(task.name == name for task in self.tasks):
@@ -187,143 +171,154 @@ class ContinualLearner:
         require(max_drift is None or 0 <= max_drift <= 1, "max_drift", "a number from 0 to 1", max_drift)
         source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
         checks = {
-            old: (self.taught.index(old), whole(self._load(images)[0])) for old, images in (held_out or {}).items()
+            task: (self.predictor.index(task), with_all_images_in_test(self._load(images)[0]))
+            for task, images in (held_out or {}).items()
         }
-        before = {old: self.taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        taught, accuracy, drift = teach(self._taught, self.config, name, source, watch, self._device, validate)
-        after = {old: taught.evaluate(images, k, None).accuracy for old, (k, images) in checks.items()}
-        worst = drift | {old: max(drift.get(old, 0.0), (before[old] - after[old]) / 100) for old in checks}
-        if max_drift is not None and any(moved > max_drift for moved in worst.values()):
-            raise DriftError(worst, max_drift)
-        if silent := [task.name for task in self.tasks if task.name not in drift]:
-            notes += (f"no estimate of what was lost of {', '.join(silent)}: no statistics of its classes were kept",)
+        before = {task: self.predictor.evaluate(images, k, None).accuracy for task, (k, images) in checks.items()}
+        predictor, accuracy, drift = run_lesson(
+            self._predictor, self.config, name, source, watch, self._device, validate
+        )
+        after = {task: predictor.evaluate(images, k, None).accuracy for task, (k, images) in checks.items()}
+        losses = drift | {task: max(drift.get(task, 0.0), (before[task] - after[task]) / 100) for task in checks}
+        if max_drift is not None and any(loss > max_drift for loss in losses.values()):
+            raise DriftError(losses, max_drift)
+        if without_estimate := [task.name for task in self.tasks if task.name not in drift]:
+            notes += (
+                f"no estimate of what {', '.join(without_estimate)} lost: no statistics of its classes are stored",
+            )
         lesson = Lesson(
             name=name,
-            taught=now(),
+            taught=utc_now(),
             accuracies=after | {name: accuracy},
             drift=drift,
             seconds=round(time.monotonic() - started, 3),
             notes=notes,
         )
-        record = dataclasses.replace(taught.record, history=(*taught.record.history, lesson))
-        self._taught = dataclasses.replace(taught, record=record)
+        record = dataclasses.replace(predictor.record, history=(*predictor.record.history, lesson))
+        self._predictor = dataclasses.replace(predictor, record=record)
         return lesson
 
     def predict(
-        self, images: Images, task: str | None = None, *, rule: Rule = RULE, unknown: bool | float = False
+        self, images: ImageInput, task: str | None = None, *, rule: Rule = DEFAULT_RULE, unknown: bool | float = False
     ) -> list[Prediction]:
-        """What is on each image.
+        """Return a prediction for each image.
 
         Args:
             images: uint8 (N, H, W) or (N, H, W, 3), PIL images, or image files; of any size.
-            task: Whose classes are asked; inferred unless given.
+            task: Name of the task whose classes are considered; it is inferred if None.
             rule: How the task is inferred (`pah.learner.task_inference.task_scores`).
-            unknown: Whether "none of these" is an answer; a number is the share of images of known classes for which
-                it may be the answer, `True` stands for 0.05.
+            unknown: Whether "none of these" may be predicted. A number is the share of images of known classes for
+                which this is allowed; `True` stands for 0.05.
 
         Raises:
-            InputError: an unknown task, or images that are none.
+            InputError: the task is unknown, or the images are invalid.
         """
-        taught = self.taught
-        rate = (FALSE_ALARM if unknown is True else float(unknown)) if unknown is not False else None
+        predictor = self.predictor
+        rate = (DEFAULT_UNKNOWN_RATE if unknown is True else float(unknown)) if unknown is not False else None
         require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
-        among = range(len(self.tasks)) if task is None else [taught.index(task)]
-        pixels = torch.from_numpy(to_pixels(images, taught.record.image_shape))
-        return [one for found in taught.answer(pixels, among, rule) for one in taught.predictions(found, rate)]
+        candidates = range(len(self.tasks)) if task is None else [predictor.index(task)]
+        pixels = torch.from_numpy(to_pixel_array(images, predictor.record.image_shape))
+        batches = predictor.predict_batches(pixels, candidates, rule)
+        return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
 
-    def evaluate(self, data: Data, task: str, *, task_given: bool = True, rule: Rule = RULE) -> Evaluation:
-        """Accuracy on labelled images of a task: of their own test part, where they have one, otherwise of all.
+    def evaluate(
+        self, data: LessonData, task: str, *, task_given: bool = True, rule: Rule = DEFAULT_RULE
+    ) -> Evaluation:
+        """Return the accuracy on labelled images of a task: on their test part if they have one, otherwise on all.
 
         Args:
-            data: What `load_lesson` takes; its classes are the task's, or some of them.
-            task: Whose images they are.
-            task_given: Whether the learner is told so.
-            rule: How it finds the task where it is not told.
+            data: Labelled images, in any form that `pah.data.lesson.load_lesson` accepts. Their classes are those of
+                the task, or some of them.
+            task: Name of the task.
+            task_given: Whether the task is given; otherwise it is inferred.
+            rule: How the task is inferred.
 
         Raises:
-            InputError: an unknown task, other classes, or data that are not good.
+            InputError: the task is unknown, a class is not one of the task, or the data are invalid.
         """
-        index = self.taught.index(task)
-        return self.taught.evaluate(whole(self._load(data)[0]), index, None if task_given else rule)
+        index = self.predictor.index(task)
+        return self.predictor.evaluate(
+            with_all_images_in_test(self._load(data)[0]), index, None if task_given else rule
+        )
 
     def forget(self, name: str) -> None:
-        """Remove a task, its names, prototypes and head: what remains answers as before.
+        """Remove a task with its names, prototypes and head. Predictions for the other tasks do not change.
 
         Raises:
-            InputError: an unknown task, the only one, or a network whose parts for a task cannot be told apart.
+            InputError: the task is unknown or the only one, or the network cannot separate its parts for a task.
         """
-        taught = self.taught.copied()
-        index = taught.index(name)
+        predictor = self.predictor.copy()
+        index = predictor.index(name)
         require(len(self.tasks) > 1, "forget", "a task beside others", name)
-        taught.method.network.remove(index)
-        taught.method.task -= 1
+        predictor.method.network.remove(index)
+        predictor.method.task -= 1
         tasks = tuple(task for task in self.tasks if task.name != name)
-        statistics = taught.statistics.without(index) if taught.statistics else None
-        self._taught = Predictor(dataclasses.replace(taught.record, tasks=tasks), taught.method, statistics)
+        statistics = predictor.statistics.without_task(index) if predictor.statistics else None
+        self._predictor = Predictor(dataclasses.replace(predictor.record, tasks=tasks), predictor.method, statistics)
 
     def save(self, folder: str | Path) -> None:
-        """Write the learner into a folder, whole or not at all.
+        """Write the learner into a folder, completely or not at all.
 
         Raises:
-            InputError: nothing was taught yet, the folder holds another learner, one that another process taught in
-                the meantime, or a file that would be lost, or the disk is full.
+            InputError: no task was learned yet, the disk is full, or the folder holds another learner, one that
+                another process changed in the meantime, or a file that would be lost.
         """
         with locked(Path(folder)):
             self.write(Path(folder))
 
     def write(self, path: Path) -> None:
-        """`save`, for whoever holds the folder's lock (`pah.runs.folder.locked`)."""
-        taught = self.taught
-        state = store.state_of(path)
-        if state is not None and self._came_from != (path.resolve(), state):
+        """Do what `save` does, for a caller that holds the folder's lock (`pah.core.files.locked`)."""
+        predictor = self.predictor
+        fingerprint = store.fingerprint(path)
+        if fingerprint is not None and self._origin != (path.resolve(), fingerprint):
             raise InputError(
                 f"{path}: expected no learner or the one that was loaded from there, got another, or one that was "
                 "taught since; save it elsewhere"
             )
         refuse_to_replace(path)
         try:
-            write_whole(path, taught)
-        finally:  # a full disk may come when all but the model card is written
-            self._came_from = (path.resolve(), str(store.state_of(path)))
+            write_learner(path, predictor)
+        finally:  # if the disk is full, all files except the model card may have been written
+            self._origin = (path.resolve(), str(store.fingerprint(path)))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ContinualLearner":
-        """The learner in a folder, or the model of a run (`runs/x/model`).
+        """Return the learner in a folder, or the model of a run (`runs/x/model`).
 
         Raises:
-            InputError: there is none, it is damaged, or a newer pah wrote it.
+            InputError: there is no learner, it is damaged, or a newer pah wrote it.
         """
         path = Path(folder)
-        state = store.state_of(path)
-        record, weights = store.load(path)
+        fingerprint = store.fingerprint(path)
+        record, tensors = store.load(path)
         learner = cls(config=record.config)
-        learner._taught = Predictor.restored(record, weights)
-        learner._came_from = (path.resolve(), str(state))
+        learner._predictor = restore_predictor(record, tensors)
+        learner._origin = (path.resolve(), str(fingerprint))
         return learner
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Put the learner on the Hugging Face hub, with a model card; returns its address.
+        """Upload the learner to the Hugging Face hub, with a model card, and return its address.
 
         Raises:
-            InputError: nothing was taught yet, or the hub cannot be reached or refuses.
+            InputError: no task was learned yet, or the hub cannot be reached or refuses.
         """
-        return upload(self.taught, repo_id, private)
+        return upload(self.predictor, repo_id, private)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "ContinualLearner":
-        """The learner in a folder, or on the Hugging Face hub.
+        """Return the learner in a folder or on the Hugging Face hub. Loading never runs code.
 
         Raises:
-            InputError: there is none, or it is damaged; loading never runs code.
+            InputError: there is no learner, or it is damaged.
         """
         return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
-    def _load(self, data: Data, **choice: object) -> tuple[Source, tuple[str, ...]]:
-        """Labelled images in the learner's size and channels, and what had to be changed for that."""
+    def _load(self, data: LessonData, **choice: object) -> tuple[Source, tuple[str, ...]]:
+        """Return labelled images in the learner's size and channels, and notes on how they were changed."""
         size, channels = self.config.image_size, None
-        if self._taught:
-            channels, size, width = self._taught.record.image_shape
+        if self._predictor:
+            channels, size, width = self._predictor.record.image_shape
             require(size == width, "learner", "square images", f"{size}x{width}")
-        assert size is not None, "checked when the learner was made"
+        assert size is not None, "checked in __init__"
         source = load_lesson(data, size, channels, **choice)  # type: ignore[arg-type]
-        return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.changed
+        return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.conversions

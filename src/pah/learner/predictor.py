@@ -1,6 +1,6 @@
-"""A network that has been taught tasks, and what it answers.
+"""A trained network with the record of its tasks, and its predictions.
 
-B: images, N: images of a data set, C: classes of a task, T: tasks.
+B: images of a batch, N: images of a data set, C: classes of a task, T: tasks, P: prototypes of all tasks, D: features.
 """
 
 import copy
@@ -13,43 +13,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pah.core.config import InputError, unknown
+from pah.core.config import InputError, unknown_name_error
 from pah.data.sources import Source
-from pah.data.task import Examples
-from pah.learner.store import STATISTICS, Record, TaughtTask
+from pah.learner.store import Record, TaughtTask
 from pah.learner.task_inference import (
     AMONG_ALL,
-    KNOWN,
-    SCORES,
-    SHARES,
+    KNOWN_SCORE,
     Rule,
-    Score,
-    fit_temperature,
-    nearness_to,
-    quantiles,
+    largest_cosine_per_task,
     score,
     task_scores,
     threshold,
 )
 from pah.methods.base import Method
+from pah.models.batch_norm_folding import fold_batch_norm
 from pah.models.class_statistics import ClassStatistics
-from pah.models.folding import folded
 from pah.models.network import GeneratedHeads, TaskNetwork
-from pah.training.config import build_method
 from pah.training.evaluation import task_logits
 
-BATCH = 50  # images that are asked about at a time: more no longer fit the cache (1.5 times the time at 500, 64x64)
-PIXELS = BATCH * 64 * 64  # of a batch, at most: memory stays the same with larger images
+MAX_BATCH = 50  # images; larger batches do not fit the CPU cache (500 images of 64x64 take 1.5 times as long)
+MAX_BATCH_PIXELS = MAX_BATCH * 64 * 64  # keeps the memory constant for larger images
 
 
 class Prediction(NamedTuple):
-    """An answer about one image.
+    """A prediction for one image.
 
     Attributes:
-        label: The class; None for "none of these".
-        task: Whose class it is.
-        probability: Of the class among its task's, 0 to 1, calibrated.
-        task_probability: The share of the task in the scores by which it was chosen, 0 to 1; 1 where it was given.
+        label: Name of the class; None for "none of these".
+        task: Name of the class's task.
+        probability: Calibrated probability of the class among those of its task, 0 to 1.
+        task_probability: Share of the task in the scores that chose it, 0 to 1; 1 if the task was given.
     """
 
     label: str | None
@@ -59,13 +52,13 @@ class Prediction(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """How a learner answered about labelled images of a task.
+    """A learner's accuracy on labelled images of one task.
 
     Attributes:
-        accuracy: In percent.
-        images: How many there were.
-        of_class: The accuracy on the images of each class, in percent.
-        task_accuracy: For how many of them the task was found, in percent; None where it was given.
+        accuracy: Percent of the images whose class was predicted.
+        images: Number of images.
+        of_class: Accuracy on the images of each class, in percent, by class name.
+        task_accuracy: Percent of the images whose task was inferred; None if the task was given.
     """
 
     accuracy: float
@@ -75,256 +68,246 @@ class Evaluation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BatchAnswers:
-    """Answers to a batch, each (B,): task, class within it, its probability, the task's share, how known it is: by the
-    score of the task that was given, or by the best of all tasks', counted as `task_scores` does."""
+class BatchPredictions:
+    """Predictions for a batch of images; each tensor is (B,).
+
+    Attributes:
+        tasks: Index of the predicted task.
+        classes: Index of the predicted class within its task.
+        probabilities: Probability of the class within its task.
+        task_probabilities: Share of the task among the task scores.
+        known_scores: How likely the image shows a known class: the score of the given task, or the largest score of
+            all tasks in the units of `task_scores`.
+        task_given: Whether the task was given.
+    """
 
     tasks: Tensor
     classes: Tensor
     probabilities: Tensor
-    shares: Tensor
-    known: Tensor
-    given: bool  # whether the task was
+    task_probabilities: Tensor
+    known_scores: Tensor
+    task_given: bool
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A record and the method whose network it describes. A lesson makes another one, it does not change this one."""
+    """A record and the method with the network that it describes. It is never changed; a lesson creates a new one.
+
+    Args:
+        record: Tasks, history and options.
+        method: The method with the trained network.
+        statistics: Class statistics of the features; None if there are none, or if features depend on the task.
+    """
 
     record: Record
     method: Method
-    statistics: ClassStatistics | None = None  # of features; None where these depend on the task
-
-    @classmethod
-    def restored(cls, record: Record, weights: Mapping[str, Tensor]) -> "Predictor":
-        """The taught network as it was saved; InputError if the weights are not those of the record's network."""
-        try:
-            with torch.device("meta"):  # its shapes alone: what is described may be larger than any memory
-                wanted = _untaught(record).network.state_dict()
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"learner: expected a network that can be built, got: {reason}") from None
-        statistics = {
-            name.removeprefix(STATISTICS): tensor for name, tensor in weights.items() if name.startswith(STATISTICS)
-        }
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(STATISTICS)}
-        for name in sorted({*wanted, *weights}):
-            expected, came = (list(of[name].shape) if name in of else "none" for of in (wanted, weights))
-            if expected != came:
-                raise InputError(
-                    f"weights: expected those of the network that is described, got {name} of shape {came} and not "
-                    f"{expected}"
-                )
-        if any(len(kept) != len(SHARES) for task in record.tasks for kept in task.quantiles.values()):
-            raise InputError(f"learner: expected {len(SHARES)} quantiles of each score, got another number")
-        method = _untaught(record)
-        method.network.load_state_dict(weights, strict=True)
-        sizes, features = method.network.sizes(range(len(record.tasks))), method.network.backbone.features
-        known = ClassStatistics.from_tensors(statistics, sizes, features) if statistics else None
-        return cls(record, method, known)
+    statistics: ClassStatistics | None = None
 
     @property
     def batch_size(self) -> int:
-        """Images that are asked about at a time."""
+        """Number of images that are predicted at a time."""
         _, height, width = self.record.image_shape
-        return max(1, min(BATCH, PIXELS // (height * width)))
-
-    @cached_property
-    def _answering(self) -> Method:
-        """A copy of the method for answering alone: with a faster backbone, unless features depend on the task."""
-        with torch.inference_mode(False):  # tensors that whoever asks may use with or without a graph
-            found = copy.deepcopy(self.method).eval().requires_grad_(False)
-            if not isinstance(found.network, TaskNetwork):
-                found.network.backbone = folded(found.network.backbone)
-        return found
-
-    def copied(self) -> "Predictor":
-        """The same, with a network of its own."""
-        return Predictor(self.record, copy.deepcopy(self.method), self.statistics)
-
-    def index(self, name: str) -> int:
-        """The position of a task; InputError, naming those known, if there is none of that name."""
-        names = [task.name for task in self.record.tasks]
-        if name not in names:
-            raise unknown("task", name, names)
-        return names.index(name)
-
-    def logits(self, pixels: Tensor, tasks: Sequence[int]) -> list[Tensor]:
-        """Logits divided by each task's temperature: pixels (B, channels, H, W) uint8 -> a (B, C) for each task.
-
-        Whatever the network's device, what it answers is judged on the processor.
-        """
-        x = self._prepared(pixels.contiguous(memory_format=torch.channels_last))  # as bytes: a quarter to move
-        found = task_logits(self._answering, x, tasks, self.record.config.training.flip_test)
-        return [z.cpu() / self.record.tasks[k].temperature for k, z in zip(tasks, found, strict=True)]
-
-    def _prepared(self, pixels: Tensor) -> Tensor:
-        """Pixels as the network takes them, on its device."""
-        return self.record.normalization(pixels.to(self._answering.device))
-
-    def calibrated(self, index: int, held: Examples) -> "Predictor":
-        """With a task's temperature and quantiles, from its validation images; as it was if there are none."""
-        if not len(held):
-            return self
-        task = self.record.tasks[index]
-        with torch.inference_mode():
-            logits = torch.cat(
-                [self.logits(held.pixels[rows], [index])[0] for rows in held.rows.split(self.batch_size)]
-            )
-            temperature = task.temperature * fit_temperature(logits, held.labels)
-            near = None
-            if self._has_prototypes:
-                of = self._features_of_prototypes([index])
-                near = torch.cat(
-                    [self._nearness(held.pixels[r], [index], of) for r in held.rows.split(self.batch_size)]
-                )
-        logits = logits * task.temperature / temperature
-        kinds: list[Score] = [kind for kind in SCORES if kind != "prototypes" or near is not None]
-        kept: dict[str, tuple[float, ...]] = {kind: quantiles(score(kind, [logits], near)[:, 0]) for kind in kinds}
-        return self._with(index, dataclasses.replace(task, temperature=temperature, quantiles=kept))
-
-    def calibrated_among_all(self, index: int, held: Examples) -> "Predictor":
-        """With a task's quantiles of how known its validation images are among all tasks, each of them calibrated."""
-        tasks = self.record.tasks
-        if not all(task.quantiles for task in tasks):
-            return self
-        known = torch.cat([found.known for found in self.answer(held.pixels[held.rows], range(len(tasks)), KNOWN)])
-        task = dataclasses.replace(tasks[index], quantiles={**tasks[index].quantiles, AMONG_ALL: quantiles(known)})
-        return self._with(index, task)
-
-    def _with(self, index: int, task: TaughtTask) -> "Predictor":
-        tasks = (*self.record.tasks[:index], task, *self.record.tasks[index + 1 :])
-        return dataclasses.replace(self, record=dataclasses.replace(self.record, tasks=tasks))
-
-    def answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule) -> Iterator[BatchAnswers]:
-        """Answers about images (N, channels, H, W) uint8, batch by batch, among the `tasks`.
-
-        Raises:
-            InputError: the rule asks prototypes, which the network does not have.
-        """
-        asks = rule in ("prototypes", "combined") and len(tasks) > 1
-        if asks and not self._has_prototypes:
-            raise InputError(
-                f"rule: expected softmax, energy or contrast, as there are no prototypes to compare with, got {rule}"
-            )
-        with torch.inference_mode():
-            of_prototypes = self._features_of_prototypes(tasks) if asks else None
-            for batch in pixels.split(self.batch_size):
-                yield self._answer(batch, tasks, rule if len(tasks) > 1 else KNOWN, of_prototypes)
-
-    def _answer(self, pixels: Tensor, tasks: Sequence[int], rule: Rule, of_prototypes: Tensor | None) -> BatchAnswers:
-        logits = self.logits(pixels, tasks)
-        near = None if of_prototypes is None else self._nearness(pixels, tasks, of_prototypes)
-        kept = [self.record.tasks[k].quantiles for k in tasks]
-        scores = task_scores(rule, logits, near, kept)  # (B, T)
-        known = task_scores(KNOWN, logits, near, kept) if len(tasks) > 1 else score(KNOWN, logits, near)
-        best = scores.argmax(dim=1)
-        each = torch.arange(len(best))
-        probability, label = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
-        return BatchAnswers(
-            tasks=torch.tensor(tasks)[best],
-            classes=torch.stack(label, dim=1)[each, best],
-            probabilities=torch.stack(probability, dim=1)[each, best],
-            shares=scores.softmax(dim=1)[each, best],
-            known=known.amax(dim=1),
-            given=len(tasks) == 1,
-        )
-
-    @property
-    def _has_prototypes(self) -> bool:
-        """Whether images can be compared with prototypes: in features that do not depend on the task."""
-        return isinstance(self.method.network.heads, GeneratedHeads) and self.shares_features
-
-    def _features_of_prototypes(self, tasks: Sequence[int]) -> Tensor:
-        """(P, D) of the tasks' prototypes."""
-        network = self._answering.network
-        assert isinstance(network.heads, GeneratedHeads), "the caller asks whether there are prototypes"
-        prototypes = network.heads.prototypes
-        features: Tensor = network.backbone(prototypes.as_images(prototypes.of(tasks), self.record.image_shape[0]))
-        return features.cpu()
-
-    def _nearness(self, pixels: Tensor, tasks: Sequence[int], of_prototypes: Tensor) -> Tensor:
-        """How near images are to each task's prototypes, (B, T)."""
-        network = self._answering.network
-        features = network.backbone(self._prepared(pixels))
-        return nearness_to(features.cpu(), of_prototypes, network.sizes(tasks))
-
-    def predictions(self, found: BatchAnswers, unknown_rate: float | None) -> Iterator[Prediction]:
-        """Answers by name; with `unknown_rate`, "none of these" below the score that so many known images miss.
-
-        Raises:
-            InputError: it is not known how known images score.
-        """
-        tasks = self.record.tasks
-        columns = (found.tasks, found.classes, found.probabilities, found.shares, found.known)
-        for k, c, p, share, known in zip(*(column.tolist() for column in columns), strict=True):
-            unknown = unknown_rate is not None and known < self._threshold(k if found.given else None, unknown_rate)
-            yield Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, p, share)
-
-    def _threshold(self, given: int | None, rate: float) -> float:
-        """What that share of known images scores less than: of a task that is given, or of the last one among all."""
-        tasks = self.record.tasks
-        kind, asked = (AMONG_ALL, tasks[-1]) if given is None else (KNOWN, tasks[given])
-        if kind not in asked.quantiles:
-            raise InputError(
-                f"unknown: expected tasks that were taught with validation images, got {asked.name!r} without; "
-                "a stream.validation above 0 gives them"
-            )
-        return threshold(asked.quantiles[kind], rate)
-
-    def evaluate(self, images: Source, task: int, rule: Rule | None) -> Evaluation:
-        """Accuracy on the test part of labelled images of a task; with a rule, the task is not given."""
-        known = self.record.tasks[task]
-        positions = {name: c for c, name in enumerate(known.classes)}
-        if foreign := [name for name in images.class_names if name not in positions]:
-            raise InputError(
-                f"{images.where}: expected classes of task {known.name!r} ({', '.join(known.classes)}), "
-                f"got {foreign[0]!r}"
-            )
-        labels = torch.tensor([positions[name] for name in images.class_names])[images.test.labels]
-        among = [task] if rule is None else list(range(len(self.record.tasks)))
-        found = list(self.answer(images.test.pixels, among, rule or "softmax"))
-        tasks, classes = (torch.cat([getattr(f, part) for f in found]) for part in ("tasks", "classes"))
-        right = (tasks == task) & (classes == labels)
-        return Evaluation(
-            accuracy=100 * right.double().mean().item(),
-            images=len(labels),
-            of_class={
-                known.classes[c]: 100 * right[labels == c].double().mean().item() for c in labels.unique().tolist()
-            },
-            task_accuracy=None if rule is None else 100 * (tasks == task).double().mean().item(),
-        )
+        return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
 
     @property
     def shares_features(self) -> bool:
         """Whether an image's features are the same for every task."""
         return not isinstance(self.method.network, TaskNetwork)
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """The features of images (N, channels, H, W) uint8: (N, D), on the processor."""
-        return torch.cat([self.prepared_features(self._prepared(part)) for part in pixels.split(self.batch_size)])
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether images can be compared with prototypes: in features that do not depend on the task."""
+        return isinstance(self.method.network.heads, GeneratedHeads) and self.shares_features
 
-    def prepared_features(self, x: Tensor) -> Tensor:
-        """The features of prepared images (B, channels, H, W): (B, D), on the processor."""
+    @cached_property
+    def _inference_method(self) -> Method:
+        """A copy of the method for inference, with a faster backbone unless features depend on the task."""
+        with torch.inference_mode(False):  # its tensors can be used with and without a graph
+            method = copy.deepcopy(self.method).eval().requires_grad_(False)
+            if not isinstance(method.network, TaskNetwork):
+                method.network.backbone = fold_batch_norm(method.network.backbone)
+        return method
+
+    def copy(self) -> "Predictor":
+        """Return a predictor with a copy of the network."""
+        return Predictor(self.record, copy.deepcopy(self.method), self.statistics)
+
+    def with_task(self, index: int, task: TaughtTask) -> "Predictor":
+        """Return a predictor whose record has `task` at that position."""
+        tasks = (*self.record.tasks[:index], task, *self.record.tasks[index + 1 :])
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, tasks=tasks))
+
+    def index(self, name: str) -> int:
+        """Return the position of a task; raise InputError, naming the known tasks, if the name is unknown."""
+        names = [task.name for task in self.record.tasks]
+        if name not in names:
+            raise unknown_name_error("task", name, names)
+        return names.index(name)
+
+    def logits(self, pixels: Tensor, tasks: Sequence[int]) -> list[Tensor]:
+        """Return logits divided by each task's temperature, on the CPU.
+
+        Args:
+            pixels: Images, (B, channels, H, W) uint8.
+            tasks: Positions of the tasks.
+
+        Returns:
+            A (B, C) tensor for each task.
+        """
+        x = self._normalize(pixels.contiguous(memory_format=torch.channels_last))  # bytes are faster to rearrange
+        logits = task_logits(self._inference_method, x, tasks, self.record.config.training.flip_test)
+        return [z.cpu() / self.record.tasks[k].temperature for k, z in zip(tasks, logits, strict=True)]
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """Return pixels as the network's input, on its device."""
+        return self.record.normalization(pixels.to(self._inference_method.device))
+
+    def predict_batches(self, pixels: Tensor, tasks: Sequence[int], rule: Rule) -> Iterator[BatchPredictions]:
+        """Yield predictions among the classes of `tasks`, batch by batch.
+
+        Args:
+            pixels: Images, (N, channels, H, W) uint8.
+            tasks: Positions of the tasks; with a single one, the task is given.
+            rule: How the task is inferred.
+
+        Raises:
+            InputError: the rule needs prototypes, and the network has none.
+        """
+        uses_prototypes = rule in ("prototypes", "combined") and len(tasks) > 1
+        if uses_prototypes and not self.has_prototypes:
+            raise InputError(
+                f"rule: expected softmax, energy or contrast, as there are no prototypes to compare with, got {rule}"
+            )
         with torch.inference_mode():
-            features: Tensor = self._answering.network.backbone(x.to(self._answering.device))
+            prototypes = self.prototype_features(tasks) if uses_prototypes else None
+            for batch in pixels.split(self.batch_size):
+                yield self._predict_batch(batch, tasks, rule if len(tasks) > 1 else KNOWN_SCORE, prototypes)
+
+    def _predict_batch(
+        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, prototypes: Tensor | None
+    ) -> BatchPredictions:
+        """Return predictions for one batch; `prototypes` are the features (P, D) of the tasks' prototypes."""
+        logits = self.logits(pixels, tasks)
+        similarity = None if prototypes is None else self.prototype_similarity(pixels, tasks, prototypes)
+        quantiles = [self.record.tasks[k].quantiles for k in tasks]
+        scores = task_scores(rule, logits, similarity, quantiles)  # (B, T)
+        if len(tasks) > 1:
+            known_scores = task_scores(KNOWN_SCORE, logits, similarity, quantiles)
+        else:
+            known_scores = score(KNOWN_SCORE, logits, similarity)
+        best = scores.argmax(dim=1)
+        rows = torch.arange(len(best))
+        probabilities, classes = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
+        return BatchPredictions(
+            tasks=torch.tensor(tasks)[best],
+            classes=torch.stack(classes, dim=1)[rows, best],
+            probabilities=torch.stack(probabilities, dim=1)[rows, best],
+            task_probabilities=scores.softmax(dim=1)[rows, best],
+            known_scores=known_scores.amax(dim=1),
+            task_given=len(tasks) == 1,
+        )
+
+    def prototype_features(self, tasks: Sequence[int]) -> Tensor:
+        """Return the features (P, D) of the tasks' prototypes, on the CPU."""
+        network = self._inference_method.network
+        assert isinstance(network.heads, GeneratedHeads), "the caller checks has_prototypes"
+        prototypes = network.heads.prototypes
+        features: Tensor = network.backbone(prototypes.to_images(prototypes.batch(tasks), self.record.image_shape[0]))
+        return features.cpu()
+
+    def prototype_similarity(self, pixels: Tensor, tasks: Sequence[int], prototypes: Tensor) -> Tensor:
+        """Return the largest similarity of each image to a prototype of each task, (B, T).
+
+        Args:
+            pixels: Images, (B, channels, H, W) uint8.
+            tasks: Positions of the tasks.
+            prototypes: Features of the tasks' prototypes, (P, D).
+        """
+        network = self._inference_method.network
+        features = network.backbone(self._normalize(pixels))
+        return largest_cosine_per_task(features.cpu(), prototypes, network.sizes(tasks))
+
+    def to_predictions(self, batch: BatchPredictions, unknown_rate: float | None) -> Iterator[Prediction]:
+        """Yield the predictions of a batch with names.
+
+        Args:
+            batch: The predictions of a batch.
+            unknown_rate: Share of images of known classes for which "none of these" may be predicted; never if None.
+
+        Raises:
+            InputError: there are no validation scores to derive the threshold from.
+        """
+        tasks = self.record.tasks
+        columns = (batch.tasks, batch.classes, batch.probabilities, batch.task_probabilities, batch.known_scores)
+        for k, c, probability, share, known in zip(*(column.tolist() for column in columns), strict=True):
+            unknown = unknown_rate is not None and known < self._threshold(
+                k if batch.task_given else None, unknown_rate
+            )
+            yield Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, probability, share)
+
+    def _threshold(self, task_index: int | None, rate: float) -> float:
+        """Return the known score below which that share of known images falls.
+
+        With a `task_index`, the score is that of this task; without, it is that among all tasks.
+        """
+        tasks = self.record.tasks
+        kind, task = (AMONG_ALL, tasks[-1]) if task_index is None else (KNOWN_SCORE, tasks[task_index])
+        if kind not in task.quantiles:
+            raise InputError(
+                f"unknown: expected tasks that were learned with validation images, got {task.name!r} without; "
+                "a stream.validation above 0 gives them"
+            )
+        return threshold(task.quantiles[kind], rate)
+
+    def evaluate(self, images: Source, task_index: int, rule: Rule | None) -> Evaluation:
+        """Return the accuracy on the test part of labelled images of a task.
+
+        Args:
+            images: The images; their classes are among those of the task.
+            task_index: Position of the task.
+            rule: How the task is inferred; if None, the task is given.
+
+        Raises:
+            InputError: a class is not among those of the task.
+        """
+        task = self.record.tasks[task_index]
+        positions = {name: c for c, name in enumerate(task.classes)}
+        if foreign := [name for name in images.class_names if name not in positions]:
+            raise InputError(
+                f"{images.origin}: expected classes of task {task.name!r} ({', '.join(task.classes)}), "
+                f"got {foreign[0]!r}"
+            )
+        labels = torch.tensor([positions[name] for name in images.class_names])[images.test.labels]
+        candidates = [task_index] if rule is None else list(range(len(self.record.tasks)))
+        batches = list(self.predict_batches(images.test.pixels, candidates, rule or "softmax"))
+        right_task = torch.cat([batch.tasks for batch in batches]) == task_index
+        right = right_task & (torch.cat([batch.classes for batch in batches]) == labels)
+        return Evaluation(
+            accuracy=100 * right.double().mean().item(),
+            images=len(labels),
+            of_class={
+                task.classes[c]: 100 * right[labels == c].double().mean().item() for c in labels.unique().tolist()
+            },
+            task_accuracy=None if rule is None else 100 * right_task.double().mean().item(),
+        )
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the features (N, D) of images (N, channels, H, W) uint8, on the CPU."""
+        batches = pixels.split(self.batch_size)
+        return torch.cat([self.features_of_normalized(self._normalize(batch)) for batch in batches])
+
+    def features_of_normalized(self, x: Tensor) -> Tensor:
+        """Return the features (B, D) of normalized images (B, channels, H, W), on the CPU."""
+        with torch.inference_mode():
+            features: Tensor = self._inference_method.network.backbone(x.to(self._inference_method.device))
             return features.cpu()
 
     def heads(self, tasks: Sequence[int]) -> list[Tensor]:
-        """The heads of tasks, (C, D + 1) each, on the processor."""
-        network = self._answering.network
+        """Return the heads of the tasks, (C, D + 1) each, on the CPU."""
+        network = self._inference_method.network
         with torch.inference_mode():
             return list(network.heads.rows(tasks).cpu().split(network.sizes(tasks)))
 
-    def known_statistics(self) -> ClassStatistics:
-        """Its statistics; of an older learner, which kept none, those of unknown tasks."""
-        return self.statistics or ClassStatistics.unknown(len(self.record.tasks), self.method.network.backbone.features)
-
-
-def _untaught(record: Record) -> Method:
-    """The method on its network, with room for all tasks of the record."""
-    method = build_method(record.config, record.image_shape)
-    for task in record.tasks:
-        method.network.grow(len(task.classes))
-    method.task = len(record.tasks) - 1
-    return method
+    def statistics_or_empty(self) -> ClassStatistics:
+        """Return the class statistics; empty ones for a learner of an older format, which has none."""
+        return self.statistics or ClassStatistics.empty(len(self.record.tasks), self.method.network.backbone.features)

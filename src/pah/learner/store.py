@@ -1,6 +1,6 @@
-"""A learner folder: `model.safetensors`, a network's weights, and `learner.json`, which says what they are.
+"""A learner folder: `model.safetensors` with a network's weights, and `learner.json`, which describes them.
 
-Nothing in it is code, and nothing is trusted: both files carry checksums. A run's `model/` is such a folder.
+The files contain no code, and both carry checksums. The folder `model/` of a run is a learner folder, too.
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ from torch import Tensor, nn
 from pah.core.config import InputError, require_types
 from pah.core.files import read_json, write_file, write_json
 from pah.data.task import Normalization
-from pah.training.config import GROUPS, RunConfig
+from pah.training.config import OPTION_GROUPS, RunConfig
 
-WEIGHTS, LEARNER = "model.safetensors", "learner.json"
-FORMAT = 3  # of learner.json and the weights
-FIRST = 1  # had no options of training, no history and no checksum of its own
-ESTIMATES = 3  # the first with class statistics; drift was the movement of prototypes' answers before it
-NEXT = f".{WEIGHTS}.next"  # weights that are written whole, before learner.json says that they are the learner's
-STATISTICS = "statistics."  # what the names of tensors that are no weights of the network begin with
-OPTIONS = ("method", "backbone", "seed", *GROUPS)  # of a configuration, as far as a learner has them
+WEIGHTS_FILE, LEARNER_FILE = "model.safetensors", "learner.json"
+FORMAT = 3  # version of both files
+FORMAT_WITHOUT_CHECKSUM = 1  # it had no training options, no history and no checksum of learner.json either
+FORMAT_WITH_STATISTICS = 3  # earlier formats have no class statistics, and their drift is another quantity
+NEXT_WEIGHTS = f".{WEIGHTS_FILE}.next"  # complete new weights, until learner.json refers to them
+STATISTICS_PREFIX = "statistics."  # of the names of tensors that are class statistics and not weights
+OPTION_KEYS = ("method", "backbone", "seed", *OPTION_GROUPS)  # the keys of a configuration that a learner stores
 
 
 @dataclass(frozen=True)
 class TaughtTask:
-    """What a learner keeps of a task beside its head.
+    """A learner's record of one task.
 
     Args:
-        name: By which it is asked.
-        classes: Their names, C of them; position = label within the task.
-        labels: The classes' labels in the data set.
-        taught: When, ISO 8601 in UTC; None where it is not known.
-        data: Where its images came from.
-        images: How many it was learned from.
-        temperature: By which its logits are divided, so that probabilities are calibrated.
-        quantiles: Of its validation images' scores, by kind of score (`pah.learner.task_inference`), by which a task is
-            found and "none of these" is told; empty without validation images. Those among all tasks are of the tasks
-            known then.
+        name: Name of the task.
+        classes: Names of its C classes; the position is the label within the task.
+        labels: Labels of the classes in the data set.
+        taught: Time of the lesson, ISO 8601 in UTC; None if unknown.
+        data: Source of the images.
+        images: Number of training images.
+        temperature: Divisor of the task's logits that calibrates probabilities.
+        quantiles: Quantiles of the scores of its validation images, by kind of score (`pah.learner.task_inference`).
+            They serve to infer the task and to predict "none of these". Empty without validation images. The quantiles
+            among all tasks refer to the tasks known at the time of the lesson.
     """
 
     name: str
@@ -60,17 +60,17 @@ class TaughtTask:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a lesson did.
+    """The results of a lesson.
 
     Args:
-        name: Of the task that was taught.
-        taught: When, ISO 8601 in UTC; None where it is not known.
-        accuracies: Of each task measured after the lesson, in percent: the new one on its test part, others on what
-            the owner held out.
-        drift: Of each task known before: the share of its images, 0 to 1, that are estimated to be answered worse than
-            before (`pah.models.class_statistics.estimated_losses`); tasks of which no statistics are kept are left out.
-        seconds: That it took.
-        notes: What had to be changed of the images.
+        name: Name of the task.
+        taught: Time of the lesson, ISO 8601 in UTC; None if unknown.
+        accuracies: Accuracy on each task measured after the lesson, in percent, by task name: the new task on its test
+            images, old tasks on the images that the caller held out.
+        drift: For each old task with class statistics, by name, the estimated share of its images that are classified
+            worse than before, 0 to 1 (`pah.models.class_statistics.estimate_accuracy_drops`).
+        seconds: Duration.
+        notes: Changes that were made to the images.
     """
 
     name: str
@@ -83,10 +83,10 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Record:
-    """What `learner.json` holds."""
+    """The content of `learner.json`."""
 
     config: RunConfig
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # channels, height, width
     normalization: Normalization
     tasks: tuple[TaughtTask, ...] = ()
     history: tuple[Lesson, ...] = ()
@@ -98,86 +98,92 @@ class Record:
 
 
 def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[str, Tensor] | None = None) -> None:
-    """Replace the learner in `folder`: at any moment, even a power cut, it holds all of the old or all of the new.
+    """Replace the learner in a folder.
 
-    `statistics` are the tensors of what is known of each class's features, if anything is.
+    At any moment, even after a power cut, the folder holds either the complete old learner or the complete new one.
+
+    Args:
+        folder: The learner folder; created if it is missing.
+        record: The content of `learner.json`.
+        network: The network.
+        statistics: Tensors of the class statistics by name, if there are any.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written; the old learner is untouched.
+        InputError: the disk is full, or the folder cannot be written. The old learner is unchanged.
     """
-    weights = weights_of(network, {STATISTICS + name: tensor for name, tensor in (statistics or {}).items()})
+    weights = serialize_weights(network, {STATISTICS_PREFIX + name: x for name, x in (statistics or {}).items()})
     config = record.config.as_dict()
     content = {
         "format": FORMAT,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        **{key: config[key] for key in OPTIONS},
+        **{key: config[key] for key in OPTION_KEYS},
         "image_shape": record.image_shape,
         "normalization": asdict(record.normalization),
         "class_order": record.class_order,
         "tasks": [vars(task) for task in record.tasks],
         "history": [vars(lesson) for lesson in record.history],
     }
-    _finish(folder)
+    _finish_interrupted_save(folder)
     try:
-        write_file(folder / NEXT, weights)
-        write_json(folder / LEARNER, content | {"checksum": _checksum(content)})  # from here on the new one counts
+        write_file(folder / NEXT_WEIGHTS, weights)
+        write_json(folder / LEARNER_FILE, content | {"checksum": _checksum(content)})  # now the new learner is valid
     finally:
-        _finish(folder)
-        (folder / NEXT).unlink(missing_ok=True)
+        _finish_interrupted_save(folder)
+        (folder / NEXT_WEIGHTS).unlink(missing_ok=True)
 
 
-def _finish(folder: Path) -> None:
-    """Finish a save that was cut off in its last moment: the weights that `learner.json` speaks of get their name."""
+def _finish_interrupted_save(folder: Path) -> None:
+    """Give new weights their final name if `learner.json` already refers to them."""
     try:
-        wanted = json.loads((folder / LEARNER).read_bytes())["sha256"]
-        if hashlib.sha256((folder / NEXT).read_bytes()).hexdigest() == wanted:
-            os.replace(folder / NEXT, folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # nothing there to finish
+        expected = json.loads((folder / LEARNER_FILE).read_bytes())["sha256"]
+        if hashlib.sha256((folder / NEXT_WEIGHTS).read_bytes()).hexdigest() == expected:
+            os.replace(folder / NEXT_WEIGHTS, folder / WEIGHTS_FILE)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no save was interrupted at this point
         return
 
 
-def weights_of(network: nn.Module, more: Mapping[str, Tensor] | None = None) -> bytes:
-    """A network's weights and buffers, and more tensors, as safetensors."""
-    tensors = {**network.state_dict(), **(more or {})}
+def serialize_weights(network: nn.Module, extra: Mapping[str, Tensor] | None = None) -> bytes:
+    """Return a network's weights and buffers, and extra tensors, in the safetensors format."""
+    tensors = {**network.state_dict(), **(extra or {})}
     return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def state_of(folder: Path) -> str | None:
-    """What tells the learner in `folder` from any other, before or after; None if it holds none."""
-    path = folder / LEARNER
+def fingerprint(folder: Path) -> str | None:
+    """Return a hash that identifies the learner in a folder and its state; None if there is no learner."""
+    path = folder / LEARNER_FILE
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def load(folder: Path) -> tuple[Record, dict[str, Tensor]]:
-    """The record and the weights of the learner in `folder`.
+    """Return the record and the tensors of the learner in a folder.
 
     Raises:
-        InputError: there is none, it is of a newer format, or its checksums do not fit.
+        InputError: there is no learner, its format is newer, or its checksums do not fit.
     """
-    path = folder / LEARNER
+    path = folder / LEARNER_FILE
     if not path.is_file():
-        raise InputError(f"{folder}: expected a learner folder, which holds {LEARNER}, found none")
+        raise InputError(f"{folder}: expected a learner folder, which holds {LEARNER_FILE}, found none")
     content = read_json(path)
     version = content.get("format") if isinstance(content, dict) else None
     if not isinstance(version, int):
         raise InputError(f"{path}: expected a learner, got JSON of something else")
     if version > FORMAT:
         raise InputError(f"{path}: expected format {FORMAT} or older, got {version}: a newer pah wrote it; update pah")
-    if version > FIRST and content.pop("checksum", None) != _checksum(content):
+    if version > FORMAT_WITHOUT_CHECKSUM and content.pop("checksum", None) != _checksum(content):
         raise InputError(f"{path}: expected a learner that fits its checksum, got one that was changed or damaged")
     try:
-        json.dumps(content, ensure_ascii=False).encode()  # half a character can be read, and not be printed
-        record = _record(content)
+        json.dumps(content, ensure_ascii=False).encode()  # JSON may contain half a surrogate pair, which is no text
+        record = _parse_record(content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a learner of format {version}, got one that lacks or has too much: {error}"
         ) from None
-    return record, _weights(folder, content["sha256"])
+    return record, _load_weights(folder, content["sha256"])
 
 
-def _weights(folder: Path, sha256: str) -> dict[str, Tensor]:
-    """The weights with that checksum: a save that was cut off in its last moment left them under another name."""
-    for name in (WEIGHTS, NEXT):
+def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """Return the tensors with that checksum, also if an interrupted save left them under their temporary name."""
+    for name in (WEIGHTS_FILE, NEXT_WEIGHTS):
         try:
             data = (folder / name).read_bytes()
             if hashlib.sha256(data).hexdigest() == sha256:
@@ -186,38 +192,41 @@ def _weights(folder: Path, sha256: str) -> dict[str, Tensor]:
             continue
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder / name}: expected weights, got: {error}") from None
-    raise InputError(f"{folder / WEIGHTS}: expected weights that fit the checksum in {LEARNER}, got none that do")
+    raise InputError(
+        f"{folder / WEIGHTS_FILE}: expected weights that fit the checksum in {LEARNER_FILE}, got none that do"
+    )
 
 
-def _record(content: Mapping[str, Any]) -> Record:
+def _parse_record(content: Mapping[str, Any]) -> Record:
+    """Return the record that the content of `learner.json` describes."""
     tasks, labels = [], list(content["class_order"])
-    for written in content["tasks"]:
-        task = _tuples(written)
-        task.setdefault("labels", tuple(labels[: len(task["classes"])]))  # format 1 has them in the class order alone
+    for stored in content["tasks"]:
+        task = _to_tuples(stored)
+        task.setdefault("labels", tuple(labels[: len(task["classes"])]))  # format 1 has labels in class_order alone
         task.setdefault("data", content.get("data"))
         labels = labels[len(task["classes"]) :]
         tasks.append(TaughtTask(**task))
-    image_shape = _tuples(content["image_shape"])
-    statistics = _tuples(content["normalization"])
-    config = RunConfig.from_dict({key: content[key] for key in OPTIONS if key in content})
+    image_shape = _to_tuples(content["image_shape"])
+    normalization = _to_tuples(content["normalization"])
+    config = RunConfig.from_dict({key: content[key] for key in OPTION_KEYS if key in content})
     record = Record(
         config=config,
         image_shape=image_shape,
-        normalization=Normalization(statistics["mean"], statistics["std"]),
+        normalization=Normalization(normalization["mean"], normalization["std"]),
         tasks=tuple(tasks),
-        history=tuple(_lesson(_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
+        history=tuple(_parse_lesson(_to_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
     )
-    _require_sound(record)
+    _require_valid(record)
     return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_shape[1]))
 
 
-def _lesson(written: dict[str, Any], version: int) -> Lesson:
-    """A lesson as it was written; without its drift where that was another quantity."""
-    return Lesson(**(written if version >= ESTIMATES else written | {"drift": {}}))
+def _parse_lesson(stored: dict[str, Any], version: int) -> Lesson:
+    """Return a stored lesson, without the drift of older formats, which was another quantity."""
+    return Lesson(**(stored if version >= FORMAT_WITH_STATISTICS else stored | {"drift": {}}))
 
 
-def _require_sound(record: Record) -> None:
-    """Raise TypeError or ValueError for what no learner can have."""
+def _require_valid(record: Record) -> None:
+    """Raise TypeError or ValueError for values that no learner can have."""
     for part in (record, record.config, record.normalization, *record.tasks, *record.history):
         require_types(part)
     channels, height, width = record.image_shape
@@ -225,7 +234,7 @@ def _require_sound(record: Record) -> None:
         raise ValueError(f"image_shape: expected 1 or 3 channels, height and width, got {record.image_shape}")
     numbers = [*record.normalization.mean, *record.normalization.std, *(task.temperature for task in record.tasks)]
     if not all(map(math.isfinite, numbers)) or min(record.normalization.std) <= 0:
-        raise ValueError("normalization and temperatures: expected finite numbers, those divided by above 0")
+        raise ValueError("normalization and temperatures: expected finite numbers, and divisors above 0")
     if {len(record.normalization.mean), len(record.normalization.std)} != {channels}:
         raise ValueError(f"normalization: expected {channels} channels")
     names = [task.name for task in record.tasks]
@@ -238,12 +247,13 @@ def _require_sound(record: Record) -> None:
             )
 
 
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, however deep."""
+def _to_tuples(value: Any) -> Any:
+    """Return a JSON value with tuples in place of lists, at every depth."""
     if isinstance(value, dict):
-        return {key: _tuples(part) for key, part in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {key: _to_tuples(part) for key, part in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def _checksum(content: object) -> str:
+    """Return the checksum of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The methods by name. To add one: a class in a module of its own or beside its kin, and a line here."""
+"""The registry of methods. To add a method, write its class and options and add an entry to `METHODS`."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class Entry(NamedTuple):
     """A method and its options.
 
     Attributes:
-        method: Made of a network, the options of the optimizer and its own options.
-        options: A frozen dataclass; the help of its fields is the `Args` section of its docstring.
+        method: A class whose constructor takes a network, the options of the optimizer and the method's own options.
+        options: A frozen dataclass. The `Args` section of its docstring is the help text of its fields.
     """
 
     method: type[Method]

@@ -1,4 +1,4 @@
-"""Methods that give every task parameters of its own: old ones are never touched, so nothing is forgotten."""
+"""Methods that give every task its own network: old weights never change, so nothing is forgotten."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,20 @@ from pah.core.config import require
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, Terms, descend
 from pah.models.backbones import Backbone
-from pah.models.columns import ColumnNetwork, Columns, ProgressiveNetwork
+from pah.models.column_networks import ColumnNetwork, IndependentColumns, ProgressiveNetwork
 
 
 @dataclass(frozen=True)
 class IndependentOptions(MethodOptions):
-    """A fresh network for each task: there is nothing to choose."""
+    """A separate network for each task. It has no options."""
 
-    def build_network(self, build_backbone: Callable[[], Backbone], image_shape: tuple[int, int, int]) -> ColumnNetwork:
-        """A column a task."""
+    def build_network(
+        self, build_backbone: Callable[[], Backbone], image_shape: tuple[int, int, int]
+    ) -> IndependentColumns:
+        """Return the untrained network, which gets a column for each task."""
         backbone = build_backbone()
         heads = self.build_heads(backbone.features, image_shape[0])
-        return ColumnNetwork(backbone, heads, image_shape, build_backbone)
+        return IndependentColumns(backbone, heads, image_shape, build_backbone)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class PNNOptions(MethodOptions):
     """Options of Progressive Neural Networks.
 
     Args:
-        projection: Width of a lateral connection as a share of the column's: its size grows with the number of
-            earlier tasks, and at a quarter ten tasks of resnet18-slim have 4 % more parameters than without any.
+        projection: Width of a lateral connection relative to the width of the column. The size of a connection grows
+            with the number of earlier tasks. With 0.25, ten tasks of resnet18-slim have 4 % more parameters than
+            without lateral connections.
     """
 
     projection: float = 0.25
@@ -42,31 +45,35 @@ class PNNOptions(MethodOptions):
     def build_network(
         self, build_backbone: Callable[[], Backbone], image_shape: tuple[int, int, int]
     ) -> ProgressiveNetwork:
-        """A column a task, with lateral connections; InputError if the backbone is no sequence of layers."""
+        """Return the untrained network, which gets a column with lateral connections for each task.
+
+        Raises:
+            InputError: the backbone is not a sequence of layers.
+        """
         backbone = build_backbone()
         heads = self.build_heads(backbone.features, image_shape[0])
         return ProgressiveNetwork(backbone, heads, image_shape, build_backbone, self.projection)
 
 
-class _NewestColumn(Method):
-    """Learn the newest column, and what its task has beside it."""
+class _ColumnMethod(Method):
+    """Trains the newest column and the other parameters of its task."""
 
     def begin_task(self, task: Task) -> None:
-        """A new column; the earlier ones are frozen."""
+        """Add a column and build the optimizer. The earlier columns are frozen."""
         super().begin_task(task)
-        assert isinstance(self.network, Columns), "the options build columns"
-        of = self.optimizer_options
-        self.optimizers = [of.build(of.groups(self.network.columns[-1], self.network.beside(task.index)))]
+        assert isinstance(self.network, ColumnNetwork), "the options build columns"
+        groups = self.optimizer_options.groups(self.network.columns[-1], self.network.other_parameters(task.index))
+        self.optimizers = [self.optimizer_options.build(groups)]
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on the cross entropy of the current task."""
+        """Take one step on the cross entropy of the current task."""
         logits = self.network(batch.x, [self.task])
         return descend(self.optimizers[0], {"L_hm": F.cross_entropy(logits, batch.y)})
 
 
-class Independent(_NewestColumn):
-    """A fresh network for each task: no forgetting, no transfer."""
+class Independent(_ColumnMethod):
+    """A separate network for each task: no forgetting and no transfer."""
 
 
-class PNN(_NewestColumn):
-    """Progressive Neural Networks (Rusu et al. 2016): a column a task, which may use what all earlier ones compute."""
+class PNN(_ColumnMethod):
+    """Progressive Neural Networks (Rusu et al. 2016): a column for each task, which reads all earlier columns."""

@@ -1,4 +1,4 @@
-"""The two bounds that give a method's numbers meaning: no protection at all, and no need of any."""
+"""The reference methods: finetuning as the lower bound and joint training as the upper bound."""
 
 import torch.nn.functional as F
 
@@ -7,31 +7,34 @@ from pah.methods.base import Method, Terms, descend
 
 
 class Finetune(Method):
-    """The lower bound: learn the new task, protect nothing."""
+    """The lower bound: learn the new task and protect nothing."""
 
     def begin_task(self, task: Task) -> None:
-        """All learn but what belongs to old tasks: the backbone, what heads share, the new head."""
+        """Build an optimizer over the backbone, the parameters that heads share, and the new head."""
         super().begin_task(task)
-        heads, of = self.network.heads, self.optimizer_options
-        self.optimizers = [of.build(of.groups(self.network.backbone, [*heads.shared(), heads.per_task()[self.task]]))]
+        heads = self.network.heads
+        head_parameters = [*heads.shared_parameters(), heads.task_parameters()[self.task]]
+        groups = self.optimizer_options.groups(self.network.backbone, head_parameters)
+        self.optimizers = [self.optimizer_options.build(groups)]
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on the cross entropy of the current task."""
+        """Take one step on the cross entropy of the current task."""
         logits = self.network(batch.x, [self.task])
         return descend(self.optimizers[0], {"L_hm": F.cross_entropy(logits, batch.y)})
 
 
 class Joint(Method):
-    """The upper bound: at each task, learn from all data of all tasks seen."""
+    """The upper bound: with each task, learn from all data of all tasks seen."""
 
     learns_from = "all tasks seen"
 
     def begin_task(self, task: Task) -> None:
-        """The backbone and all heads learn."""
+        """Build an optimizer over the backbone and all heads."""
         super().begin_task(task)
-        of = self.optimizer_options
-        self.optimizers = [of.build(of.groups(self.network.backbone, self.network.heads.parameters()))]
+        groups = self.optimizer_options.groups(self.network.backbone, self.network.heads.parameters())
+        self.optimizers = [self.optimizer_options.build(groups)]
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on the cross entropy of each image's own task."""
-        return descend(self.optimizers[0], {"L_hm": F.cross_entropy(self.own_logits(batch.x, batch.tasks), batch.y)})
+        """Take one step on the cross entropy of each image for its own task."""
+        logits = self.own_task_logits(batch.x, batch.tasks)
+        return descend(self.optimizers[0], {"L_hm": F.cross_entropy(logits, batch.y)})

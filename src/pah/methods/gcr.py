@@ -1,6 +1,7 @@
-"""Gradient Coreset Replay: store the weighted samples whose gradient stands for that of all.
+"""Gradient Coreset Replay: store weighted samples whose gradient approximates the gradient of all samples.
 
-n: samples of a class, K: how many of them are kept, D: features, C: classes of the task.
+n: number of samples of a class, K: number of samples stored of it, D: number of features, C: number of classes of the
+task, G: number of entries of a gradient.
 """
 
 import dataclasses
@@ -15,19 +16,21 @@ from torch import Tensor
 from pah.core.config import require
 from pah.data.task import Batch, Task
 from pah.methods.buffer import Samples
-from pah.methods.replay import DERpp, DERppOptions, samples_of
+from pah.methods.replay import DERpp, DERppOptions, training_samples
 from pah.models.modes import evaluating
-from pah.models.network import apply_rows
+from pah.models.network import apply_heads
+
+PASS_SIZE = 500  # images in one pass through the network without gradients
 
 
 @dataclass(frozen=True)
 class GCROptions(DERppOptions):
-    """Options of gradient coreset replay.
+    """Options of Gradient Coreset Replay.
 
     Args:
-        alpha: Weight of the squared change of stored answers.
-        beta: Weight of the stored images' cross entropy.
-        ridge: λ, what large weights of kept samples cost, relative to the mean squared gradient of a sample.
+        alpha: Weight of the squared change of the stored images' logits.
+        beta: Weight of the cross entropy of stored images.
+        ridge: λ, the penalty on large weights of stored samples, relative to the mean squared gradient of a sample.
     """
 
     alpha: float = 1.0
@@ -40,66 +43,77 @@ class GCROptions(DERppOptions):
 
 
 class GCR(DERpp):
-    """Gradient Coreset Replay (Tiwari et al., CVPR 2022) with the losses of DER++, each sample by its weight.
+    """Gradient Coreset Replay (Tiwari et al., CVPR 2022) with the losses of DER++ and weighted samples.
 
-    When a task ends, the buffer is chosen anew, class by class, from what is stored and the task's own images: K
-    samples and weights w ≥ 0 that minimise ‖Σ_all v_i g_i - Σ_kept w_i g_i‖² + λ ‖w‖², by orthogonal matching
-    pursuit. g_i is the gradient of sample i's cross entropy for its own head, v_i what it stood for until now.
+    At the end of a task the buffer is selected again, class by class, from the stored samples and the task's images.
+    The K samples and weights w ≥ 0 minimise ‖Σ_all v_i g_i - Σ_stored w_i g_i‖² + λ ‖w‖², by orthogonal matching
+    pursuit. g_i is the gradient of sample i's cross entropy for the head of its task, v_i the weight of the sample so
+    far.
     """
 
     options: GCROptions
 
-    def store(self, batch: Batch, logits: Tensor) -> None:
-        """Nothing: what is kept is chosen when the task ends."""
+    def store_batch(self, batch: Batch, logits: Tensor) -> None:
+        """Do nothing: the buffer changes at the end of a task only."""
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Choose the buffer, with today's answers for the task's own images."""
+        """Select the buffer. The task's own images are stored with their current logits."""
         self.normalization = task.normalization
-        new = samples_of(task).to(self.device)
+        new = training_samples(task).to(self.device)
         with evaluating(self.network):
-            logits = [self.network(self.normalization(part), [task.index]) for part in new.pixels.split(500)]
-            self.share_out(dataclasses.replace(new, logits=torch.cat(logits)), self.choose)
+            logits = [self.network(self.normalization(part), [task.index]) for part in new.pixels.split(PASS_SIZE)]
+            self.rebalance(dataclasses.replace(new, logits=torch.cat(logits)), self.select)
 
-    def choose(self, samples: Samples, count: int) -> Samples:
-        """The coreset of a class's samples, at most `count`."""
+    def select(self, samples: Samples, count: int) -> Samples:
+        """Return the coreset of one class's samples: at most `count` of them, with weights."""
         if len(samples) <= count:
             return samples
         gradients = self.head_gradients(samples).cpu().double().numpy()
-        kept, weights = coreset(gradients, samples.weights.cpu().double().numpy(), count, self.options.ridge)
-        new = torch.from_numpy(weights).float().to(self.device)
-        return dataclasses.replace(samples[torch.from_numpy(kept)], weights=new)
+        indices, weights = select_coreset(gradients, samples.weights.cpu().double().numpy(), count, self.options.ridge)
+        new_weights = torch.from_numpy(weights).float().to(self.device)
+        return dataclasses.replace(samples[torch.from_numpy(indices)], weights=new_weights)
 
     def head_gradients(self, samples: Samples) -> Tensor:
-        """∂ cross entropy / ∂ (weight, bias) of their task's head, a row a sample: (n, C (D + 1))."""
+        """Return ∂ cross entropy / ∂ (weight, bias) of the head for each sample of one task: (n, C (D + 1))."""
         task = int(samples.tasks[0])
-        features = torch.cat([self.network.backbone(self.normalization(part)) for part in samples.pixels.split(500)])
+        parts = samples.pixels.split(PASS_SIZE)
+        features = torch.cat([self.network.backbone(self.normalization(part)) for part in parts])
         rows = self.network.heads.rows([task])
-        error = apply_rows(features, rows).softmax(dim=1) - F.one_hot(samples.labels, len(rows))  # (n, C)
+        error = apply_heads(features, rows).softmax(dim=1) - F.one_hot(samples.labels, len(rows))  # (n, C)
         with_bias = F.pad(features, (0, 1), value=1.0)  # (n, D + 1)
         return (error[:, :, None] * with_bias[:, None, :]).flatten(1)
 
 
-def coreset(
+def select_coreset(
     gradients: NDArray[np.float64], weights: NDArray[np.float64], count: int, ridge: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows of `gradients` (n, G) whose weighted sum stands for Σ_i weights_i gradients_i, at most `count` < n of them.
+    """Select rows whose weighted sum approximates Σ_i weights_i gradients_i, greedily.
 
-    Greedily: the row that has most in common with what is still unexplained, then all weights anew (non-negative
-    least squares with a ridge). Returns the rows' indices and weights; rows that come out with weight 0 are left out.
+    Each iteration adds the row with the largest product with the residual and then computes all weights again, by
+    non-negative least squares with a ridge.
+
+    Args:
+        gradients: (n, G).
+        weights: (n,).
+        count: The number of rows to select, less than n.
+        ridge: The penalty λ on squared weights, relative to the mean squared norm of a row.
+
+    Returns:
+        The indices and the weights of the selected rows. Rows of weight 0 are omitted.
     """
-    from scipy.optimize import nnls  # half a second to import, for a method among many
+    from scipy.optimize import nnls  # imported here because it takes half a second and only this method needs it
 
     target = weights @ gradients
     penalty = np.sqrt(ridge * np.square(gradients).sum(axis=1).mean())
-    kept: list[int] = []
-    found = np.zeros(0)
+    selected: list[int] = []
+    new_weights = np.zeros(0)
     for _ in range(count):
-        gain = gradients @ (target - found @ gradients[kept])
-        gain[kept] = -np.inf
-        kept.append(int(gain.argmax()))
-        design = np.vstack([gradients[kept].T, penalty * np.eye(len(kept))])
-        found, _ = nnls(design, np.concatenate([target, np.zeros(len(kept))]))
-    if not found.any():  # no gradient left to stand for: the samples stand for their number
-        found = np.full(count, weights.sum() / count)
-    return np.array(kept)[found > 0], found[found > 0]
+        gain = gradients @ (target - new_weights @ gradients[selected])
+        gain[selected] = -np.inf
+        selected.append(int(gain.argmax()))
+        design = np.vstack([gradients[selected].T, penalty * np.eye(len(selected))])
+        new_weights, _ = nnls(design, np.concatenate([target, np.zeros(len(selected))]))
+    if not new_weights.any():  # all gradients are 0: give all selected samples the same weight
+        new_weights = np.full(count, weights.sum() / count)
+    return np.array(selected)[new_weights > 0], new_weights[new_weights > 0]

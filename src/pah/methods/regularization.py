@@ -1,4 +1,4 @@
-"""Methods that hold old behaviour by a term in the loss: of answers (LwF) or of weights (EWC, SI)."""
+"""Methods that add a penalty to the loss: on changed predictions (LwF) or on changed weights (EWC, SI)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,25 @@ from pah.core.config import require
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
 from pah.methods.bounds import Finetune
-from pah.methods.losses import Reduction, distillation, stack_heads
-from pah.methods.teacher import OLD_TASKS, Teacher, asked_tasks, weight_of_asked
+from pah.methods.losses import Reduction, distillation, stack_logits
+from pah.methods.teacher import MAX_OLD_TASKS, Teacher, sample_old_tasks, sampled_tasks_weight
 from pah.models.modes import evaluating
 from pah.models.network import Network
 
-PER_SAMPLE_BATCH = 16  # images whose gradients are held at once, each as large as the network
+PASS_SIZE = 500  # images in one pass through the network without gradients
+PER_SAMPLE_BATCH_SIZE = 16  # images whose gradients are in memory together; each is as large as the network
 
 
 @dataclass(frozen=True)
 class LwFOptions(MethodOptions):
-    """Options of learning without forgetting; the published values are those of its paper.
+    """Options of Learning without Forgetting. "Published" values are those of its paper.
 
     Args:
-        stability: Weight of L_sm, old heads' answers to new images (published 1).
-        temperature: T, which softens the answers in L_sm (published 2).
-        over_tasks: L_sm is the mean over old tasks, or the sum (published).
-        old_tasks_per_step: How many old tasks L_sm asks in a step, at most: beyond it a seeded sample (published: all).
+        stability: Weight of L_sm, which keeps old heads' predictions for new images (published 1).
+        temperature: T, which softens the predictions in L_sm (published 2).
+        over_tasks: Whether L_sm is the mean over old tasks or the sum (published).
+        old_tasks_per_step: Maximum number of old tasks in L_sm in one step. If there are more, a random sample is
+            drawn (published: all).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
@@ -37,7 +39,7 @@ class LwFOptions(MethodOptions):
     stability: float = 10.0
     temperature: float = 2.0
     over_tasks: Reduction = "mean"
-    old_tasks_per_step: int = OLD_TASKS
+    old_tasks_per_step: int = MAX_OLD_TASKS
 
     def __post_init__(self) -> None:
         require(self.stability >= 0, "method.stability", "at least 0", self.stability)
@@ -48,8 +50,8 @@ class LwFOptions(MethodOptions):
 class LwF(Method):
     """Learning without Forgetting (Li and Hoiem, ECCV 2016): L = L_hm + λ L_sm.
 
-    L_sm is PAH's, term by term: old heads' softened answers to new images stay those of the frozen network. So PAH
-    and LwF differ in where a head comes from, and in L_sp alone.
+    L_sm is that of PAH: the softened predictions of old heads for new images stay those of the frozen network. PAH
+    differs from LwF only in generating the heads and in L_sp.
     """
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: LwFOptions) -> None:
@@ -58,68 +60,75 @@ class LwF(Method):
         self.teacher: Teacher | None = None
 
     def begin_task(self, task: Task) -> None:
-        """Freeze the teacher; the backbone and all heads learn."""
+        """Build the teacher, and an optimizer over the backbone and all heads."""
         if task.index:
             self.teacher = Teacher(self.network, range(task.index), "running")
         super().begin_task(task)
-        of = self.optimizer_options
-        self.optimizers = [of.build(of.groups(self.network.backbone, self.network.heads.parameters()))]
+        groups = self.optimizer_options.groups(self.network.backbone, self.network.heads.parameters())
+        self.optimizers = [self.optimizer_options.build(groups)]
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on L_hm and L_sm, from one backbone pass."""
-        o, all_old = self.options, range(self.task)
-        old = asked_tasks(all_old, o.old_tasks_per_step, batch.step)
+        """Take one step on L_hm and L_sm, from one backbone pass."""
+        options, all_old = self.options, range(self.task)
+        old = sample_old_tasks(all_old, options.old_tasks_per_step, batch.step)
         sizes = self.network.sizes(old)
-        of_old, of_task = self.network(batch.x, [*old, self.task]).tensor_split([sum(sizes)], dim=1)
-        terms = {"L_hm": F.cross_entropy(of_task, batch.y)}
-        weight = o.stability
+        old_logits, current_logits = self.network(batch.x, [*old, self.task]).tensor_split([sum(sizes)], dim=1)
+        terms = {"L_hm": F.cross_entropy(current_logits, batch.y)}
+        weight = options.stability
         if self.teacher is not None:
-            student = stack_heads(of_old, sizes)  # (B, J, C)
-            terms["L_sm"] = distillation(self.teacher(batch.x, old), student, o.temperature, reduction=o.over_tasks)
-            weight *= weight_of_asked(all_old, old, o.over_tasks)
+            student = stack_logits(old_logits, sizes)  # (B, J, C)
+            teacher = self.teacher(batch.x, old)
+            terms["L_sm"] = distillation(teacher, student, options.temperature, reduction=options.over_tasks)
+            weight *= sampled_tasks_weight(all_old, old, options.over_tasks)
         return descend(self.optimizers[0], terms, {"L_sm": weight})
 
     def release(self) -> None:
-        """The teacher goes."""
+        """Delete the teacher as well."""
         super().release()
         self.teacher = None
 
 
-class Anchored(Finetune):
-    """L_hm + λ Σ_i Ω_i (θ_i - θ*_i)² over the weights θ that tasks share; a subclass says how Ω comes about.
+class QuadraticPenalty(Finetune):
+    """L_hm + λ Σ_i Ω_i (θ_i - θ*_i)² over the weights θ that tasks share. Subclasses define the importance Ω.
 
-    Heads (or prototypes) of old tasks take no part in later losses and so need no anchor.
+    Heads (or prototypes) of old tasks do not appear in later losses and therefore need no penalty.
+
+    Attributes:
+        buffer_kinds: The kinds of buffers, each with one buffer for each weight. θ* is "anchor", Ω is "importance".
+        strength: λ.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ("anchor", "importance")  # θ* and Ω: a buffer for each weight
-    strength: float  # λ
+    buffer_kinds: ClassVar[tuple[str, ...]] = ("anchor", "importance")
+    strength: float
 
     def begin_task(self, task: Task) -> None:
-        """With the first task, room for what is kept of each weight."""
+        """Add the buffers with the first task."""
         super().begin_task(task)
         if task.index == 0:
-            for kind in self.kept:
-                for i, parameter in enumerate(self.shared()):
+            for kind in self.buffer_kinds:
+                for i, parameter in enumerate(self.shared_weights()):
                     self.register_buffer(f"{kind}_{i}", torch.zeros_like(parameter))
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on the cross entropy of the current task and the penalty."""
+        """Take one step on the cross entropy of the current task and the penalty."""
         terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
         if self.task:
             terms["penalty"] = self.penalty()
         return descend(self.optimizers[0], terms, {"penalty": self.strength})
 
-    def shared(self) -> list[nn.Parameter]:
-        """The weights that all tasks use."""
-        return [*self.network.backbone.parameters(), *self.network.heads.shared()]
+    def shared_weights(self) -> list[nn.Parameter]:
+        """Return the weights that all tasks use."""
+        return [*self.network.backbone.parameters(), *self.network.heads.shared_parameters()]
 
-    def of_weights(self, kind: str) -> list[Tensor]:
-        """What is kept under that name, in the order of `shared`."""
-        return [self.get_buffer(f"{kind}_{i}") for i in range(len(self.shared()))]
+    def weight_buffers(self, kind: str) -> list[Tensor]:
+        """Return the buffers of a kind in the order of `shared_weights`."""
+        return [self.get_buffer(f"{kind}_{i}") for i in range(len(self.shared_weights()))]
 
     def penalty(self) -> Tensor:
-        """Σ_i Ω_i (θ_i - θ*_i)², a scalar."""
-        parts = zip(self.shared(), self.of_weights("anchor"), self.of_weights("importance"), strict=True)
+        """Return Σ_i Ω_i (θ_i - θ*_i)², a scalar."""
+        parts = zip(
+            self.shared_weights(), self.weight_buffers("anchor"), self.weight_buffers("importance"), strict=True
+        )
         return torch.stack([(importance * (p - anchor).square()).sum() for p, anchor, importance in parts]).sum()
 
 
@@ -128,9 +137,9 @@ class EWCOptions(MethodOptions):
     """Options of online EWC.
 
     Args:
-        strength: λ, the weight of the penalty; the paper chooses it for each problem.
-        decay: γ, the share of the old tasks' Fisher information that stays when a task is added.
-        fisher_samples: Training images of a task, at most, from which its Fisher information is estimated.
+        strength: λ, the weight of the penalty. The paper chooses it for each problem.
+        decay: γ, the factor of the old tasks' Fisher information when a task is added.
+        fisher_samples: Maximum number of training images of a task from which its Fisher information is estimated.
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (10.0, 100.0, 1000.0, 10000.0)}
@@ -145,13 +154,13 @@ class EWCOptions(MethodOptions):
         require(self.fisher_samples >= 1, "method.fisher_samples", "at least 1", self.fisher_samples)
 
 
-class EWC(Anchored):
+class EWC(QuadraticPenalty):
     """Elastic Weight Consolidation (Kirkpatrick et al., PNAS 2017): L = L_hm + λ/2 Σ_i F_i (θ_i - θ*_i)².
 
-    The online form (Schwarz et al., ICML 2018, "Progress & Compress"): one anchor θ*, the weights after the last
-    task, and one running F <- γ F + F_task, so that the cost does not grow with the number of tasks. F_task is the
-    diagonal of the Fisher information, from the gradient of each image by itself (the square of a batch's mean
-    gradient is another thing), labels drawn from the network's own answers.
+    This is the online form (Schwarz et al., ICML 2018, "Progress & Compress"): one anchor θ*, the weights after the
+    last task, and one running F <- γ F + F_task. The cost does not grow with the number of tasks. F_task is the
+    diagonal of the Fisher information. It is the mean of the squared gradients of single images, not the square of a
+    batch's mean gradient. Labels are drawn from the network's predictions.
     """
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: EWCOptions) -> None:
@@ -161,47 +170,52 @@ class EWC(Anchored):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Add the task's Fisher information, and anchor the weights where they are."""
-        chosen = torch.randperm(len(task.train))[: self.options.fisher_samples]
-        x = self.images_of(task, task.train, chosen)
+        """Add the task's Fisher information and set the anchor to the current weights."""
+        indices = torch.randperm(len(task.train))[: self.options.fisher_samples]
+        x = self.normalized_images(task, task.train, indices)
         with evaluating(self.network):
-            logits = torch.cat([self.network(part, [task.index]) for part in x.split(500)])
+            logits = torch.cat([self.network(part, [task.index]) for part in x.split(PASS_SIZE)])
             y = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)
-            fisher = fisher_diagonal(self.network, self.shared(), x, y, task.index)
-        for new, kept in zip(fisher, self.of_weights("importance"), strict=True):
-            kept.mul_(self.options.decay).add_(new)
-        for weight, anchor in zip(self.shared(), self.of_weights("anchor"), strict=True):
+            task_fisher = fisher_diagonal(self.network, self.shared_weights(), x, y, task.index)
+        for new, importance in zip(task_fisher, self.weight_buffers("importance"), strict=True):
+            importance.mul_(self.options.decay).add_(new)
+        for weight, anchor in zip(self.shared_weights(), self.weight_buffers("anchor"), strict=True):
             anchor.copy_(weight)
 
 
 def fisher_diagonal(network: Network, weights: Sequence[Tensor], x: Tensor, y: Tensor, task: int) -> list[Tensor]:
-    """Mean over images of (∂ log p(y | x, task) / ∂θ)², one image at a time, for each of the network's `weights`.
+    """Return for each weight the mean over images of (∂ log p(y | x, task) / ∂θ)², one image at a time.
 
-    x (B, channels, H, W) and labels y (B,); the network is in eval mode: an image's answer depends on it alone.
+    Args:
+        network: The network in eval mode, so that an image's logits do not depend on the other images.
+        weights: Parameters of the network.
+        x: Images (B, channels, H, W).
+        y: Labels (B,).
+        task: The task of the images.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    chosen = {names[id(weight)]: weight.detach() for weight in weights}
+    parameters_by_name = {names[id(weight)]: weight.detach() for weight in weights}
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(network, parameters, (image[None], [task]))
         return F.cross_entropy(logits, label[None])
 
-    of_each = vmap(grad(loss), in_dims=(None, 0, 0))
-    total = [torch.zeros_like(weight) for weight in chosen.values()]
-    for images, labels in zip(x.split(PER_SAMPLE_BATCH), y.split(PER_SAMPLE_BATCH), strict=True):
-        gradients = of_each(chosen, images, labels)
-        for name, kept in zip(chosen, total, strict=True):
-            kept.add_(gradients[name].square().sum(dim=0))
-    return [kept / len(x) for kept in total]
+    per_sample_gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+    sums = [torch.zeros_like(weight) for weight in parameters_by_name.values()]
+    for images, labels in zip(x.split(PER_SAMPLE_BATCH_SIZE), y.split(PER_SAMPLE_BATCH_SIZE), strict=True):
+        gradients = per_sample_gradients(parameters_by_name, images, labels)
+        for name, total in zip(parameters_by_name, sums, strict=True):
+            total.add_(gradients[name].square().sum(dim=0))
+    return [total / len(x) for total in sums]
 
 
 @dataclass(frozen=True)
 class SIOptions(MethodOptions):
-    """Options of synaptic intelligence.
+    """Options of Synaptic Intelligence.
 
     Args:
         strength: c, the weight of the penalty (published 0.1 for Split-CIFAR).
-        damping: ξ, keeps the importance of a weight that hardly moved finite (published 0.1).
+        damping: ξ, which limits the importance of a weight that hardly changed (published 0.1).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (1.0, 10.0, 100.0, 1000.0)}
@@ -214,14 +228,14 @@ class SIOptions(MethodOptions):
         require(self.damping > 0, "method.damping", "above 0", self.damping)
 
 
-class SI(Anchored):
+class SI(QuadraticPenalty):
     """Synaptic Intelligence (Zenke et al., ICML 2017): L = L_hm + c Σ_i Ω_i (θ_i - θ*_i)².
 
-    ω_i = Σ_steps -g_i Δθ_i says how much of the fall of the task's own loss is owed to weight i, g being the gradient
-    of that loss alone. When a task ends, Ω_i grows by ω_i / ((θ_i - θ*_i)² + ξ).
+    The path integral ω_i = Σ_steps -g_i Δθ_i is the part of the decrease of the task's own loss that is due to weight
+    i, with g the gradient of that loss alone. At the end of a task, Ω_i grows by ω_i / ((θ_i - θ*_i)² + ξ).
     """
 
-    kept = ("anchor", "importance", "path")
+    buffer_kinds = ("anchor", "importance", "path")
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: SIOptions) -> None:
         super().__init__(network, optimizer, options)
@@ -229,30 +243,33 @@ class SI(Anchored):
         self.strength = options.strength
 
     def begin_task(self, task: Task) -> None:
-        """θ* is where the task begins, and the path integral starts anew."""
+        """Set the anchor to the current weights and the path integral to 0."""
         super().begin_task(task)
-        for weight, anchor, path in zip(self.shared(), self.of_weights("anchor"), self.of_weights("path"), strict=True):
+        anchors, paths = self.weight_buffers("anchor"), self.weight_buffers("path")
+        for weight, anchor, path in zip(self.shared_weights(), anchors, paths, strict=True):
             anchor.copy_(weight.detach())
             path.zero_()
 
     @torch.no_grad()
     def observe(self, batch: Batch) -> Terms:
-        """One step, and what it adds to the path integral."""
-        before = [weight.clone() for weight in self.shared()]
+        """Take one step and add its part to the path integral."""
+        weights_before = [weight.clone() for weight in self.shared_weights()]
         with torch.enable_grad():
             terms = super().observe(batch)
-        kept = (self.of_weights(kind) for kind in self.kept)
-        for weight, start, anchor, importance, path in zip(self.shared(), before, *kept, strict=True):
+        buffers = (self.weight_buffers(kind) for kind in self.buffer_kinds)
+        for weight, before, anchor, importance, path in zip(
+            self.shared_weights(), weights_before, *buffers, strict=True
+        ):
             assert weight.grad is not None
-            # of the gradient at hand, the penalty's part is known: the task's own is the rest
-            own = weight.grad - 2 * self.strength * importance * (start - anchor)
-            path.sub_(own * (weight - start))
+            # the gradient minus the penalty's part, which is known, is the gradient of the task's own loss
+            own_gradient = weight.grad - 2 * self.strength * importance * (before - anchor)
+            path.sub_(own_gradient * (weight - before))
         return terms
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Turn the path integral into importance; a loss that rose along a weight counts for nothing."""
-        kept = (self.of_weights(kind) for kind in self.kept)
-        for weight, anchor, importance, path in zip(self.shared(), *kept, strict=True):
-            moved = (weight - anchor).square()
-            importance.add_(path.clamp(min=0) / (moved + self.options.damping))
+        """Add the path integral to the importance. Negative values count as 0."""
+        buffers = (self.weight_buffers(kind) for kind in self.buffer_kinds)
+        for weight, anchor, importance, path in zip(self.shared_weights(), *buffers, strict=True):
+            squared_change = (weight - anchor).square()
+            importance.add_(path.clamp(min=0) / (squared_change + self.options.damping))

@@ -1,7 +1,8 @@
-"""Methods that store images and learn them again: ER, A-GEM, DER, DER++.
+"""Methods that store training images and learn from them again: ER, A-GEM, DER, DER++.
 
-In a step, new and stored images pass through the backbone as one batch, each image answered by the head of its own
-task. Stored images are raw and augmented anew, as new ones are.
+In a step, new and stored images pass through the backbone as one batch, and each image uses the head of its own task.
+Images are stored before augmentation and augmented again in every step.
+n: number of stored samples, C: number of classes of the largest task.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pah.core import distributed
 from pah.core.config import require
-from pah.core.devices import sent
+from pah.core.devices import to_device
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend, gradients_of
 from pah.methods.buffer import Buffer, Samples
@@ -28,8 +29,8 @@ class ReplayOptions(MethodOptions):
     """Options of a method that replays stored images.
 
     Args:
-        buffer: Training images stored, of all tasks together.
-        replay: Stored images in a step, for each term that uses them.
+        buffer: Number of stored training images of all tasks together.
+        replay: Number of stored images in a step, for each loss term that uses them.
     """
 
     buffer: int = 200
@@ -40,35 +41,36 @@ class ReplayOptions(MethodOptions):
         require(self.replay >= 1, "method.replay", "at least 1", self.replay)
 
     def check_stream(self, class_counts: Sequence[int]) -> None:
-        """The buffer has to hold a sample of each class."""
+        """Raise InputError if the buffer is too small to hold one sample of each class."""
         classes = sum(class_counts)
-        require(
-            self.buffer >= classes, "method.buffer", f"at least one sample for each of {classes} classes", self.buffer
-        )
+        expected = f"at least one sample for each of {classes} classes"
+        require(self.buffer >= classes, "method.buffer", expected, self.buffer)
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Stored samples for a step, or of several processes one's slice of them.
+class StoredBatch:
+    """Stored samples for a step. With several processes, one process's slice of them.
 
     Args:
-        own: The samples.
-        first: The number of the first one among all that were drawn.
-        of: How many were drawn.
-        factor: By which a mean over `own` counts in `descend`, which takes it for one over the batch: 1 for all.
+        samples: The samples of this process.
+        first: Position of the first of them among all samples drawn for the step.
+        total: Number of all samples drawn for the step; also the length of this object.
+        loss_factor: Factor of a mean over `samples` in a loss term. `descend` averages terms by the processes' shares
+            of the new images, and the factor corrects this to the shares of the stored samples. It is 1 for one
+            process.
     """
 
-    own: Samples
+    samples: Samples
     first: int
-    of: int
-    factor: Tensor | float
+    total: int
+    loss_factor: Tensor | float
 
     def __len__(self) -> int:
-        return self.of
+        return self.total
 
 
 class Replay(Method):
-    """A method with a buffer; a subclass says what a step does with it."""
+    """Base class of methods with a buffer. A subclass defines how a step uses it."""
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: ReplayOptions) -> None:
         super().__init__(network, optimizer, options)
@@ -76,65 +78,69 @@ class Replay(Method):
         self.buffer = Buffer(options.buffer, network.image_shape)
 
     def begin_task(self, task: Task) -> None:
-        """The backbone and all heads learn."""
+        """Build an optimizer over the backbone and all heads."""
         super().begin_task(task)
         self.buffer.grow(len(task.class_names))
-        of = self.optimizer_options
-        self.optimizers = [of.build(of.groups(self.network.backbone, self.network.heads.parameters()))]
+        groups = self.optimizer_options.groups(self.network.backbone, self.network.heads.parameters())
+        self.optimizers = [self.optimizer_options.build(groups)]
 
     @property
     def stored_samples(self) -> int:
-        """What the buffer holds."""
+        """The number of samples in the buffer."""
         return len(self.buffer)
 
-    def answers_to(self, batch: Batch, *draws: Draw) -> list[Tensor]:
-        """Own-task logits (n, C) of the batch and of each draw from the buffer, from one pass."""
-        stored = [self.prepared(batch, draw, i) for i, draw in enumerate(draws) if len(draw)]
-        tasks = torch.cat([batch.tasks, *(draw.own.tasks for draw in draws)])
-        logits = self.own_logits(torch.cat([batch.x, *stored]), tasks)
-        return list(logits.split([len(batch.y), *(len(draw.own) for draw in draws)]))
+    def batch_logits(self, batch: Batch, *stored_batches: StoredBatch) -> list[Tensor]:
+        """Return own-task logits (n, C) of the batch and of each stored batch, from one pass."""
+        images = [self.augmented(batch, stored, i) for i, stored in enumerate(stored_batches) if len(stored)]
+        tasks = torch.cat([batch.tasks, *(stored.samples.tasks for stored in stored_batches)])
+        logits = self.own_task_logits(torch.cat([batch.x, *images]), tasks)
+        return list(logits.split([len(batch.y), *(len(stored.samples) for stored in stored_batches)]))
 
-    def prepared(self, batch: Batch, draw: Draw, number: int = 0) -> Tensor:
-        """The images of a step's draw of that number as the network learns from them."""
-        return batch.step.prepare(draw.own.pixels, f"replay {number}", draw.first, draw.of)
+    def augmented(self, batch: Batch, stored: StoredBatch, number: int = 0) -> Tensor:
+        """Return the augmented and normalised images of a step's stored batch with index `number`."""
+        return batch.step.prepare(stored.samples.pixels, f"replay {number}", stored.first, stored.total)
 
-    def draw(self, batch: Batch, purpose: str = "draw") -> Draw:
-        """Stored samples for this step: the same, and each process's slice of them, whatever the number of these."""
+    def draw_stored(self, batch: Batch, purpose: str = "draw") -> StoredBatch:
+        """Return stored samples for a step. All processes together draw the same samples as one process would."""
         drawn = self.buffer.draw(self.options.replay, batch.step.generator(purpose))
-        if (
-            distributed.count() == 1 or len(drawn) < 2 * distributed.count()
-        ):  # too few to share out: all learn from all of them
-            return Draw(drawn, 0, len(drawn), 1.0)
-        part = distributed.own_part(len(drawn))
+        processes = distributed.world_size()
+        if processes == 1 or len(drawn) < 2 * processes:  # too few to split: every process uses all of them
+            return StoredBatch(drawn, 0, len(drawn), 1.0)
+        part = distributed.own_slice(len(drawn))
         own = drawn[torch.arange(len(drawn))[part]]
         share = own.weights.sum() / drawn.weights.sum()
-        return Draw(own, part.start, len(drawn), share * batch.images / len(batch.y))
+        return StoredBatch(own, part.start, len(drawn), share * batch.global_size / len(batch.y))
 
-    def store(self, batch: Batch, logits: Tensor) -> None:
-        """Offer the batch to the buffer, each image with its present answer (n, C)."""
+    def store_batch(self, batch: Batch, logits: Tensor) -> None:
+        """Offer the images of a batch to the buffer, with their current logits (n, C)."""
         weights = torch.ones(len(batch.y), device=batch.y.device)
         samples = Samples(batch.pixels, batch.y, batch.tasks, logits.detach(), weights)
-        self.buffer.offer(samples.of_all_processes(), batch.step.generator("reservoir"))
+        self.buffer.offer(samples.gathered(), batch.step.generator("reservoir"))
 
-    def share_out(self, new: Samples, choose: Callable[[Samples, int], Samples]) -> None:
-        """Let each class seen keep its even share of the buffer: what `choose` makes of its stored and new samples."""
+    def rebalance(self, new: Samples, select: Callable[[Samples, int], Samples]) -> None:
+        """Give each class seen an equal share of the buffer.
+
+        Args:
+            new: Samples of the current task, in addition to the stored ones.
+            select: Returns at most the given number of samples out of all samples of a class.
+        """
         classes = [(k, c) for k, size in enumerate(self.network.heads.sizes) for c in range(size)]
         shares = class_shares(self.buffer.capacity, len(classes))
-        here = dataclasses.replace(new, logits=self.buffer.widened(new.logits)).to(self.device)
-        all_of = self.buffer.samples().joined(here)
-        kept = [
-            choose(all_of[torch.nonzero((all_of.tasks == k) & (all_of.labels == c)).squeeze(1)], share)
+        padded = dataclasses.replace(new, logits=self.buffer.pad_logits(new.logits)).to(self.device)
+        candidates = self.buffer.samples().concatenated(padded)
+        selected = [
+            select(candidates[torch.nonzero((candidates.tasks == k) & (candidates.labels == c)).squeeze(1)], share)
             for (k, c), share in zip(classes, shares, strict=True)
         ]
-        self.buffer.replace(reduce(Samples.joined, kept))
+        self.buffer.replace(reduce(Samples.concatenated, selected))
 
 
 @dataclass(frozen=True)
 class EROptions(ReplayOptions):
-    """Options of experience replay.
+    """Options of Experience Replay.
 
     Args:
-        strength: Weight of the stored images' cross entropy.
+        strength: Weight of the cross entropy of stored images.
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 4.0)}
@@ -147,27 +153,27 @@ class EROptions(ReplayOptions):
 
 
 class ER(Replay):
-    """Experience replay with a reservoir (Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning")."""
+    """Experience Replay with a reservoir (Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning")."""
 
     options: EROptions
 
     def observe(self, batch: Batch) -> Terms:
-        """One step on the cross entropy of new and of stored images; then the batch is offered to the reservoir."""
-        stored = self.draw(batch)
-        new, old = self.answers_to(batch, stored)
-        terms = {"L_hm": F.cross_entropy(new, batch.y)}
+        """Take one step on the cross entropy of new and stored images, and offer the batch to the buffer."""
+        stored = self.draw_stored(batch)
+        new_logits, stored_logits = self.batch_logits(batch, stored)
+        terms = {"L_hm": F.cross_entropy(new_logits, batch.y)}
         if len(stored):
-            terms["L_replay"] = stored.factor * F.cross_entropy(old, stored.own.labels)
-        self.store(batch, new)
+            terms["L_replay"] = stored.loss_factor * F.cross_entropy(stored_logits, stored.samples.labels)
+        self.store_batch(batch, new_logits)
         return descend(self.optimizers[0], terms, {"L_replay": self.options.strength})
 
 
 @dataclass(frozen=True)
 class DEROptions(ReplayOptions):
-    """Options of dark experience replay.
+    """Options of Dark Experience Replay.
 
     Args:
-        alpha: Weight of the squared change of stored answers (published 0.1 to 1).
+        alpha: Weight of the squared change of the stored images' logits (published 0.1 to 1).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.1, 0.3, 1.0, 3.0)}
@@ -182,29 +188,30 @@ class DEROptions(ReplayOptions):
 class DER(Replay):
     """Dark Experience Replay (Buzzega et al., NeurIPS 2020): L = L_hm + α E ‖z - h(x)‖².
 
-    z is the answer that the network gave when x was stored. Published for one head over all classes; with a head a
-    task, z is the answer of the image's own head. The mean of the squares over classes, as the authors' code takes.
+    z are the logits of x when it was stored. The published method has one head over all classes. Here every task has a
+    head, and z are the logits of the head of the image's task. As in the authors' code, the squares are averaged over
+    classes.
     """
 
     options: DEROptions
 
     def observe(self, batch: Batch) -> Terms:
-        """One step; the batch is offered to the reservoir with the answers that this step started from."""
-        stored = self.draw(batch)
-        new, old = self.answers_to(batch, stored)
-        terms = {"L_hm": F.cross_entropy(new, batch.y)}
+        """Take one step, and offer the batch to the buffer with its logits from before the step."""
+        stored = self.draw_stored(batch)
+        new_logits, stored_logits = self.batch_logits(batch, stored)
+        terms = {"L_hm": F.cross_entropy(new_logits, batch.y)}
         if len(stored):
-            terms["L_dark"] = self.dark(old, stored)
-        self.store(batch, new)
+            terms["L_dark"] = self.logit_loss(stored_logits, stored)
+        self.store_batch(batch, new_logits)
         return descend(self.optimizers[0], terms, {"L_dark": self.options.alpha})
 
-    def dark(self, logits: Tensor, draw: Draw) -> Tensor:
-        """Weighted mean over samples of the mean squared change of their answers, (n, C) -> scalar."""
-        stored = draw.own
-        classes = sent(torch.tensor(self.network.heads.sizes), logits.device)[stored.tasks]  # of each sample's task
+    def logit_loss(self, logits: Tensor, stored: StoredBatch) -> Tensor:
+        """Return the mean squared change of stored logits, weighted by sample: logits (n, C) -> scalar."""
+        samples = stored.samples
+        classes = to_device(torch.tensor(self.network.heads.sizes), logits.device)[samples.tasks]  # of each sample
         present = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]  # (n, C)
-        change = torch.where(present, logits - stored.logits, 0.0).square().sum(dim=1) / classes
-        return draw.factor * (stored.weights * change).sum() / stored.weights.sum()
+        change = torch.where(present, logits - samples.logits, 0.0).square().sum(dim=1) / classes
+        return stored.loss_factor * (samples.weights * change).sum() / samples.weights.sum()
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class DERppOptions(DEROptions):
     """Options of DER++.
 
     Args:
-        beta: Weight of the stored images' cross entropy (published 0.5 to 1).
+        beta: Weight of the cross entropy of stored images (published 0.5 to 1).
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.1, 0.3, 1.0), "beta": (0.5, 1.0)}
@@ -225,74 +232,81 @@ class DERppOptions(DEROptions):
 
 
 class DERpp(DER):
-    """DER++ (Buzzega et al., NeurIPS 2020): DER, and β times the cross entropy of a second draw from the buffer."""
+    """DER++ (Buzzega et al., NeurIPS 2020): DER plus β times the cross entropy of other stored samples."""
 
     options: DERppOptions
 
     def observe(self, batch: Batch) -> Terms:
-        """As DER, with two draws."""
-        dark, labelled = self.draw(batch), self.draw(batch, "second draw")
-        new, of_dark, of_labelled = self.answers_to(batch, dark, labelled)
-        terms = {"L_hm": F.cross_entropy(new, batch.y)}
-        if len(dark):
-            terms["L_dark"] = self.dark(of_dark, dark)
-            terms["L_replay"] = self.labelled(of_labelled, labelled)
-        self.store(batch, new)
+        """Take one step as DER does, with a second draw from the buffer for the cross entropy."""
+        first, second = self.draw_stored(batch), self.draw_stored(batch, "second draw")
+        new_logits, first_logits, second_logits = self.batch_logits(batch, first, second)
+        terms = {"L_hm": F.cross_entropy(new_logits, batch.y)}
+        if len(first):
+            terms["L_dark"] = self.logit_loss(first_logits, first)
+            terms["L_replay"] = self.label_loss(second_logits, second)
+        self.store_batch(batch, new_logits)
         return descend(self.optimizers[0], terms, {"L_dark": self.options.alpha, "L_replay": self.options.beta})
 
-    def labelled(self, logits: Tensor, draw: Draw) -> Tensor:
-        """Weighted mean of the stored samples' cross entropy, (n, C) -> scalar."""
-        losses = F.cross_entropy(logits, draw.own.labels, reduction="none")
-        return draw.factor * (draw.own.weights * losses).sum() / draw.own.weights.sum()
+    def label_loss(self, logits: Tensor, stored: StoredBatch) -> Tensor:
+        """Return the cross entropy of stored samples, weighted by sample: logits (n, C) -> scalar."""
+        samples = stored.samples
+        losses = F.cross_entropy(logits, samples.labels, reduction="none")
+        return stored.loss_factor * (samples.weights * losses).sum() / samples.weights.sum()
 
 
 class AGEM(Replay):
     """Averaged Gradient Episodic Memory (Chaudhry et al., ICLR 2019, "Efficient Lifelong Learning with A-GEM").
 
-    A step's gradient g that would, to first order, raise the loss of stored images is projected: with their
-    gradient g_ref, g <- g - (g·g_ref / g_ref·g_ref) g_ref wherever g·g_ref < 0. The buffer is shared out evenly to
-    the classes seen when a task ends.
+    A step's gradient g is projected if it would, to first order, increase the loss of stored images. With their
+    gradient g_ref: g <- g - (g·g_ref / g_ref·g_ref) g_ref if g·g_ref < 0. At the end of a task, each class seen gets an
+    equal share of the buffer.
     """
 
     def observe(self, batch: Batch) -> Terms:
-        """One step along the projected gradient."""
-        stored = self.draw(batch)
+        """Take one step along the projected gradient."""
+        stored = self.draw_stored(batch)
         terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
         if not len(stored):
             return descend(self.optimizers[0], terms)
         weights = [*self.network.backbone.parameters(), *self.network.heads.parameters()]
-        logits = self.own_logits(self.prepared(batch, stored), stored.own.tasks)
-        loss, reference = gradients_of(stored.factor * F.cross_entropy(logits, stored.own.labels), weights)
-        done = descend(self.optimizers[0], terms, edit=lambda: project(weights, reference))
-        return done | {"L_replay": loss}
+        logits = self.own_task_logits(self.augmented(batch, stored), stored.samples.tasks)
+        stored_loss = stored.loss_factor * F.cross_entropy(logits, stored.samples.labels)
+        loss, reference = gradients_of(stored_loss, weights)
+        terms = descend(self.optimizers[0], terms, edit_gradients=lambda: project_gradients(weights, reference))
+        return terms | {"L_replay": loss}
 
     def end_task(self, task: Task) -> None:
-        """Share the buffer out evenly to the classes seen."""
-        self.share_out(samples_of(task), lambda samples, count: samples[torch.randperm(len(samples))[:count]])
+        """Give each class seen an equal share of the buffer, with randomly drawn samples."""
+        self.rebalance(training_samples(task), lambda samples, count: samples[torch.randperm(len(samples))[:count]])
 
 
-def project(weights: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
-    """Take from the weights' gradient its part against the `reference`, one gradient over all weights together.
+def project_gradients(weights: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    """Remove from the gradient of the weights its component against the reference, if there is one.
 
-    A reference that is not finite, as it may be in fp16, says nothing.
+    The weights together have one gradient. A reference that is not finite, which occurs in fp16, is ignored.
+
+    Args:
+        weights: The weights, whose `grad` is changed.
+        reference: The reference gradient of each weight.
     """
-    gradient = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-    against = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
+    gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+    product = torch.stack([(g * r).sum() for g, r in zip(gradients, reference, strict=True)]).sum()
     square = torch.stack([r.square().sum() for r in reference]).sum()
-    if (against < 0) & torch.isfinite(square):  # on a GPU the one question of a step that waits for it
-        share = against / square
-        for weight, g, r in zip(weights, gradient, reference, strict=True):
-            weight.grad = g - share * r
+    if (product < 0) & torch.isfinite(square):  # on a GPU, this is the only condition in a step that waits for it
+        factor = product / square
+        for weight, g, r in zip(weights, gradients, reference, strict=True):
+            weight.grad = g - factor * r
 
 
-def samples_of(task: Task) -> Samples:
-    """All training images of a task, with no answers yet."""
-    part = task.train
-    count = len(part)
+def training_samples(task: Task) -> Samples:
+    """Return all training images of a task as samples of weight 1, without logits."""
+    examples = task.train
+    count = len(examples)
     tasks = torch.full((count,), task.index)
-    return Samples(part.pixels[part.rows], part.labels, tasks, torch.zeros(count, 0), torch.ones(count))
+    pixels = examples.pixels[examples.rows]
+    return Samples(pixels, examples.labels, tasks, torch.zeros(count, 0), torch.ones(count))
 
 
 def class_shares(capacity: int, classes: int) -> list[int]:
-    """How many samples of each class a full buffer holds: as equal as can be."""
+    """Return how many samples of each class a full buffer holds. The numbers differ by at most 1."""
     return [capacity // classes + (i < capacity % classes) for i in range(classes)]

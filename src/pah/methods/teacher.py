@@ -1,6 +1,7 @@
-"""The frozen network: how things stood when the current task began, and which old tasks a step asks it about.
+"""The teacher, a frozen copy of the network from before the current task, and the sampling of old tasks for a step.
 
-J: old tasks asked, P = Σ C_j: their classes, one prototype each; C: classes of the largest of them; D: features.
+B: number of images, J: number of old tasks requested, P = Σ C_j: number of their classes, with one prototype each,
+C: number of classes of the largest of them, D: number of features.
 """
 
 import copy
@@ -11,33 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from pah.data.task import Step
-from pah.methods.losses import ABSENT, Reduction, stack_heads
-from pah.models.folding import folded
+from pah.methods.losses import ABSENT_LOGIT, Reduction, stack_logits
+from pah.models.batch_norm_folding import fold_batch_norm
 from pah.models.modes import BatchNormStatistics, evaluating
-from pah.models.network import Network, apply_rows
+from pah.models.network import Network, apply_heads
 
-OLD_TASKS = 20  # that a step asks at most, unless told otherwise: those of the longest common benchmark are all asked
-STEPS, STRIDE = 3, 0.5  # by which an image is moved to an old class
-ALIGNED_TASKS = 2  # whose prototypes are aligned in a step at most, unless told otherwise
+MAX_OLD_TASKS = 20  # default number of old tasks in L_sm: the longest common benchmark has no more
+MAX_ALIGNED_TASKS = 2  # default number of old tasks in L_sp
+ASCENT_STEPS, ASCENT_STEP_SIZE = 3, 0.5  # of `Teacher.moved_toward_class`
 
 
-def asked_tasks(old: Sequence[int], most: int, step: Step) -> Sequence[int]:
-    """The old tasks that a step asks: all, or `most` of them drawn for the step, each as likely as any other."""
-    if len(old) <= most:
+def sample_old_tasks(old: Sequence[int], limit: int, step: Step) -> Sequence[int]:
+    """Return the old tasks that a step uses: all, or a sorted random sample of `limit` tasks."""
+    if len(old) <= limit:
         return old
-    drawn = torch.randperm(len(old), generator=step.generator("old tasks"))[:most]
-    return [old[k] for k in sorted(drawn.tolist())]
+    positions = torch.randperm(len(old), generator=step.generator("old tasks"))[:limit]
+    return [old[k] for k in sorted(positions.tolist())]
 
 
-def weight_of_asked(old: Sequence[int], asked: Sequence[int], reduction: Reduction) -> float:
-    """By what a term over the tasks asked is multiplied, so that its expectation is the term over all old tasks."""
-    return len(old) / len(asked) if reduction == "sum" and asked else 1.0
+def sampled_tasks_weight(old: Sequence[int], sampled: Sequence[int], reduction: Reduction) -> float:
+    """Return the factor that makes a term over sampled tasks an unbiased estimate of the term over all old tasks."""
+    return len(old) / len(sampled) if reduction == "sum" and sampled else 1.0
 
 
 class Teacher(nn.Module):
-    """f_old for the tasks seen: a copy of the backbone and the old heads' rows, none of which ever changes.
+    """f_old: a frozen copy of the backbone and of the rows of the old heads.
 
-    It is part of a checkpoint inside a task, and gone when the task ends.
+    A checkpoint within a task contains it. It is deleted at the end of the task.
+
+    Args:
+        network: The network to copy.
+        tasks: The old tasks, all of the network's.
+        statistics: The batch-norm statistics that the teacher uses.
     """
 
     rows: Tensor
@@ -46,60 +52,72 @@ class Teacher(nn.Module):
         super().__init__()
         self.statistics = statistics
         self.sizes = network.sizes(tasks)
-        fixed = folded if statistics == "running" else copy.deepcopy
-        self.backbone = fixed(network.backbone).requires_grad_(False)
+        copy_backbone = fold_batch_norm if statistics == "running" else copy.deepcopy
+        self.backbone = copy_backbone(network.backbone).requires_grad_(False)
         with torch.no_grad():
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)
 
     def forward(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        """The answers of old tasks' heads to images: (B, channels, H, W) -> (B, J, C)."""
-        return self.answers(self.features(x), tasks)
+        """Return the logits of old heads for images: (B, channels, H, W) -> (B, J, C)."""
+        return self.logits(self.features(x), tasks)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """What the old backbone sees in images: (B, channels, H, W) -> (B, D)."""
+        """Return the features of images: (B, channels, H, W) -> (B, D)."""
         with evaluating(self.backbone, statistics=self.statistics):
             features: Tensor = self.backbone(x)
         return features
 
     @torch.no_grad()
-    def answers(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
-        """The answers of old tasks' heads to features: (B, D) -> (B, J, C)."""
-        rows = apply_rows(features, self.rows_of(tasks))
-        return stack_heads(rows, tuple(self.sizes[k] for k in tasks))
+    def logits(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return the logits of old heads for features: (B, D) -> (B, J, C)."""
+        return self._stacked_logits(features, tasks)
 
-    def moved_to(self, x: Tensor, tasks: Sequence[int], task: Tensor, label: Tensor) -> Tensor:
-        """Images changed so that the old network takes them more for a class: (B, channels, H, W) -> the same shape.
+    def moved_toward_class(self, x: Tensor, tasks: Sequence[int], task: Tensor, label: Tensor) -> Tensor:
+        """Return images changed so that the teacher's logit of a given class increases.
 
-        `STEPS` steps of gradient ascent on the class's logit less the mean logit of its task, each as long as `STRIDE`
-        standard deviations of a pixel.
+        They are changed by `ASCENT_STEPS` steps of gradient ascent on the class's logit minus the mean logit of its
+        task. Each step has a root mean square of `ASCENT_STEP_SIZE` standard deviations of a pixel.
 
         Args:
-            x: Normalised images.
+            x: Normalised images (B, channels, H, W).
             tasks: Old tasks.
-            task: For each image, which of `tasks`, (B,).
-            label: For each image, which class of that task, (B,).
+            task: (B,), for each image a position in `tasks`.
+            label: (B,), for each image a class of that task.
+
+        Returns:
+            (B, channels, H, W).
         """
         images = torch.arange(len(x), device=x.device)
         sizes = torch.tensor([self.sizes[k] for k in tasks], device=x.device)[task]
         with evaluating(self.backbone, statistics=self.statistics), torch.enable_grad():
-            for _ in range(STEPS):
+            for _ in range(ASCENT_STEPS):
                 x = x.detach().requires_grad_(True)
-                rows = apply_rows(self.backbone(x), self.rows_of(tasks))
-                own = stack_heads(rows, tuple(self.sizes[k] for k in tasks))[images, task]  # (B, C)
-                mean = torch.where(own > ABSENT, own, 0).sum(dim=1) / sizes
-                (slope,) = torch.autograd.grad((own[images, label] - mean).sum(), x)
-                length = slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-                x = x + STRIDE * slope / length
+                task_logits = self._stacked_logits(self.backbone(x), tasks)[images, task]  # (B, C)
+                mean = torch.where(task_logits > ABSENT_LOGIT, task_logits, 0).sum(dim=1) / sizes
+                (gradient,) = torch.autograd.grad((task_logits[images, label] - mean).sum(), x)
+                root_mean_square = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+                x = x + ASCENT_STEP_SIZE * gradient / root_mean_square
         return x.detach()
 
-    def rows_of(self, tasks: Sequence[int]) -> Tensor:
-        """The heads of some old tasks, (Σ C_k, D + 1)."""
-        return of_tasks(self.rows, self.sizes, tasks)
+    def head_rows(self, tasks: Sequence[int]) -> Tensor:
+        """Return the rows of the heads of some old tasks, (P, D + 1)."""
+        return select_tasks(self.rows, self.sizes, tasks)
+
+    def _stacked_logits(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return the logits of old heads for features, with gradients: (B, D) -> (B, J, C)."""
+        logits = apply_heads(features, self.head_rows(tasks))
+        return stack_logits(logits, tuple(self.sizes[k] for k in tasks))
 
 
-def of_tasks(rows: Tensor, sizes: Sequence[int], tasks: Sequence[int]) -> Tensor:
-    """The rows of some tasks out of those of all: (Σ C_k, …) of tasks with `sizes` classes each."""
+def select_tasks(rows: Tensor, sizes: Sequence[int], tasks: Sequence[int]) -> Tensor:
+    """Return the rows of some tasks.
+
+    Args:
+        rows: (Σ C_k over all tasks, …).
+        sizes: The number of classes of each task.
+        tasks: The tasks to return.
+    """
     if len(tasks) == len(sizes):
         return rows
     ends = list(accumulate(sizes))

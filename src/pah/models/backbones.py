@@ -1,6 +1,6 @@
-"""Backbones: images (B, channels, H, W) -> features (B, D). Each says its D as `features`.
+"""The backbones: networks that map images (B, channels, H, W) to features (B, D).
 
-B: images, H and W: height and width, D: features.
+B: number of images, H and W: height and width in pixels, D: number of features.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,37 +10,43 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.core.config import InputError, require, unknown
-from pah.core.hub import cache_only_unless, hub_answers
+from pah.core.config import InputError, require, unknown_name_error
+from pah.core.hub import hub_access, hub_is_reachable
 
-FEW_CHANNELS = 16  # below which torch's kernel of a strided 1x1 convolution is wrong (`StridedPointwise`)
+MIN_SAFE_CHANNELS = 16  # with fewer input channels, torch's strided 1x1 convolution is wrong (see `StridedPointwise`)
 
 
 class StridedPointwise(nn.Conv2d):
-    """A 1x1 convolution of stride s as one of stride 1 on every s-th pixel, which is the same.
+    """A strided 1x1 convolution, computed as a 1x1 convolution of stride 1 on every s-th pixel.
 
-    In torch 2.14.1 the backward pass of the strided one writes outside of its memory on a processor, with channels last
-    and fewer than 16 input channels (oneDNN; maps of 56x56 and more, smaller ones without AVX-512): it ends in a
-    segmentation fault, or in wrong gradients.
+    Both compute the same function. The class avoids an error of torch 2.14.1 (oneDNN): on a CPU, with channels last
+    and fewer than 16 input channels, the backward pass of the strided convolution writes outside of its memory. The
+    result is a segmentation fault or wrong gradients. It happens for maps of 56x56 and more, and without AVX-512 for
+    smaller maps too.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        rows, columns = self.stride
-        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
+        row_stride, column_stride = self.stride
+        return F.conv2d(input[:, :, ::row_stride, ::column_stride], self.weight, self.bias, groups=self.groups)
 
 
 class Backbone(nn.Module):
-    """A network from images to features: `features` is D, `body` maps (B, channels, H, W) to (B, D)."""
+    """A network that maps images to features.
+
+    Args:
+        body: A module that maps images (B, channels, H, W) to features (B, D).
+        features: D.
+    """
 
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
-        for part in body.modules():
+        for layer in body.modules():
             if (
-                type(part) is nn.Conv2d
-                and _is_strided_pointwise(part)
-                and part.in_channels < FEW_CHANNELS * part.groups
+                type(layer) is nn.Conv2d
+                and _is_strided_pointwise(layer)
+                and layer.in_channels < MIN_SAFE_CHANNELS * layer.groups
             ):
-                part.__class__ = StridedPointwise  # its weights and its name stay as they are
+                layer.__class__ = StridedPointwise  # keeps the layer's weights and its name in the state dict
         self.body = body
         self.features = features
 
@@ -49,25 +55,26 @@ class Backbone(nn.Module):
         return features
 
     def stages(self) -> list[nn.Sequential]:
-        """The body in stages, the pooling alone in the last one.
+        """Return the body split into stages. The last stage holds only the pooling.
 
-        A convolution of its own begins a stage, and so does a residual block that changes the shape: a residual
-        network's stem goes with its first stage.
+        A stage begins at a convolution outside of a residual block, and at a residual block that changes the shape.
+        The stem of a residual network therefore belongs to its first stage.
 
         Raises:
-            InputError: the body is no sequence of layers.
+            InputError: the body is not a sequence of layers.
         """
         if not isinstance(self.body, nn.Sequential):
             raise InputError(
                 "backbone: expected one made of stages (convnet, resnet18, resnet18-slim, resnet32), "
                 f"got {type(self.body).__name__}"
             )
-        starts = [i for i, layer in enumerate(self.body) if _begins_a_stage(layer)]
-        return [self.body[i:j] for i, j in zip(starts, [*starts[1:], len(self.body)], strict=True)]
+        starts = [i for i, layer in enumerate(self.body) if _starts_stage(layer)]
+        ends = [*starts[1:], len(self.body)]
+        return [self.body[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016, section 3.2)."""
+    """Two 3x3 convolutions with a shortcut (He et al. 2016, section 3.2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -82,12 +89,12 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)), inplace=True)  # batch norm's gradient does not ask for what it gave
-        return F.relu(self.norm2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
+        hidden = F.relu(self.norm1(self.conv1(x)), inplace=True)  # safe: batch norm's gradient does not use its output
+        return F.relu(self.norm2(self.conv2(hidden)).add_(self.shortcut(x)), inplace=True)
 
 
 class GlobalPool(nn.Module):
-    """The mean over all positions: (B, D, H, W) -> (B, D), for images and prototypes of any size."""
+    """The mean over all positions: (B, D, H, W) -> (B, D). It accepts images and prototypes of any size."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
@@ -95,10 +102,10 @@ class GlobalPool(nn.Module):
 
 @dataclass(frozen=True)
 class ConvNetOptions:
-    """A small network of four convolutions, for images of 8x8 to 32x32.
+    """A small network of four convolutions for images of 8x8 to 32x32 pixels.
 
     Args:
-        width: Channels of the first convolution; the last has four times as many.
+        width: Number of channels of the first convolution. The last one has four times as many.
     """
 
     width: int = 32
@@ -107,7 +114,7 @@ class ConvNetOptions:
         require(1 <= self.width <= 65536, "backbone.width", "1 to 65536", self.width)
 
     def build(self, channels: int) -> Backbone:
-        """The backbone for images of `channels` channels; D = 4 width."""
+        """Return the untrained backbone for images of `channels` channels. D = 4 width."""
         layers: list[nn.Module] = []
         inputs = channels
         for outputs, stride in ((1, 1), (2, 2), (2, 1), (4, 2)):
@@ -122,20 +129,21 @@ class ConvNetOptions:
 
 @dataclass(frozen=True)
 class ResNet18Options:
-    """ResNet-18 with a 3x3 stem, for images of 32x32 and 64x64 (He et al. 2016; stem as is usual on CIFAR)."""
+    """ResNet-18 for images of 32x32 and 64x64 pixels (He et al. 2016), with the 3x3 stem that is usual on CIFAR."""
 
     def build(self, channels: int) -> Backbone:
-        """The backbone for images of `channels` channels; D = 512."""
+        """Return the untrained backbone for images of `channels` channels. D = 512."""
         return _resnet(channels, widths=(64, 128, 256, 512), blocks=2, stem_stride=1)
 
 
 @dataclass(frozen=True)
 class SlimResNet18Options:
-    """ResNet-18 with fewer channels: the default for 32x32 on an ordinary machine.
+    """ResNet-18 with fewer channels. It is the default for 32x32 pixels on a machine without a GPU.
 
     Args:
-        width: Channels of the first stage; each of the three later stages doubles them.
-        stem_stride: 1 keeps the full resolution in the first stage; 2 halves it, at a third of the time.
+        width: Number of channels of the first stage. Each of the three later stages doubles it.
+        stem_stride: With 1 the first stage has the full resolution. With 2 it has half of it, and a step takes a
+            third of the time.
     """
 
     width: int = 32
@@ -146,50 +154,56 @@ class SlimResNet18Options:
         require(self.stem_stride in (1, 2), "backbone.stem_stride", "1 or 2", self.stem_stride)
 
     def build(self, channels: int) -> Backbone:
-        """The backbone for images of `channels` channels; D = 8 width."""
+        """Return the untrained backbone for images of `channels` channels. D = 8 width."""
         widths = tuple(self.width * 2**stage for stage in range(4))
         return _resnet(channels, widths, blocks=2, stem_stride=self.stem_stride)
 
 
 @dataclass(frozen=True)
 class ResNet32Options:
-    """ResNet-32 for CIFAR: three stages of five blocks, 16, 32 and 64 channels (He et al. 2016, section 4.2)."""
+    """ResNet-32 for CIFAR: three stages of five blocks with 16, 32 and 64 channels (He et al. 2016, section 4.2)."""
 
     def build(self, channels: int) -> Backbone:
-        """The backbone for images of `channels` channels; D = 64."""
+        """Return the untrained backbone for images of `channels` channels. D = 64."""
         return _resnet(channels, widths=(16, 32, 64), blocks=5, stem_stride=1)
 
 
 @dataclass(frozen=True)
 class TimmOptions:
-    """Any model of the timm library, named `timm:<name>`; needs the extra `timm`.
+    """Any model of the timm library, named `timm:<name>`. It needs the extra `timm`.
 
     Args:
-        pretrained: Start from the weights that timm downloads for this model.
+        pretrained: Start from the pretrained weights that timm downloads for this model.
     """
 
     pretrained: bool = False
-    model: str = ""  # the <name>; set from `timm:<name>`, no option of its own
+    model: str = ""  # the <name> of `timm:<name>`, not an option of its own
 
     def build(self, channels: int) -> Backbone:
-        """The model without its classifier; D is the model's own. InputError if timm cannot make it."""
+        """Return the model without its classifier. D depends on the model.
+
+        Raises:
+            InputError: timm is not installed, does not know the model, or cannot build it or load its weights.
+        """
         try:
             import timm
         except ImportError:
-            raise InputError(f"backbone timm:{self.model} needs the extra: pip install 'pah[timm]'") from None
+            raise InputError(
+                f"backbone timm:{self.model} needs the extra: in a clone of pah, run pip install -e '.[timm]'"
+            ) from None
         if not timm.is_model(self.model):
-            raise unknown("timm backbone", self.model, timm.list_models())
+            raise unknown_name_error("timm backbone", self.model, timm.list_models())
         try:
-            with cache_only_unless(not self.pretrained or hub_answers()):
+            with hub_access(not self.pretrained or hub_is_reachable()):
                 body = timm.create_model(
                     self.model, pretrained=self.pretrained, num_classes=0, in_chans=channels, global_pool="avg"
                 )
         except (OSError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            expected, instead = f"a model for images of {channels} channels", ""
+            expected, hint = f"a model for images of {channels} channels", ""
             if self.pretrained:
-                expected, instead = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
-            raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{instead}") from None
+                expected, hint = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
+            raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{hint}") from None
         return Backbone(body, int(body.num_features))  # type: ignore[arg-type]
 
 
@@ -204,11 +218,19 @@ BACKBONES: dict[str, Callable[..., BackboneOptions]] = {
 
 
 def backbone_options(name: str, values: Mapping[str, Any]) -> BackboneOptions:
-    """The options of the backbone of that name; InputError, naming the nearest, if there is none."""
+    """Return the options of a backbone with the given values.
+
+    Args:
+        name: A key of `BACKBONES`, or `timm:<name>`.
+        values: The option values by field name.
+
+    Raises:
+        InputError: the name or a value is not valid. For an unknown name the message suggests the nearest one.
+    """
     if name.startswith("timm:"):
         return TimmOptions(**values, model=name.removeprefix("timm:"))
     if name not in BACKBONES:
-        raise unknown("backbone", name, [*BACKBONES, "timm:<name>"])
+        raise unknown_name_error("backbone", name, [*BACKBONES, "timm:<name>"])
     return BACKBONES[name](**values)
 
 
@@ -216,13 +238,13 @@ def _is_strided_pointwise(layer: nn.Conv2d) -> bool:
     return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.padding == (0, 0)
 
 
-def _begins_a_stage(layer: nn.Module) -> bool:
-    reshapes = isinstance(layer, BasicBlock) and not isinstance(layer.shortcut, nn.Identity)
-    return reshapes or isinstance(layer, nn.Conv2d | GlobalPool)
+def _starts_stage(layer: nn.Module) -> bool:
+    changes_shape = isinstance(layer, BasicBlock) and not isinstance(layer.shortcut, nn.Identity)
+    return changes_shape or isinstance(layer, nn.Conv2d | GlobalPool)
 
 
 def _resnet(channels: int, widths: tuple[int, ...], blocks: int, stem_stride: int) -> Backbone:
-    """A residual network of basic blocks: the first block of each later stage halves the resolution."""
+    """Return a residual network of basic blocks. The first block of each later stage halves the resolution."""
     layers: list[nn.Module] = [
         _conv3x3(channels, widths[0], stem_stride),
         nn.BatchNorm2d(widths[0]),
@@ -234,7 +256,7 @@ def _resnet(channels: int, widths: tuple[int, ...], blocks: int, stem_stride: in
             layers.append(BasicBlock(inputs, outputs, stride=2 if stage > 0 and block == 0 else 1))
             inputs = outputs
     for module in nn.Sequential(*layers).modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there, normal_ imports for seconds
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # normal_ is slow to import for meta tensors
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return Backbone(nn.Sequential(*layers, GlobalPool()), widths[-1])
 

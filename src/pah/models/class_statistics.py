@@ -1,6 +1,6 @@
-"""What is kept of each class's features, and how a lesson changes it: by these a learner estimates what it forgot.
+"""The statistics of each class's features, and the accuracy that a lesson is estimated to have cost.
 
-N: images, C: classes of a task, D: features, R: rows of a head.
+N: number of images, C: number of classes of a task, D: number of features, R: number of rows of a head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,48 +10,52 @@ import torch
 from torch import Tensor
 
 from pah.core.config import InputError, generator
-from pah.models.network import apply_rows
+from pah.models.network import apply_heads
 
-RIDGE = 1e-2  # of the mean square of a feature: how strongly a lesson's map is drawn to the identity
-SHRINKAGE = 1e-3  # of the covariance's mean variance, added to each: few images leave directions without any
-DRAWS = 1000  # features drawn of each task to estimate an accuracy: a standard error of at most 1.6 points
+RIDGE = 1e-2  # strength of the ridge towards the identity, relative to the mean square of a feature
+SHRINKAGE = 1e-3  # share of the mean variance added to every variance: few images leave directions without variance
+DRAWS = 1000  # features drawn for each task to estimate an accuracy; its standard error is at most 1.6 points
 
 
 @dataclass(frozen=True)
-class Carry:
-    """What a lesson did to features: new ≈ old @ matrix, and how far from that they are.
+class FeatureMap:
+    """A linear map from the features before a lesson to those after it: new ≈ old @ matrix.
 
     Args:
-        matrix: (D, D), fitted on the lesson's images.
-        residual: (D, D), the covariance of what the matrix does not explain.
+        matrix: (D, D), fitted on the images of the lesson.
+        residual: (D, D), the covariance of the error new - old @ matrix.
     """
 
     matrix: Tensor
     residual: Tensor
 
     @classmethod
-    def fitted(cls, old: Tensor, new: Tensor) -> "Carry":
-        """The map from the features (N, D) of a lesson's images before the lesson to those after it.
+    def fit(cls, old: Tensor, new: Tensor) -> "FeatureMap":
+        """Return the map fitted by least squares with a ridge: min ‖old A - new‖² + ρ ‖A - I‖².
 
-        Least squares with a ridge towards the identity: min ‖old A - new‖² + ρ ‖A - I‖². Directions that the lesson's
-        images do not show are taken to be as they were. The linear map is that of LDC (Gomez-Villa et al., ECCV 2024).
+        Because of the ridge towards the identity, directions that the images do not cover are taken to be unchanged.
+        The linear map is that of LDC (Gomez-Villa et al., ECCV 2024).
+
+        Args:
+            old: (N, D), the features of the lesson's images before the lesson.
+            new: (N, D), the features of the same images after it.
         """
         old, new = old.double(), new.double()
         gram = old.T @ old
         ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
         matrix = torch.linalg.solve(gram + ridge, old.T @ new + ridge)
-        rest = new - old @ matrix
-        return cls(matrix, rest.T @ rest / len(rest))
+        error = new - old @ matrix
+        return cls(matrix, error.T @ error / len(error))
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """The mean features of each class of each task, and one within-class covariance for all.
+    """The mean features of each class of each task, and one within-class covariance of all classes.
 
     Args:
-        means: A (C, D) for each task; (0, D) for one of which nothing is known.
+        means: A tensor (C, D) for each task, or (0, D) for a task without statistics.
         covariance: (D, D).
-        images: How many the covariance was measured on.
+        images: Number of images on which the covariance was measured.
     """
 
     means: tuple[Tensor, ...]
@@ -59,44 +63,60 @@ class ClassStatistics:
     images: int
 
     @classmethod
-    def measured(cls, features: Tensor, labels: Tensor, classes: int) -> "ClassStatistics":
-        """Those of one task: features (N, D), labels (N,) from 0 to `classes` - 1, each at least once."""
-        z = features.double()
-        means = torch.stack([z[labels == c].mean(dim=0) for c in range(classes)])
-        within = z - means[labels]
-        return cls((means,), within.T @ within / len(z), len(z))
+    def from_features(cls, features: Tensor, labels: Tensor, classes: int) -> "ClassStatistics":
+        """Return the statistics of one task.
+
+        Args:
+            features: (N, D).
+            labels: (N,), from 0 to `classes` - 1. Each class occurs at least once.
+            classes: C.
+        """
+        features = features.double()
+        means = torch.stack([features[labels == c].mean(dim=0) for c in range(classes)])
+        centred = features - means[labels]
+        return cls((means,), centred.T @ centred / len(features), len(features))
 
     @classmethod
-    def unknown(cls, tasks: int, features: int) -> "ClassStatistics":
-        """Those of tasks of which nothing is known."""
-        nothing = torch.zeros(0, features, dtype=torch.float64)
-        return cls((nothing,) * tasks, torch.zeros(features, features, dtype=torch.float64), 0)
+    def empty(cls, tasks: int, features: int) -> "ClassStatistics":
+        """Return statistics of `tasks` tasks that hold no data, for D = `features`."""
+        no_means = torch.zeros(0, features, dtype=torch.float64)
+        return cls((no_means,) * tasks, torch.zeros(features, features, dtype=torch.float64), 0)
 
-    def joined(self, other: "ClassStatistics") -> "ClassStatistics":
-        """These and those of further tasks; the covariance is the mean over the images of both."""
+    def merged(self, other: "ClassStatistics") -> "ClassStatistics":
+        """Return these statistics with those of further tasks. The covariances are averaged by number of images."""
         images = self.images + other.images
         covariance = (self.images * self.covariance + other.images * other.covariance) / images
         return ClassStatistics(self.means + other.means, covariance, images)
 
-    def carried(self, carry: Carry) -> "ClassStatistics":
-        """As they are taken to be after a lesson."""
-        means = tuple(of_task @ carry.matrix for of_task in self.means)
-        return ClassStatistics(means, carry.matrix.T @ self.covariance @ carry.matrix, self.images)
+    def mapped(self, feature_map: FeatureMap) -> "ClassStatistics":
+        """Return the statistics expected after a lesson that changed the features by `feature_map`."""
+        matrix = feature_map.matrix
+        means = tuple(task_means @ matrix for task_means in self.means)
+        return ClassStatistics(means, matrix.T @ self.covariance @ matrix, self.images)
 
-    def without(self, task: int) -> "ClassStatistics":
-        """Those of the other tasks; the covariance stays that of all."""
-        means = tuple(of_task for k, of_task in enumerate(self.means) if k != task)
+    def without_task(self, task: int) -> "ClassStatistics":
+        """Return the statistics without one task. The covariance stays that of all tasks."""
+        means = tuple(task_means for k, task_means in enumerate(self.means) if k != task)
         return ClassStatistics(means, self.covariance, self.images)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Single precision, by name, as a file holds them."""
-        found = {f"means.{k}": of_task for k, of_task in enumerate(self.means)}
-        found |= {"covariance": self.covariance, "images": torch.tensor(self.images)}
-        return {name: t.float().contiguous() if t.is_floating_point() else t for name, t in found.items()}
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to save in a file, by name, in single precision."""
+        tensors = {f"means.{k}": task_means for k, task_means in enumerate(self.means)}
+        tensors |= {"covariance": self.covariance, "images": torch.tensor(self.images)}
+        return {name: t.float().contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], sizes: tuple[int, ...], features: int) -> "ClassStatistics":
-        """Those that `tensors` wrote for tasks of so many classes; InputError if they are of another shape."""
+        """Return the statistics that `to_tensors` described.
+
+        Args:
+            tensors: The tensors by name.
+            sizes: The expected number of classes of each task.
+            features: The expected D.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or not finite.
+        """
         expected: dict[str, list[tuple[int, ...]]] = {
             f"means.{k}": [(classes, features), (0, features)] for k, classes in enumerate(sizes)
         }
@@ -111,42 +131,44 @@ class ClassStatistics:
         return cls(means, tensors["covariance"].double(), int(tensors["images"]))
 
 
-def estimated_losses(
-    statistics: ClassStatistics, carry: Carry, before: Sequence[Tensor], after: Sequence[Tensor]
+def estimate_accuracy_drops(
+    statistics: ClassStatistics, feature_map: FeatureMap, before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> list[float | None]:
-    """The accuracy that a lesson is estimated to have cost on each old task, in percent; negative for a gain.
+    """Return the accuracy that each old task is estimated to have lost in a lesson, in percent.
 
-    Features drawn from what was known of a task are answered by its head as it was, and, moved by the lesson's map and
-    by noise of the size of the map's error, by its head as it is now. None for a task of which nothing is known.
+    Features are drawn from the statistics of each task. The old head classifies them as they are. The new head
+    classifies them after the feature map, with noise of the size of the map's error. The estimate is the difference of
+    the two accuracies: negative for a gain, and None for a task without statistics.
 
     Args:
-        statistics: As they were before the lesson.
-        carry: What the lesson did to features.
-        before: Each old task's head before the lesson, (C, D + 1).
-        after: The same heads after it.
+        statistics: The statistics before the lesson.
+        feature_map: The change of the features in the lesson.
+        before: The head of each old task before the lesson, (C, D + 1).
+        after: The same heads after the lesson.
     """
-    spread, error = _normal(statistics.covariance, "features"), _normal(carry.residual, "error")
-    found: list[float | None] = []
-    for means, old, new in zip(statistics.means, before, after, strict=True):
+    deviations = _draw_normal(statistics.covariance, "features")
+    errors = _draw_normal(feature_map.residual, "error")
+    drops: list[float | None] = []
+    for means, old_head, new_head in zip(statistics.means, before, after, strict=True):
         if not len(means):
-            found.append(None)
+            drops.append(None)
             continue
         labels = torch.arange(DRAWS) % len(means)
-        features = means[labels] + spread
-        moved = features @ carry.matrix + error
-        found.append(_accuracy(features, old, labels) - _accuracy(moved, new, labels))
-    return found
+        old_features = means[labels] + deviations
+        new_features = old_features @ feature_map.matrix + errors
+        drops.append(_accuracy(old_features, old_head, labels) - _accuracy(new_features, new_head, labels))
+    return drops
 
 
 def _accuracy(features: Tensor, rows: Tensor, labels: Tensor) -> float:
-    """Of a head (C, D + 1) on features (N, D) of these labels, in percent."""
-    return 100 * (apply_rows(features, rows.double()).argmax(dim=1) == labels).double().mean().item()
+    """Return the accuracy of a head (C, D + 1) on features (N, D) with labels (N,), in percent."""
+    return 100 * (apply_heads(features, rows.double()).argmax(dim=1) == labels).double().mean().item()
 
 
-def _normal(covariance: Tensor, purpose: str) -> Tensor:
-    """Draws from a normal distribution of mean zero, the same whenever they are drawn: (D, D) -> (DRAWS, D)."""
+def _draw_normal(covariance: Tensor, purpose: str) -> Tensor:
+    """Return draws (DRAWS, D) from a normal distribution of mean 0, the same in every call with that purpose."""
     variances, directions = torch.linalg.eigh(covariance)
     deviations = (variances.clamp_min(0) + SHRINKAGE * variances.mean().clamp_min(0)).sqrt()
     noise = torch.randn(DRAWS, len(covariance), generator=generator(0, purpose), dtype=covariance.dtype)
-    drawn: Tensor = noise * deviations @ directions.T
-    return drawn
+    draws: Tensor = noise * deviations @ directions.T
+    return draws

@@ -1,6 +1,7 @@
-"""In which mode a module runs: contexts that leave every module as they found it.
+"""Context managers that change the mode of modules (training, frozen, precision) and restore it afterwards.
 
-`nn.Module.train(mode)` is recursive and would also switch what must stay frozen; these restore each module's own.
+`nn.Module.train(mode)` is recursive and also switches submodules that must stay frozen. These context managers restore
+the mode of each submodule separately.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,49 +14,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormStatistics = Literal["running", "batch"]
 Precision = Literal["fp32", "bf16", "fp16"]
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def computing(precision: Precision, device: torch.device) -> torch.autocast:
-    """Inside, convolutions and matrix products are computed in that precision; weights stay float32."""
-    # no cache of converted weights: it would outlive a step of the optimizer inside
-    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF, cache_enabled=False)
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return a context that computes convolutions and matrix products in `precision`. Weights stay float32."""
+    # No cache of converted weights: it would outlive an optimizer step inside the context.
+    enabled = precision in HALF_PRECISION
+    return torch.autocast(device.type, HALF_PRECISION.get(precision), enabled=enabled, cache_enabled=False)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Inside, the tensors keep their own precision: for what is small and has to be exact, heads and hypernetworks."""
+    """Return a context without autocast, for small modules that must be exact: heads and hypernetworks."""
     return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager
 def evaluating(*modules: nn.Module, statistics: BatchNormStatistics = "running") -> Iterator[None]:
-    """Inside, the modules are in eval mode: no dropout, and no buffer changes.
+    """Set modules to eval mode: no dropout is applied and no buffer changes.
 
-    Batch norm uses its running statistics, or with `statistics="batch"` those of the batch at hand (as the
-    published code of PAH does at test time), without writing them down.
+    Args:
+        modules: The modules, whose submodules get their own mode back afterwards.
+        statistics: Which statistics batch norm uses: "running", or "batch" for those of the current batch (as in the
+            published code of PAH at test time). Either way the running statistics do not change.
     """
-    parts = [part for module in modules for part in module.modules()]
-    modes = [part.training for part in parts]
-    norms = [part for part in parts if isinstance(part, _BatchNorm)] if statistics == "batch" else []
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
-    for part in parts:
-        part.training = False
+    submodules = [submodule for module in modules for submodule in module.modules()]
+    modes = [submodule.training for submodule in submodules]
+    norms = (
+        [submodule for submodule in submodules if isinstance(submodule, _BatchNorm)] if statistics == "batch" else []
+    )
+    running_statistics = [(norm.running_mean, norm.running_var) for norm in norms]
+    for submodule in submodules:
+        submodule.training = False
     for norm in norms:
-        norm.running_mean = norm.running_var = None  # in eval mode, without these, it normalises by the batch
+        norm.running_mean = norm.running_var = None  # in eval mode without them, it normalises by the batch
     try:
         yield
     finally:
-        for norm, (mean, variance) in zip(norms, kept, strict=True):
+        for norm, (mean, variance) in zip(norms, running_statistics, strict=True):
             norm.running_mean, norm.running_var = mean, variance
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
+        for submodule, mode in zip(submodules, modes, strict=True):
+            submodule.training = mode
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Inside, the modules' weights take part in no graph: gradients flow through them, none is computed for them.
+    """Compute no gradients of the modules' weights. Gradients still flow through the modules to their inputs.
 
-    Cheaper than detaching afterwards: the weight gradients, a third of a backward pass, are never computed.
+    This is cheaper than detaching afterwards: gradients of weights are a third of the cost of a backward pass.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -69,8 +75,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses its running statistics and leaves them as they are; all else keeps its mode."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    """Make batch norms use their running statistics without changing them. Other submodules keep their mode."""
+    norms = [submodule for submodule in module.modules() if isinstance(submodule, _BatchNorm)]
     modes = [norm.training for norm in norms]
     for norm in norms:
         norm.training = False
@@ -82,12 +88,16 @@ def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of batch norm to the mean of those of the batches (B, channels, H, W), B at least 2.
+def reestimate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of batch norms to the mean of the statistics of the given batches.
 
-    While a network learns, they lag behind its weights, the more the fewer steps there were.
+    In training the running statistics lag behind the weights. The fewer the steps, the larger the error.
+
+    Args:
+        module: The module, whose weights do not change.
+        batches: Images (B, channels, H, W), with B at least 2.
     """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    norms = [submodule for submodule in module.modules() if isinstance(submodule, _BatchNorm)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -1,6 +1,6 @@
-"""A network: one backbone, and a head for each task that is stored or generated.
+"""A network: one backbone, and for each task a head that is stored or generated.
 
-B: images, J: tasks asked, R = Σ C_j: rows of their heads, D: features.
+B: number of images, J: number of tasks requested, R = Σ C_j: number of rows of their heads, D: number of features.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,11 @@ from pah.models.prototypes import Prototypes
 
 
 class Heads(nn.Module, ABC):
-    """The heads of all tasks seen; `sizes[k]` is the number of classes of task k."""
+    """The heads of all tasks seen.
+
+    Attributes:
+        sizes: The number of classes of each task.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,60 +31,80 @@ class Heads(nn.Module, ABC):
 
     @abstractmethod
     def grow(self, classes: int) -> None:
-        """Make room for the head of one more task; every shape is fixed from here on."""
+        """Add the head of one more task of `classes` classes. This fixes all shapes."""
 
     def remove(self, task: int) -> None:
-        """Drop what belongs to a task alone; those after it move up by one. InputError where nothing can be dropped."""
+        """Remove the parameters that belong to one task only. The index of every later task decreases by one.
+
+        Raises:
+            InputError: these heads do not allow it.
+        """
         raise InputError(f"forget: expected heads that a task can be taken from, got {type(self).__name__}")
 
     @abstractmethod
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
-        """The heads' weights and biases, (R, D + 1), task after task.
+        """Return the weights and biases of the heads of these tasks, in the order of `tasks`.
 
-        For the tasks in `detach`, without a gradient to what belongs to that task alone.
+        Args:
+            tasks: Indices of tasks.
+            detach: Tasks whose own parameters get no gradient.
+
+        Returns:
+            (R, D + 1): a row for each class, with the bias last.
         """
 
     @abstractmethod
-    def per_task(self) -> list[nn.Parameter]:
-        """What a further task adds, a parameter a task."""
+    def task_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that belong to one task only, one parameter for each task."""
 
-    def shared(self) -> list[nn.Parameter]:
-        """What all tasks have in common: a hypernetwork, or nothing."""
-        own = {id(p) for p in self.per_task()}
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that all tasks share: those of a hypernetwork, or none."""
+        own = {id(p) for p in self.task_parameters()}
         return [p for p in self.parameters() if id(p) not in own]
 
 
 class StoredHeads(Heads):
-    """A linear head a task, kept: what every method but a hypernetwork does."""
+    """Stores a linear head for each task.
+
+    Args:
+        features: D.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
-        self.tasks = nn.ParameterList()
+        self.tasks = nn.ParameterList()  # (C_k, D + 1) for each task
 
     def grow(self, classes: int) -> None:
-        """A head of random weights of variance 1/(3 D), as nn.Linear draws them, and zero biases."""
+        """Add a head. Its weights are random with variance 1/(3 D), as in nn.Linear, and its biases are 0."""
         self.sizes.append(classes)
         rows = torch.zeros(classes, self.features + 1)
         rows[:, :-1].uniform_(-(self.features**-0.5), self.features**-0.5)
         self.tasks.append(nn.Parameter(rows))
 
     def remove(self, task: int) -> None:
-        """Drop the task's head."""
+        """Remove the head of a task."""
         del self.sizes[task]
         self.tasks = nn.ParameterList(p for k, p in enumerate(self.tasks) if k != task)
 
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
-        """The stored rows."""
+        """Return the stored rows, (R, D + 1)."""
         return torch.cat([self.tasks[k].detach() if k in detach else self.tasks[k] for k in tasks])
 
-    def per_task(self) -> list[nn.Parameter]:
-        """The stored heads."""
+    def task_parameters(self) -> list[nn.Parameter]:
+        """Return the stored heads."""
         return list(self.tasks)
 
 
 class GeneratedHeads(Heads):
-    """θ_k = Υ(p_k): the hypernetwork makes the head of any task, on demand, from the task's prototypes."""
+    """θ_k = Υ(p_k): a hypernetwork generates the head of any task from the task's prototypes.
+
+    Args:
+        features: D.
+        prototypes: The prototypes, without tasks.
+        conditioning: The form of the hypernetwork's input.
+        hidden: Widths of the hypernetwork's hidden layers.
+    """
 
     def __init__(
         self, features: int, prototypes: Prototypes, conditioning: Conditioning, hidden: Sequence[int]
@@ -90,10 +114,10 @@ class GeneratedHeads(Heads):
         self.prototypes = prototypes
         self.conditioning = conditioning
         self.hidden = tuple(hidden)
-        self.hypernetwork: nn.Module | None = None  # its input may depend on the first task's classes
+        self.hypernetwork: nn.Module | None = None  # built with the first task, whose classes may fix the input size
 
     def grow(self, classes: int) -> None:
-        """Room for the task's prototypes; with the first task, the hypernetwork as well."""
+        """Add the prototypes of one more task and, with the first task, the hypernetwork."""
         self.sizes.append(classes)
         self.prototypes.grow(classes)
         if self.hypernetwork is None:
@@ -101,27 +125,33 @@ class GeneratedHeads(Heads):
             self.hypernetwork = build_hypernetwork(self.conditioning, classes, numbers, self.features, self.hidden)
 
     def remove(self, task: int) -> None:
-        """Drop the task's prototypes."""
+        """Remove the prototypes of a task."""
         del self.sizes[task]
         self.prototypes.remove(task)
 
     def rows(self, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
-        """The generated rows of all these heads, in one call of the hypernetwork."""
-        return self.generate(self.prototypes.of(tasks, detach), tasks)
+        """Return the generated rows (R, D + 1) from one call of the hypernetwork."""
+        return self.generate(self.prototypes.batch(tasks, detach), tasks)
 
     def generate(self, prototypes: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Rows (R, D + 1) for given prototypes (R, channels, s, s) of the tasks."""
+        """Return the rows (R, D + 1) for given prototypes (R, channels, s, s) of these tasks."""
         assert self.hypernetwork is not None, "grow() comes first"
         rows: Tensor = self.hypernetwork(prototypes, [self.sizes[k] for k in tasks])
         return rows
 
-    def per_task(self) -> list[nn.Parameter]:
-        """The prototypes."""
+    def task_parameters(self) -> list[nn.Parameter]:
+        """Return the prototypes."""
         return list(self.prototypes.tasks)
 
 
 class Network(nn.Module):
-    """f(x | k) = head(β(x); θ_k): a backbone β and its heads, for images of `image_shape` (channels, H, W)."""
+    """f(x | k) = head(β(x); θ_k): a backbone β and its heads.
+
+    Args:
+        backbone: The backbone.
+        heads: The heads of all tasks.
+        image_shape: (channels, H, W).
+    """
 
     def __init__(self, backbone: Backbone, heads: Heads, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -130,52 +160,60 @@ class Network(nn.Module):
         self.image_shape = image_shape
 
     def grow(self, classes: int) -> None:
-        """Make room for one more task; every shape is fixed from here on."""
+        """Add one more task of `classes` classes. This fixes all shapes."""
         self.heads.grow(classes)
 
     def remove(self, task: int) -> None:
-        """Forget a task; those after it move up by one."""
+        """Remove a task. The index of every later task decreases by one."""
         self.heads.remove(task)
 
-    def footprint(self) -> dict[str, Any]:
-        """How many numbers the model keeps: of the backbone, of a hypernetwork, and for each task seen (a list)."""
+    def count_parameters(self) -> dict[str, Any]:
+        """Return the numbers of parameters of the backbone, of a hypernetwork and of each task (a list)."""
         return {
             "backbone": sum(p.numel() for p in self.backbone.parameters()),
-            "hypernetwork": sum(p.numel() for p in self.heads.shared()),
-            "per_task": [p.numel() for p in self.heads.per_task()],
+            "hypernetwork": sum(p.numel() for p in self.heads.shared_parameters()),
+            "per_task": [p.numel() for p in self.heads.task_parameters()],
         }
 
     def head(self, task: int) -> tuple[Tensor, Tensor]:
-        """The head of a task: weight (C, D) and bias (C,)."""
+        """Return the head of a task: weight (C, D) and bias (C,)."""
         rows = self.heads.rows([task])
         return rows[:, :-1], rows[:, -1]
 
     def sizes(self, tasks: Sequence[int]) -> tuple[int, ...]:
-        """The number of classes of each of these tasks."""
+        """Return the number of classes of each of these tasks."""
         return tuple(self.heads.sizes[k] for k in tasks)
 
     def forward(self, x: Tensor, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
-        """Logits of all these heads from one backbone pass: (B, channels, H, W) -> (B, R)."""
-        return apply_rows(self.backbone(x), self.heads.rows(tasks, detach))
+        """Return the logits of the heads of these tasks from one backbone pass: (B, channels, H, W) -> (B, R)."""
+        return apply_heads(self.backbone(x), self.heads.rows(tasks, detach))
 
 
 class TaskNetwork(Network, ABC):
-    """f(x | k) = head(β_k(x); θ_k): the features depend on the task, so every task asked costs a pass of its own."""
+    """f(x | k) = head(β_k(x); θ_k): the features depend on the task, so every task needs its own backbone pass."""
 
     def remove(self, task: int) -> None:
-        """InputError: tasks lie in each other's weights."""
+        """Raise InputError: the weights of one task cannot be separated from those of the others."""
         raise InputError(f"forget: expected a network that a task can be taken from, got {type(self).__name__}")
 
     @abstractmethod
     def features(self, x: Tensor, task: int) -> Tensor:
-        """The task's features of images: (B, channels, H, W) -> (B, D)."""
+        """Return the features of images for a task: (B, channels, H, W) -> (B, D)."""
 
     def forward(self, x: Tensor, tasks: Sequence[int], detach: Sequence[int] = ()) -> Tensor:
-        """Logits of all these heads, each on its own task's features: (B, channels, H, W) -> (B, R)."""
-        return torch.cat([apply_rows(self.features(x, k), self.heads.rows([k], detach)) for k in tasks], dim=1)
+        """Return the logits of these tasks, each from the task's own features: (B, channels, H, W) -> (B, R)."""
+        return torch.cat([apply_heads(self.features(x, k), self.heads.rows([k], detach)) for k in tasks], dim=1)
 
 
-def apply_rows(features: Tensor, rows: Tensor) -> Tensor:
-    """Linear heads at work, in their own precision: features (B, D), rows (R, D + 1), bias last -> logits (B, R)."""
+def apply_heads(features: Tensor, rows: Tensor) -> Tensor:
+    """Return the logits of linear heads, computed in the precision of the heads.
+
+    Args:
+        features: (B, D).
+        rows: (R, D + 1), with the bias last.
+
+    Returns:
+        (B, R).
+    """
     with full_precision(features.device):
         return F.linear(features.to(rows.dtype), rows[:, :-1], rows[:, -1])

@@ -1,12 +1,12 @@
-"""Figures of accuracy: the matrix, each task over time, and what is kept in the end."""
+"""Charts of accuracy: the accuracy matrix, each task over time, and accuracy after learning and at the end."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pah.report.exhibit import Cell, Exhibit, Table, count_tasks, drawing, line_style
-from pah.report.rundata import Run
+from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
+from pah.report.run_data import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,38 +14,40 @@ if TYPE_CHECKING:
 
 Matrix = Sequence[Sequence[float]]
 
-NUMBERED = 12  # tasks, up to which the heat map says its numbers
-VECTORS = 30  # tasks, up to which its cells are drawn one by one
+MAX_NUMBERED = 12  # tasks, up to which the heat map shows its numbers
+MAX_VECTOR = 30  # tasks, up to which its cells are vector graphics
 PERCENT = "accuracy, %"
 
 
-def accuracy_matrix(run: Run) -> Exhibit:
-    """The matrix as a heat map."""
+def accuracy_matrix(run: Run) -> Chart:
+    """Return the accuracy matrix as a heat map."""
     matrix = run.matrix
     words = (
         f"Heat map of {len(matrix)} rows, one after each task learned, and {len(matrix)} columns, one for each task. "
-        f"The last row, where the run {'ended' if run.finished else 'stands'}, reaches from {min(matrix[-1]):.1f} to "
-        f"{max(matrix[-1]):.1f} %."
+        f"The last row, {'at the end of the run' if run.finished else 'the latest of this unfinished run'}, has "
+        f"accuracies from {min(matrix[-1]):.1f} to {max(matrix[-1]):.1f} %."
     )
-    return Exhibit("accuracy-matrix", "Accuracy matrix", words, heat_map(matrix), matrix_table(matrix))
+    return Chart("accuracy-matrix", "Accuracy matrix", words, heat_map(matrix), matrix_table(matrix))
 
 
 def heat_map(matrix: Matrix) -> "Figure":
-    """A row after each task learned, a column for each task; accuracies in percent."""
+    """Return a heat map with a row after each task learned and a column for each task; accuracies in percent."""
     count = len(matrix)
     values = [[*row, *[math.nan] * (count - len(row))] for row in matrix]
     low, high = 10 * math.floor(min(map(min, matrix)) / 10), 10 * math.ceil(max(map(max, matrix)) / 10)
     high = max(high, low + 10)
-    with drawing() as (figure, [axes]):
+    with new_figure() as (figure, [axes]):
         edges = [k + 0.5 for k in range(count + 1)]
-        cells = axes.pcolormesh(edges, edges, values, cmap="cividis", vmin=low, vmax=high, rasterized=count > VECTORS)
+        cells = axes.pcolormesh(
+            edges, edges, values, cmap="cividis", vmin=low, vmax=high, rasterized=count > MAX_VECTOR
+        )
         figure.colorbar(cells, label=PERCENT)
         axes.grid(visible=False)
         axes.invert_yaxis()
         axes.set(xlabel="accuracy on task", ylabel="after learning task")
-        count_tasks(axes.xaxis, count)
-        count_tasks(axes.yaxis, count)
-        for i, row in enumerate(matrix if count <= NUMBERED else (), 1):
+        set_task_ticks(axes.xaxis, count)
+        set_task_ticks(axes.yaxis, count)
+        for i, row in enumerate(matrix if count <= MAX_NUMBERED else (), 1):
             for j, accuracy in enumerate(row, 1):
                 colour = "#fefefe" if accuracy < (low + high) / 2 else "#010101"  # the same in every theme
                 axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color=colour, fontsize=7)
@@ -53,94 +55,95 @@ def heat_map(matrix: Matrix) -> "Figure":
 
 
 def matrix_table(matrix: Matrix) -> Table:
-    """A row after each task learned, a column for each task."""
+    """Return the matrix as a table: a row after each task learned, a column for each task."""
     count = len(matrix)
-    rows: list[list[Cell]] = [[str(i), *row, *[None] * (count - i)] for i, row in enumerate(matrix, 1)]
+    rows: list[list[CellValue]] = [[str(i), *row, *[None] * (count - i)] for i, row in enumerate(matrix, 1)]
     return Table("Accuracy in %", ["after task", *(f"on {k + 1}" for k in range(count))], rows)
 
 
-def over_time(run: Run) -> Exhibit:
-    """The accuracy of each task after it and every later one was learned."""
+def accuracy_over_time(run: Run) -> Chart:
+    """Return the accuracy of each task after it and after every later task."""
     matrix = run.matrix
-    with drawing() as (figure, [axes]):
+    with new_figure() as (figure, [axes]):
         draw_tasks(axes, matrix)
         axes.set(xlabel="tasks learned", ylabel=PERCENT)
     lost, worst = max((matrix[k][k] - matrix[-1][k], k) for k in range(len(matrix)))
-    most = f"task {worst + 1} lost most, from {matrix[worst][worst]:.1f} to {matrix[-1][worst]:.1f} %"
-    words = (
-        f"A line for each of {len(matrix)} tasks, from when it was learned on: {most if lost > 0 else 'none lost any'}."
-    )
-    return Exhibit("accuracy-over-time", "Each task over time", words, figure, matrix_table(matrix))
+    largest = f"Task {worst + 1} lost most, from {matrix[worst][worst]:.1f} to {matrix[-1][worst]:.1f} %."
+    words = f"A line for each of {len(matrix)} tasks, which starts when the task was learned. "
+    words += largest if lost > 0 else "No task lost accuracy."
+    return Chart("accuracy-over-time", "Each task over time", words, figure, matrix_table(matrix))
 
 
 def draw_tasks(axes: "Axes", matrix: Matrix) -> None:
-    """A line for each task, with its number where it starts."""
+    """Draw a line for each task, with the task's number at its start."""
     count = len(matrix)
     for k in range(count):
-        of_task = [row[k] for row in matrix[k:]]
-        axes.plot(range(k + 1, count + 1), of_task, marker=".", markersize=4, linewidth=1.2, **line_style(k))
-        note: Any = {"textcoords": "offset points", "xytext": (-2, 4), "fontsize": 7, "color": line_style(k)["color"]}
-        axes.annotate(str(k + 1), (k + 1, of_task[0]), ha="right", **note)
+        accuracies = [row[k] for row in matrix[k:]]
+        axes.plot(range(k + 1, count + 1), accuracies, marker=".", markersize=4, linewidth=1.2, **line_style(k))
+        label: Any = {"textcoords": "offset points", "xytext": (-2, 4), "fontsize": 7, "color": line_style(k)["color"]}
+        axes.annotate(str(k + 1), (k + 1, accuracies[0]), ha="right", **label)
     axes.margins(0.06, 0.08)
-    count_tasks(axes.xaxis, count)
+    set_task_ticks(axes.xaxis, count)
 
 
-def average_over_time(run: Run, finetune: Run | None) -> Exhibit:
-    """The average accuracy over the tasks seen, with that of finetuning where it is known."""
-    lines = {run.method: averages(run.matrix)}
+def average_over_time(run: Run, finetune: Run | None) -> Chart:
+    """Return the average accuracy over the tasks seen, with that of finetuning if given."""
+    lines = {run.method: average_accuracies(run.matrix)}
     if finetune:
-        lines["finetune"] = averages(finetune.matrix)
-    with drawing() as (figure, [axes]):
+        lines["finetune"] = average_accuracies(finetune.matrix)
+    with new_figure() as (figure, [axes]):
         for index, (name, values) in enumerate(lines.items()):
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=name, **line_style(index))
         axes.set(xlabel="tasks learned", ylabel="average accuracy on tasks seen, %")
-        count_tasks(axes.xaxis, len(run.matrix))
+        set_task_ticks(axes.xaxis, len(run.matrix))
         axes.legend()
     words = "; ".join(
-        f"{name}: from {of[0]:.1f} % after the first task to {of[-1]:.1f} %" for name, of in lines.items()
+        f"{name}: from {values[0]:.1f} % after the first task to {values[-1]:.1f} %" for name, values in lines.items()
     )
-    rows: list[list[Cell]] = [[str(k + 1), *(of[k] for of in lines.values())] for k in range(len(run.matrix))]
-    table = Table("Average accuracy over the tasks seen, %", ["after task", *lines], rows)
-    return Exhibit("average-over-time", "Average over all tasks seen", words + ".", figure, table)
-
-
-def kept(run: Run, finetune: Run | None) -> Exhibit:
-    """For each task, the accuracy right after it was learned and at the end; with that of finetuning where known."""
-    both = [run, *([finetune] if finetune else [])]
-    count = len(run.matrix)
-    with drawing() as (figure, [axes]):
-        for index, of in enumerate(both):
-            then, now = _diagonal(of.matrix), of.matrix[-1]
-            at = [k + 1 + 0.12 * (2 * index - len(both) + 1) for k in range(count)]
-            colour = line_style(index)["color"]
-            axes.vlines(at, now, then, color=colour, linewidth=1)
-            points: Any = {"linestyle": "", "marker": "os"[index], "markersize": 4, "color": colour}
-            axes.plot(at, then, fillstyle="none", label=f"{of.method}: just learned", **points)
-            axes.plot(at, now, label=f"{of.method}: at the end", **points)
-        axes.set(xlabel="task", ylabel=PERCENT)
-        count_tasks(axes.xaxis, count)
-        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-    ends = [f"{of.method} keeps {fmean(of.matrix[-1]):.1f} of {fmean(_diagonal(of.matrix)):.1f} %" for of in both]
-    words = (
-        f"For each task two points a method, its accuracy just learned and at the end. On average {', '.join(ends)}."
-    )
-    titles = [f"{of.method} {when}" for of in both for when in ("just learned", "at the end")]
-    rows: list[list[Cell]] = [
-        [str(k + 1), *(row[k] for of in both for row in (of.matrix[k], of.matrix[-1]))] for k in range(count)
+    rows: list[list[CellValue]] = [
+        [str(k + 1), *(values[k] for values in lines.values())] for k in range(len(run.matrix))
     ]
-    return Exhibit(
-        "kept",
-        "What is kept",
-        words,
-        figure,
-        Table("Accuracy in %, just learned and at the end", ["task", *titles], rows),
+    table = Table("Average accuracy over the tasks seen, %", ["after task", *lines], rows)
+    return Chart("average-over-time", "Average over all tasks seen", words + ".", figure, table)
+
+
+def learned_and_final(run: Run, finetune: Run | None) -> Chart:
+    """Return each task's accuracy right after it was learned and at the end, with those of finetuning if given."""
+    runs = [run, *([finetune] if finetune else [])]
+    count = len(run.matrix)
+    with new_figure() as (figure, [axes]):
+        for index, shown in enumerate(runs):
+            learned, final = _diagonal(shown.matrix), shown.matrix[-1]
+            positions = [k + 1 + 0.12 * (2 * index - len(runs) + 1) for k in range(count)]
+            colour = line_style(index)["color"]
+            axes.vlines(positions, final, learned, color=colour, linewidth=1)
+            points: Any = {"linestyle": "", "marker": "os"[index], "markersize": 4, "color": colour}
+            axes.plot(positions, learned, fillstyle="none", label=f"{shown.method}: just learned", **points)
+            axes.plot(positions, final, label=f"{shown.method}: at the end", **points)
+        axes.set(xlabel="task", ylabel=PERCENT)
+        set_task_ticks(axes.xaxis, count)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    means = [
+        f"{shown.method} had {fmean(_diagonal(shown.matrix)):.1f} % and has {fmean(shown.matrix[-1]):.1f} %"
+        for shown in runs
+    ]
+    words = (
+        "For each task, two points per method: its accuracy right after it was learned and at the end. "
+        f"On average {', '.join(means)}."
     )
+    titles = [f"{shown.method} {moment}" for shown in runs for moment in ("just learned", "at the end")]
+    rows: list[list[CellValue]] = [
+        [str(k + 1), *(row[k] for shown in runs for row in (shown.matrix[k], shown.matrix[-1]))] for k in range(count)
+    ]
+    table = Table("Accuracy in %, just learned and at the end", ["task", *titles], rows)
+    return Chart("kept", "Accuracy right after learning and at the end", words, figure, table)
 
 
-def averages(matrix: Matrix) -> list[float]:
-    """The average accuracy over the tasks seen, after each."""
+def average_accuracies(matrix: Matrix) -> list[float]:
+    """Return the average accuracy over the tasks seen, after each task."""
     return [fmean(row) for row in matrix]
 
 
 def _diagonal(matrix: Matrix) -> list[float]:
+    """Return each task's accuracy right after it was learned."""
     return [row[-1] for row in matrix]

@@ -1,4 +1,7 @@
-"""The figure of a comparison. The only module that needs matplotlib, and imports it only where it draws."""
+"""The figure of a comparison: average accuracy against forgetting.
+
+matplotlib is an optional extra, so the functions that draw import it.
+"""
 
 import io
 import math
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 INCHES = (8.0, 5.6)
-PLOT = (0.08, 0.16, 0.9, 0.78)  # of the figure: left, bottom, width, height; fixed, as labels are placed in pixels
+PLOT = (0.08, 0.16, 0.9, 0.78)  # of the figure: left, bottom, width, height; fixed, because labels are placed in pixels
 MARKER = 6.0  # points
 DPI = 200  # of the PNG
 GREY = "#555555"
@@ -29,19 +32,19 @@ STYLE: Any = {
     "axes.labelcolor": GREY,
     "xtick.color": GREY,
     "ytick.color": GREY,
-    "svg.hashsalt": "pah",  # the same numbers give the same file
+    "svg.hashsalt": "pah",  # equal numbers give equal files
 }
-FAMILIES = {  # marker and colour (Okabe and Ito: apart with any colour vision)
+FAMILIES = {  # marker and colour (Okabe and Ito: distinct for all kinds of colour vision)
     "without stored samples": ("o", "#0072B2"),
     "with stored samples": ("s", "#D55E00"),
     "grows its network": ("^", "#009E73"),
     "bound": ("D", GREY),
 }
-GROWS = 0.5  # the share of a model's parameters that belong to single tasks, from which it is said to grow
-REACHES = (7, 14, 22, 32, 44, 58, 74)  # points from a marker to its name, nearest first; only there without a line
-TURNS = (0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11)  # sixteenths, best first: right, left, above, below, ...
-WAYS = tuple((round(math.cos(turn * math.pi / 8), 3), round(math.sin(turn * math.pi / 8), 3)) for turn in TURNS)
-HIDES, OUTSIDE = 20, 100  # what a name costs that covers something or leaves the axes; a line that does costs 1
+GROWTH_SHARE = 0.5  # of the parameters that belong to single tasks, from which a method counts as growing
+DISTANCES = (7, 14, 22, 32, 44, 58, 74)  # points from a marker to its name, nearest first; beyond the first with a line
+SIXTEENTHS = (0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11)  # of a turn, best first: right, left, above, ...
+DIRECTIONS = tuple((round(math.cos(k * math.pi / 8), 3), round(math.sin(k * math.pi / 8), 3)) for k in SIXTEENTHS)
+OVERLAP_COST, OUTSIDE_COST = 20, 100  # of a name that covers something or leaves the axes; a covering line costs 1
 
 
 class Point(NamedTuple):
@@ -55,20 +58,20 @@ class Point(NamedTuple):
     y_std: float | None
 
 
-class Place(NamedTuple):
-    """Where a name may be written: offsets from its marker in points, and what it covers, in pixels."""
+class LabelPosition(NamedTuple):
+    """A possible position of a name: offsets from its marker in points, and the boxes that it covers, in pixels."""
 
-    middle: tuple[float, float]
-    end: tuple[float, float]  # of the line from the marker to the name's edge
-    name: "Bbox"
-    line: "list[Bbox]"  # empty beside the marker
+    centre: tuple[float, float]
+    line_end: tuple[float, float]  # of the line from the marker to the name's edge
+    name_box: "Bbox"
+    line_boxes: "list[Bbox]"  # empty if the name is next to the marker
 
 
 def accuracy_against_forgetting(summary: Mapping[str, Any]) -> "Figure":
-    """Average accuracy over forgetting, a labelled point a method, with the sample standard deviation over seeds.
+    """Draw average accuracy over forgetting: a labelled point per method, bars of the standard deviation over seeds.
 
     Args:
-        summary: what `study.table.summarise` returns, or `comparison.json` holds.
+        summary: the content of `comparison.json`, as `study.table.summarise` returns it.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -81,12 +84,12 @@ def accuracy_against_forgetting(summary: Mapping[str, Any]) -> "Figure":
     points = [_point(name, entry, summary["tasks"]) for name, entry in summary["methods"].items()]
     with rc_context(STYLE):
         figure = Figure(figsize=INCHES, facecolor="white")
-        FigureCanvasAgg(figure)  # measures text, without a window
+        FigureCanvasAgg(figure)  # measures text without a window
         axes = figure.add_axes(PLOT)
         for point in points:
             _draw(axes, point)
         axes.margins(0.1)
-        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # now, as labels are placed in pixels
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, because labels are placed in pixels
         axes.grid(color="#EEEEEE")
         axes.set_axisbelow(True)
         axes.set_xlabel("forgetting FM, % (less is better)")
@@ -99,7 +102,7 @@ def accuracy_against_forgetting(summary: Mapping[str, Any]) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write `path`.svg and `path`.png, each whole or not at all; the same figure gives the same bytes.
+    """Write `path`.svg and `path`.png, each file atomically; equal figures give equal bytes.
 
     Raises:
         InputError: matplotlib is not installed, or a file cannot be written.
@@ -107,20 +110,20 @@ def save(figure: "Figure", path: Path) -> None:
     require_matplotlib()
     from matplotlib import rc_context
 
-    undated: Mapping[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
-    for kind, metadata in undated.items():
+    metadata_by_format: Mapping[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
+    for file_format, metadata in metadata_by_format.items():
         data = io.BytesIO()
         with rc_context(STYLE):
-            figure.savefig(data, format=kind, dpi=DPI, metadata=metadata)
-        write_file(path.with_name(f"{path.name}.{kind}"), data.getvalue())
+            figure.savefig(data, format=file_format, dpi=DPI, metadata=metadata)
+        write_file(path.with_name(f"{path.name}.{file_format}"), data.getvalue())
 
 
 def require_matplotlib() -> None:
-    """Raise InputError unless matplotlib is installed: an extra, imported only where something is drawn."""
+    """Raise InputError unless matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("figures need the extra: pip install 'pah[report]'") from None
+        raise InputError("figures need the extra: in a clone of pah, run pip install -e '.[report]'") from None
 
 
 def _point(name: str, entry: Mapping[str, Any], tasks: int) -> Point:
@@ -129,17 +132,17 @@ def _point(name: str, entry: Mapping[str, Any], tasks: int) -> Point:
 
 
 def _family(name: str, entry: Mapping[str, Any], tasks: int) -> str:
-    """The key of FAMILIES that a method belongs to."""
+    """Return the key in FAMILIES of a method."""
     if name in BOUNDS:
         return "bound"
     if entry["stored_samples"]:
         return "with stored samples"
-    grows = tasks * entry["parameters_per_new_task"] >= GROWS * entry["parameters"]
+    grows = tasks * entry["parameters_per_new_task"] >= GROWTH_SHARE * entry["parameters"]
     return "grows its network" if grows else "without stored samples"
 
 
 def _draw(axes: "Axes", point: Point) -> None:
-    """A method's marker and error bars."""
+    """Draw a method's marker and error bars."""
     marker, colour = FAMILIES[point.family]
     axes.errorbar(
         point.x,
@@ -156,7 +159,7 @@ def _draw(axes: "Axes", point: Point) -> None:
 
 
 def _legend(figure: "Figure", families: Container[str]) -> None:
-    """The families that occur, below the axes."""
+    """Draw the legend of the families that occur, below the axes."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -168,49 +171,52 @@ def _legend(figure: "Figure", families: Container[str]) -> None:
 
 
 def _label(axes: "Axes", points: Sequence[Point]) -> None:
-    """Write each method's name at the nearest place where it covers least, with a line to it where that is far."""
-    ink = [_ink(axes, point) for point in points]
+    """Write each name at the nearest position that covers least, with a line to the marker if it is not next to it."""
+    boxes_by_point = [_point_boxes(axes, point) for point in points]
     written: list[Bbox] = []
-    for point, own in zip(points, ink, strict=True):
-        where: Any = {"xy": (point.x, point.y), "textcoords": "offset points"}
+    for point, own in zip(points, boxes_by_point, strict=True):
+        anchor: Any = {"xy": (point.x, point.y), "textcoords": "offset points"}
         colour = FAMILIES[point.family][1]
-        name = axes.annotate(point.name, xytext=(0, 0), ha="center", va="center", fontsize=8, color=colour, **where)
-        places = [_place(axes, name.get_window_extent(), reach, way) for reach in REACHES for way in WAYS]
-        others = written + [box for boxes in ink if boxes is not own for box in boxes]
-        covered = partial(_covered, axes.get_window_extent(), own, others)
-        best = next((place for place in places if not covered(place)), None) or min(places, key=covered)
-        name.set_position(best.middle)
-        written += [best.name, *best.line]
-        if best.line:
+        name = axes.annotate(point.name, xytext=(0, 0), ha="center", va="center", fontsize=8, color=colour, **anchor)
+        name_box = name.get_window_extent()
+        positions = [
+            _label_position(axes, name_box, distance, direction) for distance in DISTANCES for direction in DIRECTIONS
+        ]
+        others = written + [box for boxes in boxes_by_point if boxes is not own for box in boxes]
+        cost = partial(_position_cost, axes.get_window_extent(), own, others)
+        best = next((position for position in positions if not cost(position)), None) or min(positions, key=cost)
+        name.set_position(best.centre)
+        written += [best.name_box, *best.line_boxes]
+        if best.line_boxes:
             line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", xytext=best.end, arrowprops=line, **where)
+            axes.annotate("", xytext=best.line_end, arrowprops=line, **anchor)
 
 
-def _place(axes: "Axes", box: "Bbox", reach: int, way: tuple[float, float]) -> Place:
-    """Where a name comes to lie `reach` points away; `box` is what it covers while it lies on its marker, in pixels."""
-    pixels = axes.figure.dpi / 72  # of a point
+def _label_position(axes: "Axes", box: "Bbox", distance: int, direction: tuple[float, float]) -> LabelPosition:
+    """Return the position of a name `distance` points away; `box` is the name's box in pixels while on its marker."""
+    pixels = axes.figure.dpi / 72  # per point
     half = box.width / pixels / 2, box.height / pixels / 2
-    end = reach * way[0], reach * way[1]
-    middle = end[0] + half[0] * _sign(way[0]), end[1] + half[1] * _sign(way[1])
+    end = distance * direction[0], distance * direction[1]
+    centre = end[0] + half[0] * _sign(direction[0]), end[1] + half[1] * _sign(direction[1])
     marker = type(box).from_bounds(box.x0 + box.width / 2, box.y0 + box.height / 2, 1, 1)
-    steps = [pixels * step for step in range(REACHES[0], reach, 5)]
-    line = [marker.translated(step * way[0], step * way[1]) for step in steps]
-    return Place(middle, end, box.translated(middle[0] * pixels, middle[1] * pixels), line)
+    steps = [pixels * step for step in range(DISTANCES[0], distance, 5)]
+    line = [marker.translated(step * direction[0], step * direction[1]) for step in steps]
+    return LabelPosition(centre, end, box.translated(centre[0] * pixels, centre[1] * pixels), line)
 
 
-def _covered(frame: "Bbox", own: "list[Bbox]", others: "list[Bbox]", place: Place) -> int:
-    """What a place costs: 0 if the name covers nothing and lies in the frame, and its line covers no `others`."""
-    outside = not (frame.contains(*place.name.min) and frame.contains(*place.name.max))
-    lines = sum(box.count_overlaps(others) for box in place.line)
-    return HIDES * place.name.count_overlaps(own + others) + lines + OUTSIDE * outside
+def _position_cost(frame: "Bbox", own: "list[Bbox]", others: "list[Bbox]", position: LabelPosition) -> int:
+    """Return 0 if name and line cover nothing and the name lies in the frame; the more they cover, the higher."""
+    outside = not (frame.contains(*position.name_box.min) and frame.contains(*position.name_box.max))
+    crossings = sum(box.count_overlaps(others) for box in position.line_boxes)
+    return OVERLAP_COST * position.name_box.count_overlaps(own + others) + crossings + OUTSIDE_COST * outside
 
 
 def _sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
-def _ink(axes: "Axes", point: Point) -> "list[Bbox]":
-    """What a point covers, in pixels: its error bars, as wide as its marker."""
+def _point_boxes(axes: "Axes", point: Point) -> "list[Bbox]":
+    """Return the boxes that a point covers, in pixels: its error bars, as wide as its marker."""
     from matplotlib.transforms import Bbox
 
     x_std, y_std = point.x_std or 0.0, point.y_std or 0.0

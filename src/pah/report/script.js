@@ -1,4 +1,4 @@
-// A report's two habits: tables are sorted by a click on a title, and a button changes between light and dark.
+// A click on a column title sorts the table. A button switches between the light and the dark theme.
 "use strict";
 
 const root = document.documentElement;
@@ -14,7 +14,7 @@ theme.addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
 showTheme();
 
-const NUMBER = /^[+-]?\d+(\.\d+)?(e[+-]?\d+)?(?= |$)/; // alone or before its spread, but no version like 2.14.1
+const NUMBER = /^[+-]?\d+(\.\d+)?(e[+-]?\d+)?(?= |$)/; // a number, alone or before ±, but no version such as 2.14.1
 const textOf = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
 
 document.querySelectorAll("th button").forEach((button) =>
@@ -23,12 +23,12 @@ document.querySelectorAll("th button").forEach((button) =>
     const body = title.closest("table").tBodies[0];
     const rows = [...body.rows];
     const column = title.cellIndex;
-    const said = rows.map((row) => textOf(row, column)).filter((text) => text !== "");
-    const numeric = said.every((text) => NUMBER.test(text));
+    const texts = rows.map((row) => textOf(row, column)).filter((text) => text !== "");
+    const numeric = texts.every((text) => NUMBER.test(text));
     const order = title.ariaSort === "ascending" ? -1 : 1;
     rows.sort((one, other) => {
       const [a, b] = [textOf(one, column), textOf(other, column)];
-      if (a === "" || b === "") return (a === "") - (b === ""); // what is not known comes last, either way
+      if (a === "" || b === "") return (a === "") - (b === ""); // empty cells are last in both orders
       return order * (numeric ? parseFloat(a) - parseFloat(b) : a.localeCompare(b, undefined, { numeric: true }));
     });
     for (const other of title.parentElement.cells) other.ariaSort = "none";

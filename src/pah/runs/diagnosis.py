@@ -1,4 +1,4 @@
-"""Where forgetting comes from: how much of it a new head on today's features would undo, and how far features moved.
+"""Diagnosis of forgetting: how much accuracy the features lost, how much the heads lost, and how far features moved.
 
 T: tasks, N: images of a task, D: features.
 """
@@ -14,68 +14,87 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pah.core.files import read_json
 from pah.core.config import InputError
+from pah.core.files import read_json
 from pah.data.stream import Stream
 from pah.data.task import Examples, Task
 from pah.methods.base import Method
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, TaskNetwork
-from pah.training.config import RunConfig, build_method, load_stream
 from pah.runs.folder import METRICS, SNAPSHOTS
+from pah.training.config import RunConfig, build_method, load_stream
 
-Features = NDArray[np.float64]
+Features = NDArray[np.float64]  # (N, D)
 
-FITTED_ON = 2000  # training images of a task, at most, that a head is fitted anew on
-BATCH = 500
+MAX_FIT_IMAGES = 2000  # training images of a task to which a new head is fitted
+BATCH = 500  # images
 
 
 @dataclass(frozen=True)
 class TaskDiagnosis:
-    """One old task, all accuracies in percent on its test images.
+    """The diagnosis of one old task. All accuracies are percent of its test images.
 
     `lost` = `then` - `now` = `feature_drift` + `head_drift`.
+
+    Attributes:
+        task: Index of the task.
+        then: Accuracy right after the task was learned.
+        now: Accuracy after the last task.
+        refitted_then: Accuracy of a new linear head on the features right after the task was learned.
+        refitted_now: Accuracy of a new linear head on the features after the last task.
+        similarity: Linear CKA of the task's features right after it was learned with those after it and after each
+            later task, 0 to 1.
+        prototype_drift: Distance that the task's prototypes moved since, relative to their norm; None without
+            prototypes.
     """
 
     task: int
-    then: float  # right after it was learned
-    now: float  # after the last task
-    refitted_then: float  # with a linear head fitted anew to the features right after it was learned
-    refitted_now: float  # with one fitted to the features after the last task
-    similarity: list[float]  # linear CKA of its features then with those after each task from its own on, 0 to 1
-    prototype_drift: float | None  # distance that its prototypes moved since, relative to their norm; None without
+    then: float
+    now: float
+    refitted_then: float
+    refitted_now: float
+    similarity: list[float]
+    prototype_drift: float | None
 
     @property
     def lost(self) -> float:
-        """Percentage points of accuracy."""
+        """Lost accuracy, in percentage points."""
         return self.then - self.now
 
     @property
     def feature_drift(self) -> float:
-        """What the features lost: a head fitted anew does not bring it back."""
+        """Accuracy that the features lost: a new head does not recover it. In percentage points."""
         return self.refitted_then - self.refitted_now
 
     @property
     def head_drift(self) -> float:
-        """The rest: the features still hold it, the head no longer reads it."""
+        """Accuracy that only the head lost: a new head recovers it. In percentage points."""
         return self.lost - self.feature_drift
 
 
 def diagnose(config: RunConfig, folder: Path) -> list[TaskDiagnosis]:
-    """The diagnosis of every task of a finished run but the last.
+    """Return the diagnosis of each task of a finished run except the last.
+
+    Args:
+        config: The run's configuration.
+        folder: The run folder.
 
     Raises:
-        InputError: the run is not finished, or kept no snapshots (`pah run --snapshots true`).
+        InputError: the run is not finished, or has no snapshots (`pah run --snapshots true`).
     """
     metrics = read_json(folder / METRICS)
     stream = load_stream(config)
-    methods = [snapshot(config, stream, folder, k) for k in range(len(stream.tasks))]
+    methods = [load_snapshot(config, stream, folder, k) for k in range(len(stream.tasks))]
     flip = config.training.flip_test
-    return [_of_task(task, methods, metrics["accuracy_matrix"], flip) for task in stream.tasks[:-1]]
+    return [_diagnose_task(task, methods, metrics["accuracy_matrix"], flip) for task in stream.tasks[:-1]]
 
 
-def snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Method:
-    """The method as it stood when a task had been learned."""
+def load_snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Method:
+    """Return the method as it was after a task.
+
+    Raises:
+        InputError: the run has no snapshot of this task.
+    """
     path = folder / SNAPSHOTS / f"{task}.safetensors"
     if not path.is_file():
         raise InputError(f"{path}: expected the network after task {task + 1}, found none; --snapshots true keeps it")
@@ -86,58 +105,71 @@ def snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Meth
     return method
 
 
-def _of_task(task: Task, methods: Sequence[Method], matrix: Sequence[Sequence[float]], flip: bool) -> TaskDiagnosis:
-    """The diagnosis of one task, given the method as it stood after each."""
+def _diagnose_task(
+    task: Task, methods: Sequence[Method], matrix: Sequence[Sequence[float]], flip: bool
+) -> TaskDiagnosis:
+    """Return the diagnosis of one task; `methods[k]` is the method after task k."""
     k, last = task.index, len(methods) - 1
-    test = [features(method, task, task.test, flip) for method in methods[k:]]  # after each task from its own on
+    test_features = [features(method, task, task.test, flip) for method in methods[k:]]
     refitted = []
-    for method, of_test in ((methods[k], test[0]), (methods[last], test[-1])):
-        rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(k))[:FITTED_ON]
-        part = Examples(task.train.pixels, task.train.rows[rows], task.train.labels[rows])
-        refitted.append(fresh_head_accuracy(features(method, task, part), part.labels, of_test, task.test.labels))
+    for method, method_test_features in ((methods[k], test_features[0]), (methods[last], test_features[-1])):
+        rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(k))[:MAX_FIT_IMAGES]
+        train = Examples(task.train.pixels, task.train.rows[rows], task.train.labels[rows])
+        train_features = features(method, task, train)
+        refitted.append(fresh_head_accuracy(train_features, train.labels, method_test_features, task.test.labels))
     return TaskDiagnosis(
         task=k,
         then=matrix[k][k],
         now=matrix[last][k],
         refitted_then=refitted[0],
         refitted_now=refitted[1],
-        similarity=[linear_cka(test[0], later) for later in test],
+        similarity=[linear_cka(test_features[0], later) for later in test_features],
         prototype_drift=prototype_drift(methods[k], methods[last], k),
     )
 
 
-def features(method: Method, task: Task, part: Examples, flip: bool = False) -> Features:
-    """The task's features of images, (N, D), as at test time.
+def features(method: Method, task: Task, examples: Examples, flip: bool = False) -> Features:
+    """Return a task's features (N, D) of images, as at test time.
 
-    With `flip` the mean of an image's and its mirror image's: a linear head answers it with the mean of their logits.
+    With `flip`, features are the mean over an image and its mirror image. For a linear head this gives the mean of
+    their logits.
     """
     network = method.network
 
-    def of(x: Tensor) -> Tensor:
+    def compute(x: Tensor) -> Tensor:
         return network.features(x, task.index) if isinstance(network, TaskNetwork) else network.backbone(x)
 
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
     with torch.inference_mode(), evaluating(network):
-        for rows in part.rows.split(BATCH):
-            x = task.normalization(part.pixels[rows])
-            found.append((of(x) + of(x.flip(-1))) / 2 if flip else of(x))
-    return torch.cat(found).double().numpy()
+        for rows in examples.rows.split(BATCH):
+            x = task.normalization(examples.pixels[rows])
+            batches.append((compute(x) + compute(x.flip(-1))) / 2 if flip else compute(x))
+    return torch.cat(batches).double().numpy()
 
 
-def fresh_head_accuracy(train: Features, labels: Tensor, test: Features, test_labels: Tensor) -> float:
-    """Test accuracy, in percent, of a linear head fitted to training features: logistic regression, ridge 1."""
-    from sklearn.linear_model import LogisticRegression  # seconds to import, and only a diagnosis has a use for it
+def fresh_head_accuracy(
+    train_features: Features, train_labels: Tensor, test_features: Features, test_labels: Tensor
+) -> float:
+    """Return the test accuracy, in percent, of a linear head fitted to the training features.
+
+    The head is a logistic regression with ridge penalty 1 on standardized features.
+    """
+    from sklearn.linear_model import LogisticRegression  # the import takes seconds, and only a diagnosis needs it
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(train)
-    head = LogisticRegression(max_iter=2000).fit(scaler.transform(train), labels.numpy())
-    return 100 * float(head.score(scaler.transform(test), test_labels.numpy()))
+    scaler = StandardScaler().fit(train_features)
+    head = LogisticRegression(max_iter=2000).fit(scaler.transform(train_features), train_labels.numpy())
+    return 100 * float(head.score(scaler.transform(test_features), test_labels.numpy()))
 
 
 def linear_cka(a: Features, b: Features) -> float:
-    """How alike two sets of features of the same images are, (N, D) twice -> 0 to 1, whatever their rotation or scale.
+    """Return the similarity of two sets of features of the same images, 0 to 1, independent of rotation and scale.
 
     Linear centred kernel alignment (Kornblith et al., ICML 2019): ‖Bᵀ A‖² / (‖Aᵀ A‖ ‖Bᵀ B‖), centred, Frobenius norms.
+
+    Args:
+        a: (N, D).
+        b: (N, D'), of the same images.
     """
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     cross = np.square(np.linalg.norm(b.T @ a))
@@ -145,23 +177,23 @@ def linear_cka(a: Features, b: Features) -> float:
 
 
 def prototype_drift(then: Method, now: Method, task: int) -> float | None:
-    """How far a task's prototypes have moved, relative to their norm; None for a method without prototypes."""
-    heads, later = then.network.heads, now.network.heads
-    if not (isinstance(heads, GeneratedHeads) and isinstance(later, GeneratedHeads)):
+    """Return the distance that a task's prototypes moved, relative to their norm; None without prototypes."""
+    old_heads, new_heads = then.network.heads, now.network.heads
+    if not (isinstance(old_heads, GeneratedHeads) and isinstance(new_heads, GeneratedHeads)):
         return None
     with torch.no_grad():
-        before, after = heads.prototypes.tasks[task], later.prototypes.tasks[task]
+        before, after = old_heads.prototypes.tasks[task], new_heads.prototypes.tasks[task]
         return float((after - before).norm() / before.norm())
 
 
-def as_dict(found: Sequence[TaskDiagnosis]) -> dict[str, Any]:
-    """What `diagnosis.json` holds."""
+def as_dict(diagnoses: Sequence[TaskDiagnosis]) -> dict[str, Any]:
+    """Return the content of `diagnosis.json`."""
     keys = ("task", "then", "now", "refitted_then", "refitted_now", "lost", "feature_drift", "head_drift")
     return {
         "tasks": [
-            {key: getattr(of, key) for key in keys}
-            | {"similarity": of.similarity, "prototype_drift": of.prototype_drift}
-            for of in found
+            {key: getattr(diagnosis, key) for key in keys}
+            | {"similarity": diagnosis.similarity, "prototype_drift": diagnosis.prototype_drift}
+            for diagnosis in diagnoses
         ],
-        "mean": {key: float(np.mean([getattr(of, key) for of in found])) for key in keys[1:]},
+        "mean": {key: float(np.mean([getattr(diagnosis, key) for diagnosis in diagnoses])) for key in keys[1:]},
     }

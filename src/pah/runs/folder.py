@@ -1,7 +1,7 @@
-"""A run folder: its files, its lock, its log, and the refusal to lose the run that it holds.
+"""A run folder: the names of its files, its log, and the check that no run is overwritten.
 
 config.yaml  log.jsonl  metrics.json  predictions.safetensors  checkpoint/  model/  prototypes/  snapshots/
-report.html  figures/  track/
+diagnosis.json  report.html  figures/  track/
 """
 
 import json
@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pah.core.files import read_yaml, write_file
-from pah.learner.store import LEARNER, WEIGHTS
-from pah.training import checkpoint
 from pah.core.config import InputError
+from pah.core.files import read_yaml, write_file
+from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE
+from pah.training import checkpoint
 from pah.training.state import EpochDone, TrainState
 
 CONFIG = "config.yaml"
@@ -21,28 +21,28 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint"
 MODEL = "model"
-SNAPSHOTS = "snapshots"  # of the network after each task
-PROTOTYPES = "prototypes"  # of each task, from its start on; for the eyes of whoever has the images anyway
+SNAPSHOTS = "snapshots"  # the network after each task
+PROTOTYPES = "prototypes"  # initial and learned prototypes of each task
 DIAGNOSIS = "diagnosis.json"
 REPORT, FIGURES = "report.html", "figures"
-TRACK, SENT = "track", "sent.json"  # <run>/track/<tool>/sent.json: what a tracker has of the run
+TRACK, SENT = "track", "sent.json"  # track/<tool>/sent.json: what a tracker has received
 
 
 def run_files(folder: Path) -> list[Path]:
-    """What a run writes into its folder after its configuration."""
-    model = [folder / MODEL / name for name in (WEIGHTS, LEARNER)]
-    of_tasks = [file for name in (SNAPSHOTS, PROTOTYPES) for file in (folder / name).glob("*.safetensors")]
-    drawn = [file for kind in ("svg", "pdf") for file in (folder / FIGURES).glob(f"*.{kind}")]
+    """Return the paths of all files that a run writes into its folder, except its configuration."""
+    model = [folder / MODEL / name for name in (WEIGHTS_FILE, LEARNER_FILE)]
+    task_files = [file for name in (SNAPSHOTS, PROTOTYPES) for file in (folder / name).glob("*.safetensors")]
+    figures = [file for kind in ("svg", "pdf") for file in (folder / FIGURES).glob(f"*.{kind}")]
     return [
-        *of_tasks,
-        *(drawn if (folder / REPORT).exists() else ()),  # else they are somebody's own
+        *task_files,
+        *(figures if (folder / REPORT).exists() else ()),  # without a report, they are the user's own files
         *(folder / TRACK).glob(f"*/{SENT}"),
         folder / DIAGNOSIS,
         folder / REPORT,
         folder / METRICS,
         folder / PREDICTIONS,
         folder / LOG,
-        *(folder / CHECKPOINT / name for name in (checkpoint.FILE, checkpoint.BEFORE)),
+        *(folder / CHECKPOINT / name for name in (checkpoint.FILE, checkpoint.PREVIOUS_FILE)),
         *model,
     ]
 
@@ -52,7 +52,7 @@ class OccupiedError(InputError):
 
 
 def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
-    """Raise OccupiedError if the folder holds a run, be it that of `config`: nothing that was trained gets lost."""
+    """Raise OccupiedError if the folder holds a run, even one of the same configuration."""
     if not any(file.exists() for file in (folder / CONFIG, *run_files(folder))):
         return
     try:
@@ -71,7 +71,13 @@ def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
 
 
 def append_log(path: Path, event: EpochDone, peak_memory_mb: float) -> None:
-    """Add an epoch's line, with the most memory that the process has held up to its end, in MB."""
+    """Append an epoch's line to the log.
+
+    Args:
+        path: The log.
+        event: The epoch.
+        peak_memory_mb: The peak memory of the process so far, in MB.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event) | {"peak_memory_mb": round(peak_memory_mb, 1)}) + "\n")
@@ -80,17 +86,17 @@ def append_log(path: Path, event: EpochDone, peak_memory_mb: float) -> None:
 
 
 def cut_log(path: Path, state: TrainState) -> None:
-    """Drop the log's lines of epochs that the state has yet to do: they will be done, and written, again."""
+    """Remove the log's lines of epochs after `state`, because they will be trained and logged again."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
             done = (entry["task"], entry["epoch"]) < (state.task, state.epoch)
-        except (ValueError, KeyError, TypeError, RecursionError):  # a line that was cut while it was written
+        except (ValueError, KeyError, TypeError, RecursionError):  # the process died while it wrote this line
             break
         if not done:
             break
-        kept.append(line + b"\n")
-    write_file(path, b"".join(kept))
+        lines.append(line + b"\n")
+    write_file(path, b"".join(lines))

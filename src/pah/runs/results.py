@@ -1,4 +1,4 @@
-"""What a finished run leaves: its metrics with where they came from, and its model."""
+"""The files of a finished run: its metrics, predictions, model, snapshots and prototypes."""
 
 import platform
 import resource
@@ -15,33 +15,34 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pah.core import files, distributed
-from pah.learner import store
-from pah.training import metrics
+from pah.core import distributed, files
 from pah.core.config import InputError
+from pah.core.devices import device_name
 from pah.data.stream import Stream
 from pah.data.task import Normalization
-from pah.core.devices import name_of
-from pah.training.evaluation import Answers
+from pah.learner import store
+from pah.learner.calibration import calibrate, calibrate_among_all
+from pah.learner.predictor import Predictor
 from pah.learner.store import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.methods.pah import PAH
+from pah.training import metrics
 from pah.training.config import RunConfig
-from pah.learner.predictor import Predictor
+from pah.training.evaluation import TaskPredictions
 from pah.training.state import TrainState
 
-Moment = Literal["start", "learned"]
+Moment = Literal["start", "learned"]  # before and after a task's own training
 
 
 def save_network(path: Path, method: Method) -> None:
-    """The network's weights and buffers as safetensors."""
-    files.write_file(path, store.weights_of(method.network))
+    """Write the network's weights and buffers as safetensors."""
+    files.write_file(path, store.serialize_weights(method.network))
 
 
 def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: list[list[float]]) -> None:
-    """The finished network as a learner: tasks and accuracies, calibrated where the run kept validation images.
+    """Write the finished network as a learner, with its tasks and accuracies.
 
-    Without dates: the same run writes the same files.
+    It is calibrated if the run has validation images. It holds no dates, so equal runs write equal files.
     """
     names = [task.name for task in stream.tasks]
     record = Record(
@@ -49,7 +50,7 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
         image_shape=stream.image_shape,
         normalization=stream.normalization,
         tasks=tuple(
-            TaughtTask(task.name, task.class_names, task.labels, None, stream.where, len(task.train))
+            TaughtTask(task.name, task.class_names, task.labels, None, stream.origin, len(task.train))
             for task in stream.tasks
         ),
         history=tuple(
@@ -57,30 +58,30 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
             for name, accuracies in zip(names, matrix, strict=True)
         ),
     )
-    taught = Predictor(record, method)
+    predictor = Predictor(record, method)
     for task in stream.tasks:
-        taught = taught.calibrated(task.index, task.validation)
+        predictor = calibrate(predictor, task.index, task.validation)
     for task in stream.tasks:
-        taught = taught.calibrated_among_all(task.index, task.validation)
-    store.save(folder, taught.record, method.network)
+        predictor = calibrate_among_all(predictor, task.index, task.validation)
+    store.save(folder, predictor.record, method.network)
 
 
-def save_predictions(path: Path, found: Sequence[Answers]) -> None:
-    """The answers to each task's images, int16 (N,): `label/<k>`, `given/<k>` and `not_given/<k>` of task k."""
-    tensors = {
-        f"{name}/{k}": tensor.to(torch.int16)
-        for k, of_task in enumerate(found)
-        for name, tensor in (("label", of_task.labels), ("given", of_task.given), ("not_given", of_task.not_given))
-    }
+def save_predictions(path: Path, predictions: Sequence[TaskPredictions]) -> None:
+    """Write labels and predictions as int16 (N,): `label/<k>`, `given/<k>` and `not_given/<k>` for each task k."""
+    tensors: dict[str, Tensor] = {}
+    for k, task in enumerate(predictions):
+        tensors[f"label/{k}"] = task.labels.to(torch.int16)
+        tensors[f"given/{k}"] = task.task_given.to(torch.int16)
+        tensors[f"not_given/{k}"] = task.task_not_given.to(torch.int16)
     files.write_file(path, safetensors.torch.save(tensors))
 
 
-def read_predictions(path: Path) -> list[Answers]:
-    """What `save_predictions` wrote; InputError if it cannot be read."""
+def read_predictions(path: Path) -> list[TaskPredictions]:
+    """Return what `save_predictions` wrote; raise InputError if it cannot be read."""
     try:
         tensors = {name: tensor.long() for name, tensor in safetensors.torch.load(path.read_bytes()).items()}
         tasks = range(len(tensors) // 3)
-        return [Answers(tensors[f"label/{k}"], tensors[f"given/{k}"], tensors[f"not_given/{k}"]) for k in tasks]
+        return [TaskPredictions(tensors[f"label/{k}"], tensors[f"given/{k}"], tensors[f"not_given/{k}"]) for k in tasks]
     except (OSError, SafetensorError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: expected a run's predictions, got: {reason}") from None
@@ -88,9 +89,13 @@ def read_predictions(path: Path) -> list[Answers]:
 
 @dataclass(frozen=True)
 class TaskPrototypes:
-    """A task's prototypes, (C, channels, s, s) in normalised pixel units, at two moments; None where not recorded.
+    """A task's prototypes before and after its training, (C, channels, s, s) in normalized pixel units.
 
-    `images`, uint8 (C, channels, H, W), are those that semantic prototypes started from.
+    Attributes:
+        normalization: Mean and standard deviation of the pixels.
+        start: The initial prototypes; None if they were not recorded.
+        learned: The prototypes after the task's training; None if they were not recorded.
+        images: The images from which semantic prototypes start, uint8 (C, channels, H, W); None without them.
     """
 
     normalization: Normalization
@@ -100,22 +105,22 @@ class TaskPrototypes:
 
 
 def save_prototypes(path: Path, method: Method, normalization: Normalization, moment: Moment) -> None:
-    """Put the current task's prototypes down as they stand before (`start`) or after (`learned`) their own task.
+    """Write the current task's prototypes before (`start`) or after (`learned`) its training.
 
-    The second adds to the file of the first. A method without prototypes writes none.
+    The second call adds to the file of the first. A method without prototypes writes no file.
     """
     if not isinstance(method, PAH):
         return
     tensors = safetensors.torch.load(path.read_bytes()) if moment == "learned" and path.is_file() else {}
     tensors |= {"mean": torch.tensor(normalization.mean), "std": torch.tensor(normalization.std)}
     tensors[moment] = method.heads.prototypes.tasks[method.task].detach().contiguous()
-    if method.first_images is not None:
-        tensors["images"] = method.first_images.contiguous()
+    if method.prototype_source_images is not None:
+        tensors["images"] = method.prototype_source_images.contiguous()
     files.write_file(path, safetensors.torch.save(tensors))
 
 
 def read_prototypes(path: Path) -> TaskPrototypes:
-    """What `save_prototypes` wrote; InputError if it cannot be read."""
+    """Return what `save_prototypes` wrote; raise InputError if it cannot be read."""
     try:
         tensors = safetensors.torch.load(path.read_bytes())
         normalization = Normalization(tuple(tensors["mean"].tolist()), tuple(tensors["std"].tolist()))
@@ -128,8 +133,16 @@ def read_prototypes(path: Path) -> TaskPrototypes:
 def results(
     config: RunConfig, stream: Stream, method: Method, state: TrainState, revision: str | None
 ) -> dict[str, Any]:
-    """What `metrics.json` holds."""
-    parameters = method.network.footprint()
+    """Return the content of `metrics.json`.
+
+    Args:
+        config: The run's configuration.
+        stream: The tasks.
+        method: The trained method.
+        state: The state at the end of training.
+        revision: The commit of the source code, if known.
+    """
+    parameters = method.network.count_parameters()
     return {
         "benchmark": config.benchmark,
         "method": config.method,
@@ -146,36 +159,41 @@ def results(
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / state.train_seconds, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
-        "device": name_of(method.device),
-        "processes": distributed.count(),
+        "device": device_name(method.device),
+        "processes": distributed.world_size(),
         "versions": versions(),
         "commit": revision,
     }
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on, and the threads: their number decides the order of sums."""
+    """Return the versions of the packages that a result depends on, and the number of threads.
+
+    The number of threads decides the order in which numbers are added.
+    """
     packages = ("pah", "torch", "numpy", "datasets", "pillow", "scikit-learn")
-    found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return found | {"threads": str(torch.get_num_threads())}
+    package_versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return package_versions | {"threads": str(torch.get_num_threads())}
 
 
 def commit() -> str | None:
-    """The commit of the source that runs, with "+changes" if files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    """Return the commit of the source code, with "+changes" if files differ from it; None outside a git checkout."""
+    source_folder = Path(__file__).parents[1]  # of the package pah
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ["git", "-C", str(source_folder), *arguments], capture_output=True, text=True, check=True
+        )
+        return process.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(source_folder))
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held, in MB (2^20 bytes)."""
+    """Return the peak memory of this process, in MB (2^20 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,4 +1,4 @@
-"""A run: a configuration trained in a folder, from the beginning or from its checkpoint."""
+"""A run: the training of a configuration in a folder, from the beginning or from a checkpoint."""
 
 import dataclasses
 import statistics
@@ -12,27 +12,49 @@ from typing import Any, TypeAlias
 import torch
 import yaml
 
-from pah.core import files, distributed
-from pah.training import checkpoint
+from pah.core import distributed, files
 from pah.core.config import InputError
-from pah.data.stream import Stream
 from pah.core.devices import CPU
-from pah.training.evaluation import answers, evaluate
+from pah.core.files import locked
+from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method
-from pah.runs.results import Moment, commit, peak_memory_mb, results, save_model, save_network, save_predictions, save_prototypes
+from pah.runs.folder import (
+    CHECKPOINT,
+    CONFIG,
+    LOG,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+    PROTOTYPES,
+    SNAPSHOTS,
+    append_log,
+    cut_log,
+    refuse_other_run,
+    run_files,
+)
+from pah.runs.results import (
+    Moment,
+    commit,
+    peak_memory_mb,
+    results,
+    save_model,
+    save_network,
+    save_predictions,
+    save_prototypes,
+)
+from pah.training import checkpoint
 from pah.training.config import RunConfig, build_method, load_stream
-from pah.runs.folder import CHECKPOINT, CONFIG, LOG, METRICS, MODEL, PREDICTIONS, PROTOTYPES, SNAPSHOTS, append_log, cut_log, refuse_other_run, run_files
-from pah.core.files import locked
+from pah.training.evaluation import evaluate, predict_tasks
 from pah.training.loop import read_terms, replay, require_finite, train
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
 
-Saved: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]  # a checkpoint's tensors and facts
+LoadedCheckpoint: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors and facts
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What happened, and how far the run is: handed to whoever watches."""
+    """An event of training, and the state of the run at that moment."""
 
     event: Event
     state: TrainState
@@ -46,16 +68,16 @@ class Progress:
 
     @property
     def seconds_left(self) -> float:
-        """Estimated seconds to the end of the run: what it took so far, scaled to the images that are left."""
+        """Estimated seconds to the end of the run, assuming that all images take the same time."""
         tasks, state, training = self.stream.tasks, self.state, self.config.training
-        seen = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
-        per_task = [sum(len(task.train) for task in of) for of in seen]
-        total = sum(training.epochs_of(k) * images for k, images in enumerate(per_task))
+        training_tasks = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
+        images_per_epoch = [sum(len(task.train) for task in group) for group in training_tasks]
+        total = sum(training.epochs_of(k) * images for k, images in enumerate(images_per_epoch))
         return state.seconds / max(state.images, 1) * (total - state.images)
 
 
 class StoppedError(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop, and its state is saved."""
 
 
 def start_run(
@@ -68,28 +90,29 @@ def start_run(
     checkpoint_seconds: float = 180.0,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """Train from the beginning in `folder`; returns what `metrics.json` holds.
+    """Train from the beginning in a folder, and return the content of `metrics.json`.
 
-    Of several processes (`pah.core.distributed`) each calls this; the first one alone writes, and calls `watch`.
+    With several processes (`pah.core.distributed`) each of them calls this function. Only the main process writes
+    files and calls `watch`.
 
     Args:
-        config: What to train.
-        folder: Where; made if it is missing.
-        overwrite: Whether a run that the folder already holds may be lost.
+        config: The configuration.
+        folder: The run folder; created if it is missing.
+        overwrite: Whether a run in this folder may be overwritten.
         watch: Called with every event.
-        stop: Asked after every step; when true, the state is saved and `StoppedError` raised.
-        checkpoint_seconds: Time between checkpoints; 0 saves after every step.
-        device: Where; no part of the configuration, a checkpoint goes on elsewhere.
+        stop: Called after every step. If it returns true, the state is saved and `StoppedError` is raised.
+        checkpoint_seconds: Seconds between checkpoints; 0 saves after every step.
+        device: Where to train. It is not part of the configuration, so a run may be resumed on another device.
 
     Raises:
-        InputError: bad data or options, or the folder holds another run.
-        StoppedError: `stop` said so, in any process.
-        LostError: another process of this run ended.
+        InputError: the data or options are invalid, or the folder holds another run.
+        StoppedError: `stop` returned true in any process.
+        ProcessLostError: another process of this run ended.
     """
-    stream = load_stream(config).on(device)
+    stream = load_stream(config).to(device)
     method = build_method(config, stream.image_shape).to(device)
-    with _held(folder):
-        distributed.from_first(lambda: _make_room(config, folder, overwrite))
+    with _locked_by_main_process(folder):
+        distributed.run_on_main_process(lambda: _start_folder(config, folder, overwrite))
         return _train(config, folder, stream, method, TrainState(), watch, stop, checkpoint_seconds)
 
 
@@ -102,49 +125,54 @@ def resume_run(
     checkpoint_seconds: float = 180.0,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """Continue the run of `config` in `folder` from its checkpoint, or from the beginning if it has none yet.
+    """Continue a run from its checkpoint, or from the beginning if it has none, and return the metrics.
 
-    On a CPU the result equals that of an uninterrupted run of as many processes, bit for bit. A finished run's metrics
-    are returned as they stand. Arguments and errors are those of `start`; InputError also if the checkpoint is broken
-    or belongs to another configuration.
+    On a CPU the result equals that of an uninterrupted run with as many processes, bit for bit. For a finished run,
+    its metrics are returned and nothing is done. See `start_run` for the arguments.
+
+    Raises:
+        InputError: the data or options are invalid, or the checkpoint is damaged or has another configuration.
+        StoppedError: `stop` returned true in any process.
+        ProcessLostError: another process of this run ended.
     """
-    with _held(folder):
-        finished: dict[str, Any] | None = distributed.from_first(lambda: _read_if_there(folder / METRICS))
-        if finished is not None:
-            return finished
-        saved = distributed.from_first(lambda: _saved(config, folder))  # first: what was changed may be too large to build
-        stream = load_stream(config).on(device)
+    with _locked_by_main_process(folder):
+        metrics: dict[str, Any] | None = distributed.run_on_main_process(lambda: _read_if_exists(folder / METRICS))
+        if metrics is not None:
+            return metrics
+        # before anything is built: a configuration that was changed may be too large to build
+        loaded = distributed.run_on_main_process(lambda: _load_checkpoint(config, folder))
+        stream = load_stream(config).to(device)
         method = build_method(config, stream.image_shape).to(device)
-        state = _restore(saved, folder, config.seed, stream, method) if saved else TrainState()
-        del saved  # its tensors are the method's now
+        state = _restore(loaded, folder, config.seed, stream, method) if loaded else TrainState()
+        del loaded  # free the memory of its tensors
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the folder for all processes of this run; the first one has the lock."""
+def _locked_by_main_process(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock in the main process, on behalf of all processes of this run."""
     with ExitStack() as stack:
-        distributed.from_first(lambda: stack.enter_context(locked(folder)))
+        distributed.run_on_main_process(lambda: stack.enter_context(locked(folder)))
         try:
             yield
-        except distributed.LostError as error:
-            raise distributed.LostError(
+        except distributed.ProcessLostError as error:
+            raise distributed.ProcessLostError(
                 f"{folder}: {error}; `pah resume {folder}` continues from the last checkpoint, with any number of them"
             ) from error
 
 
-def _make_room(config: RunConfig, folder: Path, overwrite: bool) -> None:
-    """Begin the folder with the configuration alone; InputError if a run that it holds would be lost."""
+def _start_folder(config: RunConfig, folder: Path, overwrite: bool) -> None:
+    """Remove the files of an old run and write the configuration; raise InputError if the old run must be kept."""
     if not overwrite:
         refuse_other_run(folder, config.as_dict())
-    for old in run_files(folder):
-        old.unlink(missing_ok=True)
+    for old_file in run_files(folder):
+        old_file.unlink(missing_ok=True)
     text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
     files.write_file(folder / CONFIG, text.encode())
 
 
-def _read_if_there(path: Path) -> Any:
-    """The content of a JSON file; None if there is none."""
+def _read_if_exists(path: Path) -> Any:
+    """Return the content of a JSON file; None if there is no such file."""
     return files.read_json(path) if path.is_file() else None
 
 
@@ -158,39 +186,55 @@ def _train(
     stop: Callable[[], bool],
     checkpoint_seconds: float,
 ) -> dict[str, Any]:
-    """Train to the end, keeping log and checkpoint; then write the model and the metrics."""
-    revision = commit()  # now: the files may change while the run goes on
+    """Train to the end with a log and checkpoints, write the results, and return the metrics."""
+    revision = commit()  # now, because the source files may change during the run
     saved_at = time.monotonic()
-    distributed.from_first(lambda: cut_log(folder / LOG, state))
+    distributed.run_on_main_process(lambda: cut_log(folder / LOG, state))
     for event in train(method, stream, config.training, config.augment, config.seed, state):
-        stopping = isinstance(event, StepDone) and distributed.any_says(stop())
-        if distributed.is_first():
-            _record(config, folder, method, stream, event)
-            # before a task is consolidated and evaluated as well: that may take long, and cannot be stopped and saved
-            over = isinstance(event, TaskDone) or (
-                isinstance(event, EpochDone) and state.epoch == config.training.epochs_of(state.task)
-            )
-            if stopping or over or time.monotonic() - saved_at >= checkpoint_seconds:
-                _save(config, folder, method, state)
+        stopping = isinstance(event, StepDone) and distributed.any_process(stop())
+        if distributed.is_main_process():
+            _record_event(config, folder, method, stream, event)
+            due = time.monotonic() - saved_at >= checkpoint_seconds
+            if stopping or due or _always_saved(event, config, state):
+                _save_checkpoint(config, folder, method, state)
                 saved_at = time.monotonic()
             watch(Progress(event, state, stream, config))
         if stopping:
             raise StoppedError
-    given = answers(method, stream.tasks, config.training)
-    found = results(config, stream, method, state, revision)
-    if config.training.flip_test:  # what the mirror images add can be told only beside what comes without them
-        plain = dataclasses.replace(config.training, flip_test=False)
-        found["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, plain)[0])
-    if distributed.is_first():
+    return _write_results(config, folder, stream, method, state, revision)
+
+
+def _always_saved(event: Event, config: RunConfig, state: TrainState) -> bool:
+    """Return whether a checkpoint is always saved after this event.
+
+    This is so after each task and after the last epoch of a task. Between the two the task is consolidated and
+    evaluated, which may take long and cannot be interrupted and saved.
+    """
+    last_epoch = isinstance(event, EpochDone) and state.epoch == config.training.epochs_of(state.task)
+    return last_epoch or isinstance(event, TaskDone)
+
+
+def _write_results(
+    config: RunConfig, folder: Path, stream: Stream, method: Method, state: TrainState, revision: str | None
+) -> dict[str, Any]:
+    """Write the model, the predictions and the metrics of a finished run, and return the metrics."""
+    predictions = predict_tasks(method, stream.tasks, config.training)
+    metrics = results(config, stream, method, state, revision)
+    if config.training.flip_test:  # the metrics without mirror images, for comparison
+        without_flip = dataclasses.replace(config.training, flip_test=False)
+        metrics["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, without_flip)[0])
+    if distributed.is_main_process():
         save_model(folder / MODEL, config, stream, method, state.matrix)
-        save_predictions(folder / PREDICTIONS, given)
-        files.write_json(folder / METRICS, found)
-    return found
+        save_predictions(folder / PREDICTIONS, predictions)
+        files.write_json(folder / METRICS, metrics)
+    return metrics
 
 
-def _record(config: RunConfig, folder: Path, method: Method, stream: Stream, event: Event) -> None:
-    """Write what only this moment has, before the checkpoint that says that it is over: a line of the log, prototypes
-    before and after their own task, a snapshot of the network."""
+def _record_event(config: RunConfig, folder: Path, method: Method, stream: Stream, event: Event) -> None:
+    """Write what belongs to an event: a line of the log, prototypes before and after their task, a snapshot.
+
+    It is called before the checkpoint of the event is saved, so that a resumed run has all of it.
+    """
     if isinstance(event, EpochDone):
         append_log(folder / LOG, event, peak_memory_mb())
     if not isinstance(event, TaskBegun | TaskDone):
@@ -202,7 +246,8 @@ def _record(config: RunConfig, folder: Path, method: Method, stream: Stream, eve
         save_network(folder / SNAPSHOTS / name, method)
 
 
-def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
+def _save_checkpoint(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
+    """Save a checkpoint; raise InputError if a number is not finite."""
     read_terms(state, config.training)
     require_finite(method, state)
     tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
@@ -211,10 +256,10 @@ def _save(config: RunConfig, folder: Path, method: Method, state: TrainState) ->
     checkpoint.save(folder / CHECKPOINT, tensors, facts)
 
 
-def _saved(config: RunConfig, folder: Path) -> Saved | None:
-    """The tensors and facts of the run's checkpoint; None if it has none yet."""
+def _load_checkpoint(config: RunConfig, folder: Path) -> LoadedCheckpoint | None:
+    """Return the tensors and facts of the run's checkpoint; None if it has none yet."""
     path = folder / CHECKPOINT
-    if not checkpoint.there(path):
+    if not checkpoint.exists(path):
         return None
     tensors, facts = checkpoint.load(path)
     if facts.get("fingerprint") != config.fingerprint:
@@ -224,9 +269,9 @@ def _saved(config: RunConfig, folder: Path) -> Saved | None:
     return tensors, facts
 
 
-def _restore(saved: Saved, folder: Path, seed: int, stream: Stream, method: Method) -> TrainState:
-    """Load a checkpoint into the method, and return how far it had come."""
-    tensors, facts = saved
+def _restore(loaded: LoadedCheckpoint, folder: Path, seed: int, stream: Stream, method: Method) -> TrainState:
+    """Load a checkpoint into the method, and return its training state."""
+    tensors, facts = loaded
     try:
         state = TrainState(**facts["state"])
         replay(method, stream, state, seed)

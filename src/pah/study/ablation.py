@@ -1,4 +1,6 @@
-"""How one method's options change its result: cells that differ from a base in one option, or in a product of several.
+"""Ablation: how one method's options change its result.
+
+Cells differ from a base configuration in one option, or in a combination of several options.
 
 <study>/<cell>-seed<N>/  ablation.json  ablation.md  ablation.svg  ablation.png
 """
@@ -12,22 +14,32 @@ from typing import Any
 from urllib.parse import quote
 
 from pah.core import files
-from pah.study.bootstrap import Correct
-from pah.study.grid import Cell, Outcome, claim, correct, require_own
-from pah.study.table import COLUMNS, differences, entry, level, markdown_table, missing_part, row, shown, titles
+from pah.study.bootstrap import CorrectMask
+from pah.study.grid import Cell, Outcome, claim_folder, correct_answers, require_matching_folders
+from pah.study.table import (
+    COLUMNS,
+    column_titles,
+    difference_intervals,
+    format_value,
+    interval_level,
+    markdown_table,
+    missing_paragraph,
+    row_cells,
+    summarise_seeds,
+)
 from pah.training.config import RunConfig, load_stream
 
-BASE = "base"  # the cell that differs from the base in nothing
+BASE = "base"  # name of the cell with the base configuration
 LEGEND = """\
 {benchmark}, {tasks} tasks, measured on {images} images. {columns}
 
-({base}): the configuration from which the others differ, as in study.yaml; an option that a table does not name has its
-value there. A cell that was measured on other images than the base has no difference to it."""
+({base}): the base configuration, from which the others differ. It is in study.yaml. An option that a table does not
+name has its value from the base. A cell that was measured on other images than the base has no difference to it."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What one table and one plot show: the dotted names of options, and configurations that differ in these alone."""
+    """The content of one table and one plot: dotted option names, and configurations that differ in these alone."""
 
     factors: tuple[str, ...]
     configs: tuple[RunConfig, ...]
@@ -35,75 +47,78 @@ class Panel:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What to find out: a base, what to change in it, and the seeds for each cell."""
+    """An ablation: a base configuration, the changes to it, and the seeds for each cell."""
 
     base: RunConfig
     panels: tuple[Panel, ...]
     seeds: tuple[int, ...]
     folder: Path
 
-    def named(self) -> dict[str, RunConfig]:
-        """The configurations by their cell's name, each once, the base first if it is among them."""
-        found = [config for panel in self.panels for config in panel.configs]
-        found.sort(key=lambda config: config != self.base)
-        return {self.name(config): config for config in found}
+    def configs_by_name(self) -> dict[str, RunConfig]:
+        """Return each configuration once, by the name of its cell; the base is first if it is among them."""
+        configs = [config for panel in self.panels for config in panel.configs]
+        configs.sort(key=lambda config: config != self.base)
+        return {self.cell_name(config): config for config in configs}
 
-    def name(self, config: RunConfig) -> str:
-        """The same one for the same configuration, whatever else is varied: "prototype_size=5,stability=3"."""
+    def cell_name(self, config: RunConfig) -> str:
+        """Return the cell name of a configuration: its changes in sorted order, e.g. "prototype_size=5,stability=3"."""
         short = short_names(self.base)
-        parts = (f"{short[name]}={quote(shown(value), safe='')}" for name, value in self.differs(config).items())
+        changes = self.changed_options(config)
+        parts = (f"{short[name]}={quote(format_value(value), safe='')}" for name, value in changes.items())
         return ",".join(sorted(parts)) or BASE
 
-    def differs(self, config: RunConfig) -> dict[str, Any]:
-        """The factors in which a configuration differs from the base, with its values."""
-        own, base = flat(config), flat(self.base)
+    def changed_options(self, config: RunConfig) -> dict[str, Any]:
+        """Return the factors in which a configuration differs from the base, with its values."""
+        own, base = flat_options(config), flat_options(self.base)
         factors = dict.fromkeys(name for panel in self.panels for name in panel.factors)
         return {name: own[name] for name in factors if name in own and own[name] != base[name]}
 
     def cells(self) -> list[Cell]:
-        """The runs, each configuration's first seed before any second one."""
+        """Return the runs, ordered by seed: all configurations with the first seed come first."""
         return [
             Cell(dataclasses.replace(config, seed=seed), self.folder / f"{name}-seed{seed}")
             for seed in self.seeds
-            for name, config in self.named().items()
+            for name, config in self.configs_by_name().items()
         ]
 
 
-def flat(config: RunConfig) -> dict[str, Any]:
-    """A configuration's options by dotted name, e.g. "method.stability"; those of no group by their own."""
-    plain = config.as_dict()
-    return {
-        name: value
-        for key, group in plain.items()
-        for name, value in (
-            ((f"{key}.{option}", of) for option, of in group.items()) if isinstance(group, dict) else [(key, group)]
+def flat_options(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration's options by dotted name, e.g. "method.stability"."""
+    return flatten(config.as_dict())
+
+
+def flatten(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested options by dotted name; an option outside a group keeps its name."""
+    options: dict[str, Any] = {}
+    for key, group in groups.items():
+        options |= (
+            {f"{key}.{name}": value for name, value in group.items()} if isinstance(group, dict) else {key: group}
         )
-    }
+    return options
 
 
 def short_names(config: RunConfig) -> dict[str, str]:
-    """What a configuration's options are called where space is scarce: the last part of the name, if that is enough."""
-    last = {name: name.rpartition(".")[2] for name in flat(config)}
-    times = Counter(last.values())
-    own = {"method.name": "method", "backbone.name": "backbone"}
-    return {name: own.get(name, short if times[short] == 1 else name) for name, short in last.items()}
+    """Return a short name for each dotted option name: its last part, if no other option has the same last part."""
+    last_parts = {name: name.rpartition(".")[2] for name in flat_options(config)}
+    times = Counter(last_parts.values())
+    special = {"method.name": "method", "backbone.name": "backbone"}
+    return {name: special.get(name, last if times[last] == 1 else name) for name, last in last_parts.items()}
 
 
 def prepare(ablation: Ablation) -> None:
-    """Make sure that the ablation can begin, or go on, in its folder.
+    """Check the data and the options, and create or check the study folder.
 
     Raises:
-        InputError: bad data, a configuration that cannot learn its stream, or a folder that holds
-            something else.
+        InputError: bad data, a configuration that does not fit its stream, or a folder of another study.
     """
-    for config in ablation.named().values():
+    for config in ablation.configs_by_name().values():
         load_stream(config)
-    require_own(ablation.cells())
-    claim(ablation.folder, ablation.base, but=("seed",))
+    require_matching_folders(ablation.cells())
+    claim_folder(ablation.folder, ablation.base, cell_options=("seed",))
 
 
-def write(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write `ablation.json` and `.md` of the finished cells; returns the first's content.
+def write_summary(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Write `ablation.json` and `ablation.md` of the finished cells; return the content of the first.
 
     Raises:
         InputError: a run's predictions cannot be read, or a file cannot be written.
@@ -115,77 +130,81 @@ def write(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def summarise(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What `ablation.json` holds: the finished cells, in which panels they are shown, and those that are missing."""
+    """Return the content of `ablation.json`: the finished cells, the panels that show them, and the missing cells."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    answers: dict[str, dict[int, list[Correct]]] = {}
-    named, missing = ablation.named(), []
+    answers: dict[str, dict[int, list[CorrectMask]]] = {}
+    configs, missing = ablation.configs_by_name(), []
     for outcome in outcomes:
         name, seed = outcome.cell.folder.name.rpartition("-seed")[0], outcome.cell.config.seed
         if outcome.metrics is None:
             missing.append({"cell": name, "seed": seed, "reason": outcome.reason})
             continue
         runs.setdefault(name, []).append(outcome.metrics)
-        if _measured_on(named[name]) == _measured_on(ablation.base):
-            answers.setdefault(name, {})[seed] = correct(outcome.cell.folder)
-    intervals = differences(answers, BASE)
-    unit = {run["seed"]: run["seconds"] for run in runs.get(BASE, [])}
+        if _image_options(configs[name]) == _image_options(ablation.base):
+            answers.setdefault(name, {})[seed] = correct_answers(outcome.cell.folder)
+    intervals = difference_intervals(answers, BASE)
+    base_seconds = {run["seed"]: run["seconds"] for run in runs.get(BASE, [])}
+    panels = [_panel_summary(ablation, panel, runs) for panel in ablation.panels]
     return {
         "benchmark": ablation.base.benchmark,
         "reference": BASE,
-        "panels": [of for panel in ablation.panels if (of := _panel(ablation, panel, runs))["rows"]],
+        "panels": [panel for panel in panels if panel["rows"]],
         "cells": {
             name: {
-                "differs": ablation.differs(config),
+                "differs": ablation.changed_options(config),
                 "tasks": len(runs[name][0]["accuracy_matrix"]),
                 "evaluated_on": config.training.evaluate_on,
-                **entry(runs[name], intervals.get(name), unit),
+                **summarise_seeds(runs[name], intervals.get(name), base_seconds),
             }
-            for name, config in named.items()
+            for name, config in configs.items()
             if name in runs
         },
         "missing": missing,
     }
 
 
-def _measured_on(config: RunConfig) -> tuple[Any, ...]:
-    """What decides on which images an accuracy is measured, the seed aside."""
+def _image_options(config: RunConfig) -> tuple[Any, ...]:
+    """Return the options, except the seed, that decide on which images an accuracy is measured."""
     return config.stream, config.training.evaluate_on
 
 
-def _panel(ablation: Ablation, panel: Panel, finished: Mapping[str, Any]) -> dict[str, Any]:
-    """A panel's options, and a row for each of its cells that is finished, with the values of these options."""
+def _panel_summary(ablation: Ablation, panel: Panel, finished: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a panel's options, and one row with their values for each of its finished cells."""
     short = short_names(ablation.base)
-    names = [(ablation.name(config), flat(config)) for config in panel.configs]
+    options_by_cell = [(ablation.cell_name(config), flat_options(config)) for config in panel.configs]
     return {
         "factors": list(panel.factors),
         "short": [short[name] for name in panel.factors],
         "rows": [
-            {"values": [of[factor] for factor in panel.factors], "cell": name} for name, of in names if name in finished
+            {"values": [options[factor] for factor in panel.factors], "cell": name}
+            for name, options in options_by_cell
+            if name in finished
         ],
     }
 
 
 def panel_rows(summary: Mapping[str, Any], panel: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of a panel's table: the titles, then a row for each of its configurations."""
+    """Return the texts of a panel's table: the column titles, then one row per configuration."""
     cells = summary["cells"]
     rows = []
-    for of in panel["rows"]:
-        first, *rest = map(shown, of["values"])
-        if of["cell"] == BASE:
+    for row in panel["rows"]:
+        first, *rest = map(format_value, row["values"])
+        if row["cell"] == BASE:
             first = f"{first} ({BASE})"
-        rows.append([first, *rest, *row(cells[of["cell"]])])
-    return [[*panel["short"], *titles(BASE, BASE, level(cells))], *rows]
+        rows.append([first, *rest, *row_cells(cells[row["cell"]])])
+    return [[*panel["short"], *column_titles(BASE, BASE, interval_level(cells))], *rows]
 
 
 def as_markdown(summary: Mapping[str, Any]) -> str:
-    """A Markdown table for each panel, what the columns say, and the cells that are missing."""
+    """Return an ablation's summary as Markdown: a table per panel, the legend, and the missing cells."""
     parts = []
     for panel in summary["panels"]:
         header, *rows = panel_rows(summary, panel)
         parts.append(markdown_table([header, ["---", *["---:"] * (len(header) - 1)], *rows]))
-    of = summary["cells"].values()
-    tasks, images = (" or ".join(dict.fromkeys(str(cell[key]) for cell in of)) for key in ("tasks", "evaluated_on"))
-    columns = COLUMNS.format(reference=BASE, rows="cells", unit="the base", level=level(summary["cells"]))
+    cells = summary["cells"].values()
+    tasks, images = (" or ".join(dict.fromkeys(str(cell[key]) for cell in cells)) for key in ("tasks", "evaluated_on"))
+    level = interval_level(summary["cells"])
+    columns = COLUMNS.format(reference=BASE, rows="cells", unit="the base", level=level)
     parts.append(LEGEND.format(benchmark=summary["benchmark"], tasks=tasks, images=images, columns=columns, base=BASE))
-    parts += missing_part((f"{cell['cell']}, seed {cell['seed']}", cell["reason"]) for cell in summary["missing"])
+    parts += missing_paragraph((f"{cell['cell']}, seed {cell['seed']}", cell["reason"]) for cell in summary["missing"])
     return "\n\n".join(parts) + "\n"

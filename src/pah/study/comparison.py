@@ -1,7 +1,7 @@
-"""Methods side by side: the same stream, backbone, augmentation, epochs, optimizer and data for all of them.
+"""Comparison of methods with the same stream, backbone, augmentation, epochs, optimizer and data.
 
 <study>/<method>-seed<N>/  comparison.json  comparison.md  comparison.svg  comparison.png
-<study>/tuning/<method>-trial<N>/  tuning/tuning.json, where options were chosen
+<study>/tuning/<method>-trial<N>/  tuning/tuning.json, if options were tuned
 """
 
 import dataclasses
@@ -14,23 +14,34 @@ from pah.core import files
 from pah.methods import METHODS
 from pah.runs.folder import METRICS
 from pah.study import tuning
-from pah.study.bootstrap import Correct, Interval
-from pah.study.grid import Cell, Engine, Outcome, Stop, Watch, claim, correct, require_own, run_cells, shared_part
-from pah.study.table import REFERENCE, as_markdown, differences, summarise
+from pah.study.bootstrap import CorrectMask, Interval
+from pah.study.grid import (
+    Cell,
+    Engine,
+    Outcome,
+    Stop,
+    Watch,
+    claim_folder,
+    correct_answers,
+    require_matching_folders,
+    run_cells,
+    shared_options,
+)
+from pah.study.table import REFERENCE, as_markdown, difference_intervals, summarise
 from pah.training.config import RunConfig, load_stream
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare: a configuration for each method, alike in all but the method, and the seeds for each."""
+    """A comparison: one configuration per method, equal in all but the method, and the seeds for each method."""
 
     configs: tuple[RunConfig, ...]
     seeds: tuple[int, ...]
     folder: Path
-    trials: int = 0  # of each method, to choose its options; 0 takes them as they are
+    trials: int = 0  # per method, to tune its options; 0 uses the options as given
 
     def cells(self, configs: Sequence[RunConfig]) -> list[Cell]:
-        """The runs, each method's first seed before any second one."""
+        """Return the runs, ordered by seed: all methods with the first seed come first."""
         return [
             Cell(dataclasses.replace(config, seed=seed), self.folder / f"{config.method}-seed{seed}")
             for seed in self.seeds
@@ -38,30 +49,30 @@ class Comparison:
         ]
 
     def trial_cells(self) -> list[Cell]:
-        """The runs by which options are chosen."""
+        """Return the runs that tune options."""
         folder = self.folder / "tuning"
         return [cell for config in self.configs for cell in tuning.trial_cells(config, self.trials, folder)]
 
 
 def prepare(comparison: Comparison) -> None:
-    """Make sure that the comparison can begin, or go on, in its folder.
+    """Check the data and the options, and create or check the study folder.
 
     Raises:
-        InputError: bad data, a method that cannot learn the stream, or a folder that holds something
-            else.
+        InputError: bad data, a method that cannot learn the stream, or a folder that holds something else.
     """
     for config in comparison.configs:
         load_stream(config)
-    require_own(comparison.trial_cells() if comparison.trials else comparison.cells(comparison.configs))
-    claim(comparison.folder, comparison.configs[0])
+    cells = comparison.trial_cells() if comparison.trials else comparison.cells(comparison.configs)
+    require_matching_folders(cells)
+    claim_folder(comparison.folder, comparison.configs[0])
 
 
-def choose(
+def tune_options(
     comparison: Comparison, watch: Watch, stop: Stop, checkpoint_seconds: float, run: Engine = run_cells
 ) -> tuple[RunConfig, ...]:
-    """The configurations with the options that the trials chose; writes `tuning/tuning.json`.
+    """Run the trials, write `tuning/tuning.json`, and return the configurations with the chosen options.
 
-    A method whose trials all failed keeps its own.
+    A method whose trials all failed keeps its options.
     """
     outcomes = run(comparison.trial_cells(), watch, stop, checkpoint_seconds)
     tasks = len(load_stream(comparison.configs[0]).tasks)
@@ -69,43 +80,44 @@ def choose(
     for outcome in outcomes:
         by_method.setdefault(outcome.cell.config.method, []).append(outcome)
     if outcomes:
-        log = tuning.log(shared_part(outcomes[0].cell.config.as_dict()), by_method, tasks)
+        log = tuning.log(shared_options(outcomes[0].cell.config.as_dict()), by_method, tasks)
         files.write_json(comparison.folder / "tuning" / "tuning.json", log)
-    return tuple(
-        dataclasses.replace(c, method_options=tuning.best(by_method.get(c.method, []), tasks) or c.method_options)
-        for c in comparison.configs
-    )
+    configs = []
+    for config in comparison.configs:
+        options = tuning.best_options(by_method.get(config.method, []), tasks) or config.method_options
+        configs.append(dataclasses.replace(config, method_options=options))
+    return tuple(configs)
 
 
-def write(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write `comparison.json` and `.md` of all finished cells in the folder; returns the first's content.
+def write_summary(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Write `comparison.json` and `comparison.md` of all finished cells in the folder; return the first's content.
 
     Raises:
         InputError: no cell is finished, or a file cannot be written.
     """
     missing = [
-        {"method": o.cell.config.method, "seed": o.cell.config.seed, "reason": o.reason}
-        for o in outcomes
-        if o.metrics is None
+        {"method": outcome.cell.config.method, "seed": outcome.cell.config.seed, "reason": outcome.reason}
+        for outcome in outcomes
+        if outcome.metrics is None
     ]
-    summary = summary_of(folder, missing)
+    summary = summarise_folder(folder, missing)
     files.write_json(folder / "comparison.json", summary)
     files.write_file(folder / "comparison.md", as_markdown(summary).encode())
     return summary
 
 
-def summary_of(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The finished cells in the folder as `comparison.json` holds them, beside those that are `missing`."""
+def summarise_folder(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of `comparison.json`: the finished cells in the folder, and the given `missing` cells."""
     order = list(METHODS)
-    found = [files.read_json(path) for path in folder.glob(f"*-seed*/{METRICS}")]
-    found.sort(key=lambda metrics: (order.index(metrics["method"]), metrics["seed"]))
-    return summarise(found, intervals(folder, found), missing)
+    runs = [files.read_json(path) for path in folder.glob(f"*-seed*/{METRICS}")]
+    runs.sort(key=lambda metrics: (order.index(metrics["method"]), metrics["seed"]))
+    return summarise(runs, _intervals(folder, runs), missing)
 
 
-def intervals(folder: Path, found: Sequence[dict[str, Any]]) -> dict[str, Interval]:
-    """For each method, its difference in AA to the reference over the seeds that both finished."""
-    seeds = {run["seed"] for run in found if run["method"] == REFERENCE}
-    answers: dict[str, dict[int, list[Correct]]] = {}
-    for method, seed in ((run["method"], run["seed"]) for run in found if run["seed"] in seeds):
-        answers.setdefault(method, {})[seed] = correct(folder / f"{method}-seed{seed}")
-    return differences(answers, REFERENCE)
+def _intervals(folder: Path, runs: Sequence[dict[str, Any]]) -> dict[str, Interval]:
+    """Return, for each method, its difference in AA to the reference over the seeds that both finished."""
+    seeds = {run["seed"] for run in runs if run["method"] == REFERENCE}
+    answers: dict[str, dict[int, list[CorrectMask]]] = {}
+    for method, seed in ((run["method"], run["seed"]) for run in runs if run["seed"] in seeds):
+        answers.setdefault(method, {})[seed] = correct_answers(folder / f"{method}-seed{seed}")
+    return difference_intervals(answers, REFERENCE)

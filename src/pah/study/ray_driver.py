@@ -1,7 +1,8 @@
-"""Cells sent to a Ray cluster, many at once: what comes back is written down, what is lost is sent again.
+"""Run the cells of a study on a Ray cluster, many at once.
 
-Ray chooses the nodes. A cell's folder is locked here while the cell is away: whoever else works on the study leaves it
-alone.
+Ray chooses the nodes. While a cell runs on a node, its folder is locked here, so that other processes of the study
+leave it alone. Files that nodes send are written into the cell's folder. A cell whose node is lost is sent again with
+its last checkpoint.
 """
 
 import os
@@ -16,35 +17,44 @@ from typing import TYPE_CHECKING, Any
 from pah.core import files
 from pah.core.config import InputError, require
 from pah.core.devices import DeviceName
-from pah.core.files import BusyError, locked
+from pah.core.files import FolderBusyError, locked
 from pah.runs.folder import METRICS
 from pah.runs.run import StoppedError
-from pah.study.grid import ERROR, LOOK_AGAIN, Cell, Outcome, Running, Stop, Waiting, Watch
-from pah.study.ray_worker import Ended, News, identity, pack, run_away, unpack
+from pah.study.grid import ERROR, POLL_SECONDS, Cell, Outcome, Running, Stop, Waiting, Watch
+from pah.study.ray_worker import (
+    CellResult,
+    ProgressMessage,
+    read_run_files,
+    run_remote_cell,
+    software_versions,
+    write_run_files,
+)
 
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.util.queue import Queue
 
 AUTO, LOCAL = "auto", "local"
-PAUSE = 0.2  # seconds between looks at what came back
-GRACE = 60.0  # seconds for a cell that is asked to stop to send its state
+RECEIVE_SECONDS = 0.2  # how long one call waits for results and progress
+STOP_SECONDS = 60.0  # within which cells that are asked to stop must send their state
 MB = 2**20
-LOST = 5  # times in a row, without a new checkpoint, after which a cell counts as failed
-AGAIN = 2.0  # seconds until a cell that was lost is sent again; twice as many each time in a row: Ray needs about 15 to
-# notice that a node is dead, and sends it more until then
+MAX_LOSSES = 5  # in a row, without a new checkpoint in between; then the cell counts as failed
+RESEND_SECONDS = (
+    2.0  # before a lost cell is sent again, doubled with each loss in a row: Ray needs about 15 s to notice
+)
+# that a node is dead, and until then it sends cells to that node
 
 
 @dataclass(frozen=True)
-class Place:
-    """A cluster, and what each cell is given there.
+class ClusterOptions:
+    """A cluster, and the resources of each cell on it.
 
     Args:
         address: HOST:PORT of a Ray cluster, auto for the one that this machine belongs to, local to start one here.
         cpus: Cores, and torch's threads.
         gpus: Share of a GPU, or several.
         memory: In MB (2^20 bytes).
-        device: What it computes on, of those that the node has.
+        device: To train on; the node must have it.
     """
 
     address: str
@@ -54,222 +64,227 @@ class Place:
     device: DeviceName = "cpu"
 
     def __post_init__(self) -> None:
-        known = self.address in (AUTO, LOCAL) or re.fullmatch(r"[^/]+:\d{1,5}", self.address)
-        require(bool(known), "ray", "HOST:PORT, auto or local", self.address)
+        valid = self.address in (AUTO, LOCAL) or re.fullmatch(r"[^/]+:\d{1,5}", self.address)
+        require(bool(valid), "ray", "HOST:PORT, auto or local", self.address)
         require(self.cpus >= 1, "ray_cpus", "at least 1", self.cpus)
-        whole = self.gpus <= 1 or self.gpus == int(self.gpus)
-        require(self.gpus >= 0 and whole, "ray_gpus", "a share from 0 to 1, or a whole number", self.gpus)
+        divisible = self.gpus <= 1 or self.gpus == int(self.gpus)
+        require(self.gpus >= 0 and divisible, "ray_gpus", "a share from 0 to 1, or a whole number", self.gpus)
         require(self.memory >= 0, "ray_memory", "at least 0", self.memory)
 
     @property
     def resources(self) -> dict[str, float]:
-        """What a cell needs, by Ray's names."""
-        found = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory * MB}
-        return {name: amount for name, amount in found.items() if amount}
+        """Return the resources of a cell by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory * MB}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     @property
-    def needs(self) -> str:
-        """The same in words."""
+    def description(self) -> str:
+        """Return the resources of a cell as text."""
         return f"{self.cpus} cores, {self.gpus:g} GPU and {self.memory} MB"
 
 
-def fits(place: Place) -> bool:
-    """Whether some node of the cluster has what a cell needs."""
+def has_fitting_node(cluster: ClusterOptions) -> bool:
+    """Return whether some node of the cluster has the resources of a cell."""
     import ray
 
-    having = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(of.get(name, 0) >= amount for name, amount in place.resources.items()) for of in having)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(node.get(name, 0) >= amount for name, amount in cluster.resources.items()) for node in nodes)
 
 
 @dataclass
-class Away:
-    """A cell that was sent, and the lock of its folder."""
+class SentCell:
+    """A cell that was sent to the cluster, and the lock of its folder."""
 
     cell: Cell
     lock: ExitStack
-    begun: bool = False  # it was heard of
+    started: bool = False  # whether a progress message has arrived
 
 
-class Errands:
-    """A study's cells on the cluster that this process is connected to."""
+class RayDriver:
+    """Runs a study's cells on the cluster that this process is connected to."""
 
     def __init__(
-        self, place: Place, cells: Sequence[Cell], watch: Watch, stop: Stop, checkpoint_seconds: float
+        self, cluster: ClusterOptions, cells: Sequence[Cell], watch: Watch, stop: Stop, checkpoint_seconds: float
     ) -> None:
         import ray
 
-        self.place = place
+        self.cluster = cluster
         self.cells = cells
         self.watch = watch
         self.stop = stop
         self.checkpoint_seconds = checkpoint_seconds
-        remote: Any = ray.remote  # whose types know no keywords
-        self.task = remote(
-            num_cpus=place.cpus,
-            num_gpus=place.gpus,
-            memory=place.memory * MB or None,
-            max_retries=0,  # what is lost is sent again from here, with the checkpoint that it had come to
+        remote: Any = ray.remote  # its type annotations lack the keywords
+        self.remote_function = remote(
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+            memory=cluster.memory * MB or None,
+            max_retries=0,  # this class sends lost cells again, with their last checkpoint
             scheduling_strategy="SPREAD",
-        )(run_away)
-        self.news, self.halt = _queue(), _queue()
-        self.away: dict[ObjectRef[Ended], Away] = {}
-        self.ended: dict[Cell, Outcome] = {}
-        self.waiting: set[Cell] = set()  # for another process
+        )(run_remote_cell)
+        self.progress_queue, self.stop_queue = _local_queue(), _local_queue()
+        self.sent_cells: dict[ObjectRef[CellResult], SentCell] = {}
+        self.outcomes: dict[Cell, Outcome] = {}
+        self.held_elsewhere: set[Cell] = set()  # cells whose folder another process has locked
         self.losses: Counter[Cell] = Counter()  # in a row
-        self.resend: dict[Cell, float] = {}  # not before this time
-        self.stopping = self.told = False
+        self.resend_times: dict[Cell, float] = {}  # a lost cell is not sent again before this time
+        self.stopping = self.shortage_reported = False
 
     def run(self) -> list[Outcome]:
-        """Bring every cell to its end.
+        """Run all cells and return their outcomes in the order of `cells`.
 
         Raises:
-            InputError: a node cannot run this pah or has another, or a file cannot be written here.
-            StoppedError: `stop` said so; what the cells sent is saved.
-            ray.exceptions.RayError: the cluster is lost.
+            InputError: a node cannot run this version of pah or has another, or a file cannot be written here.
+            StoppedError: `stop` returned true; the files that the cells sent are saved.
+            ray.exceptions.RayError: the connection to the cluster is lost.
         """
-        look = 0.0
+        next_poll = 0.0
         try:
-            while len(self.ended) < len(self.cells):
+            while len(self.outcomes) < len(self.cells):
                 if self.stop():
-                    self._call_back()
+                    self._stop_cells()
                     raise StoppedError
-                if time.monotonic() >= look:
-                    self._send_all()
-                    look = time.monotonic() + LOOK_AGAIN
+                if time.monotonic() >= next_poll:
+                    self._send_open_cells()
+                    next_poll = time.monotonic() + POLL_SECONDS
                 self._receive()
-            return [self.ended[cell] for cell in self.cells]
+            return [self.outcomes[cell] for cell in self.cells]
         finally:
-            for away in self.away.values():
-                away.lock.close()
+            for sent in self.sent_cells.values():
+                sent.lock.close()
 
-    def _send_all(self) -> None:
-        """Send what nobody is at: at first all cells, later those that were lost or let go by another process."""
-        sent = {away.cell for away in self.away.values()}
+    def _send_open_cells(self) -> None:
+        """Send the cells that are neither finished nor sent, among them lost ones and those others have unlocked."""
+        sent_cells = {sent.cell for sent in self.sent_cells.values()}
         for cell in self.cells:
-            if cell not in self.ended and cell not in sent and time.monotonic() >= self.resend.get(cell, 0.0):
+            open_cell = cell not in self.outcomes and cell not in sent_cells
+            if open_cell and time.monotonic() >= self.resend_times.get(cell, 0.0):
                 self._send(cell)
-        if not (self.told or fits(self.place)):
-            self.told = True
-            for away in list(self.away.values())[:1]:
-                self.watch(away.cell, Waiting(f"for a node with {self.place.needs}: the cluster has none"))
+        if not (self.shortage_reported or has_fitting_node(self.cluster)):
+            self.shortage_reported = True
+            for sent in list(self.sent_cells.values())[:1]:
+                self.watch(sent.cell, Waiting(f"for a node with {self.cluster.description}: the cluster has none"))
 
     def _send(self, cell: Cell) -> None:
+        """Send one cell to the cluster, unless it is finished or another process has locked its folder."""
         if (cell.folder / METRICS).is_file():
-            self._end(cell)
+            self._finish(cell)
             return
         lock = ExitStack()
         try:
             lock.enter_context(locked(cell.folder))
-        except BusyError:
-            if cell not in self.waiting:
+        except FolderBusyError:
+            if cell not in self.held_elsewhere:
                 self.watch(cell, Waiting())
-            self.waiting.add(cell)
+            self.held_elsewhere.add(cell)
             return
         except InputError as error:
-            self._end(cell, str(error))
+            self._finish(cell, str(error))
             return
-        sent = self.task.options(name=f"pah {cell.folder.name}").remote(
+        reference = self.remote_function.options(name=f"pah {cell.folder.name}").remote(
             cell.folder.name,
             cell.config.as_dict(),
-            pack(cell.folder),
-            study=str(cell.folder.parent),
-            home=os.getcwd(),
-            threads=self.place.cpus,
-            device=self.place.device,
-            same=identity(),
+            read_run_files(cell.folder),
+            study_folder=str(cell.folder.parent),
+            working_directory=os.getcwd(),
+            threads=self.cluster.cpus,
+            device=self.cluster.device,
+            study_versions=software_versions(),
             checkpoint_seconds=self.checkpoint_seconds,
-            news=self.news,
-            halt=self.halt,
+            progress_queue=self.progress_queue,
+            stop_queue=self.stop_queue,
         )
-        self.away[sent] = Away(cell, lock)
+        self.sent_cells[reference] = SentCell(cell, lock)
 
     def _receive(self) -> None:
-        """Write down what came back; waits a moment for it."""
+        """Wait up to `RECEIVE_SECONDS`, then handle the progress messages and results that have arrived."""
         import ray
 
-        if not self.away:
-            time.sleep(PAUSE)
+        if not self.sent_cells:
+            time.sleep(RECEIVE_SECONDS)
             return
-        done, _ = ray.wait(list(self.away), timeout=PAUSE)
-        for item in self.news.get_nowait_batch(self.news.qsize()):
-            self._hear(News(*item))
-        for sent in done:
-            self._collect(sent)
+        finished, _ = ray.wait(list(self.sent_cells), timeout=RECEIVE_SECONDS)
+        for item in self.progress_queue.get_nowait_batch(self.progress_queue.qsize()):
+            self._handle_progress(ProgressMessage(*item))
+        for reference in finished:
+            self._handle_result(reference)
 
-    def _hear(self, news: News) -> None:
-        away = next((of for of in self.away.values() if of.cell.folder.name == news.name), None)
-        if away is None:  # from a node that was given up
+    def _handle_progress(self, message: ProgressMessage) -> None:
+        """Write the files of a progress message and report the progress."""
+        matching = (sent for sent in self.sent_cells.values() if sent.cell.folder.name == message.cell_name)
+        sent = next(matching, None)
+        if sent is None:  # from a node that is already treated as lost
             return
-        away.begun = True
-        if news.files:
-            unpack(news.files, away.cell.folder)
-            del self.losses[away.cell]
-        self.watch(away.cell, Running(*news.progress, news.where))
+        sent.started = True
+        if message.files:
+            write_run_files(message.files, sent.cell.folder)
+            del self.losses[sent.cell]
+        self.watch(sent.cell, Running(*message.progress, message.address))
 
-    def _collect(self, sent: "ObjectRef[Ended]") -> None:
+    def _handle_result(self, reference: "ObjectRef[CellResult]") -> None:
+        """Write the last files of a cell that ended on its node, or handle the loss of the node."""
         import ray
         from ray.exceptions import RayError
 
-        away = self.away.pop(sent)
-        with away.lock:
+        sent = self.sent_cells.pop(reference)
+        with sent.lock:
             try:
-                ended = ray.get(sent)
-                unpack(ended.files, away.cell.folder)
+                result = ray.get(reference)
+                write_run_files(result.files, sent.cell.folder)
             except RayError as error:
-                if not self.stopping:  # else it was called off, at whatever moment
-                    self._lost(away.cell, error)
+                if not self.stopping:  # while stopping, the cell may have been cancelled
+                    self._handle_loss(sent.cell, error)
                 return
-        if ended.how == "refused":
-            raise InputError(ended.reason)
-        if ended.how == "ended":
-            self._end(away.cell, ended.reason)
+        if result.status == "refused":
+            raise InputError(result.reason)
+        if result.status == "ended":
+            self._finish(sent.cell, result.reason)
 
-    def _lost(self, cell: Cell, error: Exception) -> None:
-        """Leave the cell to be sent again, unless nothing comes of it."""
+    def _handle_loss(self, cell: Cell, error: Exception) -> None:
+        """Schedule a lost cell to be sent again, or let it fail after `MAX_LOSSES` losses in a row."""
         from ray.exceptions import RayTaskError
 
-        if isinstance(error, RayTaskError):  # not the cell's, whose own errors come back as its reason
+        if isinstance(error, RayTaskError):  # a node without pah; errors of the cell itself arrive as its reason
             raise InputError(f"ray: expected nodes that can run this pah, got: {last_line(str(error))}")
         self.losses[cell] += 1
-        if self.losses[cell] >= LOST:
-            self._end(cell, f"lost {LOST} times without a new checkpoint: {last_line(str(error))}")
+        if self.losses[cell] >= MAX_LOSSES:
+            self._finish(cell, f"lost {MAX_LOSSES} times without a new checkpoint: {last_line(str(error))}")
         else:
-            self.resend[cell] = time.monotonic() + AGAIN * 2 ** (self.losses[cell] - 1)
+            self.resend_times[cell] = time.monotonic() + RESEND_SECONDS * 2 ** (self.losses[cell] - 1)
             self.watch(cell, Waiting("its node was lost; goes on from its checkpoint"))
 
-    def _end(self, cell: Cell, reason: str = "") -> None:
-        """Note how the cell ended: with metrics in its folder, or for a reason without."""
-        found = (cell.folder / METRICS).is_file()
-        if found:
-            (cell.folder / ERROR).unlink(missing_ok=True)  # of an earlier try
-        metrics = files.read_json(cell.folder / METRICS) if found else None
-        self.ended[cell] = Outcome(cell, metrics, "" if found else reason)
-        self.watch(cell, self.ended[cell])
+    def _finish(self, cell: Cell, reason: str = "") -> None:
+        """Record the outcome of a cell: the metrics in its folder, or the reason why there are none."""
+        has_metrics = (cell.folder / METRICS).is_file()
+        if has_metrics:
+            (cell.folder / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+        metrics = files.read_json(cell.folder / METRICS) if has_metrics else None
+        self.outcomes[cell] = Outcome(cell, metrics, "" if has_metrics else reason)
+        self.watch(cell, self.outcomes[cell])
 
-    def _call_back(self) -> None:
-        """Have all cells saved, sent and stopped."""
+    def _stop_cells(self) -> None:
+        """Ask all cells to save, send and stop, and receive their files for up to `STOP_SECONDS`."""
         import ray
 
         self.stopping = True
-        for sent, away in self.away.items():
-            if not away.begun:
-                ray.cancel(sent)
-        self.halt.put(True)
-        until = time.monotonic() + GRACE
-        while self.away and time.monotonic() < until:
+        for reference, sent in self.sent_cells.items():
+            if not sent.started:
+                ray.cancel(reference)
+        self.stop_queue.put(True)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.sent_cells and time.monotonic() < deadline:
             self._receive()
 
 
-def _queue() -> "Queue":
-    """A queue that lives where this process does, for as long as it does."""
+def _local_queue() -> "Queue":
+    """Return a queue whose process runs on this node and ends with this process."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
 
 
 def last_line(text: str) -> str:
-    """Where Ray's messages say what happened."""
+    """Return the last line with text; in Ray's messages it names the cause."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,6 +1,6 @@
-"""A cell away from its study: what a node of a cluster does with it, in a scratch folder of its own.
+"""Run one cell of a study on a node of a Ray cluster, in a temporary folder.
 
-No disk is shared: the run folder comes as bytes, and what changes in it goes back as bytes.
+Nodes share no disk. The files of the run folder arrive as bytes, and changed files are sent back as bytes.
 """
 
 import hashlib
@@ -20,160 +20,160 @@ from pah.core.files import write_file
 from pah.runs.folder import CHECKPOINT, CONFIG, METRICS, run_files
 from pah.runs.results import versions
 from pah.runs.run import Progress, StoppedError
-from pah.study.grid import ERROR, Cell, Event, difference, run_cell
+from pah.study.grid import ERROR, Cell, Event, first_difference, run_cell
 from pah.training import checkpoint
 from pah.training.config import RunConfig
 
-Files = dict[str, bytes]  # of a run folder, by their path in it
-TELL = 1.0  # seconds: how often a node tells how far a cell is, and asks whether to stop
+RunFiles = dict[str, bytes]  # contents of a run's files, by their path inside the run folder
+REPORT_SECONDS = 1.0  # between two progress messages, and between two looks at the stop queue
 
 
-class Mail(Protocol):
-    """What is used of a `ray.util.queue.Queue`."""
+class MessageQueue(Protocol):
+    """The methods of `ray.util.queue.Queue` that a node uses."""
 
     def put(self, item: Any) -> None: ...
 
     def empty(self) -> bool: ...
 
 
-class News(NamedTuple):
-    """What a node tells of a cell that it runs; travels as a plain tuple, which a queue holds without knowing pah."""
+class ProgressMessage(NamedTuple):
+    """Progress of a cell; sent as a plain tuple, because the queue's process does not import pah."""
 
-    name: str  # of the cell
-    where: str  # the node's address
+    cell_name: str
+    address: str  # of the node
     progress: tuple[int, int, float]  # task, tasks, seconds left
-    files: Files  # that a resume needs, of a new checkpoint
+    files: RunFiles  # the files that a resume needs, if there is a new checkpoint
 
 
-class Ended(NamedTuple):
-    """How a cell's stay on a node ended, and the files that changed since the last news."""
+class CellResult(NamedTuple):
+    """How a cell ended on a node, and the files that changed since the last progress message."""
 
-    how: Literal["ended", "stopped", "refused"]
-    reason: str  # why there are no metrics, or why the node will not do
-    files: Files
+    status: Literal["ended", "stopped", "refused"]
+    reason: str  # why there are no metrics, or why the node refused the cell
+    files: RunFiles
 
 
-def run_away(
+def run_remote_cell(
     name: str,
     config: Mapping[str, Any],
-    files: Files,
+    files: RunFiles,
     *,
-    study: str,
-    home: str,
+    study_folder: str,
+    working_directory: str,
     threads: int,
     device: DeviceName,
-    same: Mapping[str, str],
+    study_versions: Mapping[str, str],
     checkpoint_seconds: float,
-    news: Mail,
-    halt: Mail,
-) -> Ended:
-    """Bring a cell to its end on this node.
+    progress_queue: MessageQueue,
+    stop_queue: MessageQueue,
+) -> CellResult:
+    """Run a cell on this node until it is finished, failed or stopped.
 
     Args:
-        name: Of the cell.
-        config: The configuration, as `RunConfig.as_dict` gives it.
-        files: The cell's folder as it stands; empty to begin.
-        study: The study's folder, as it is called where the study is.
-        home: The folder that a relative path of the data starts from, if this node has it.
-        threads: Of torch: their number decides the order of sums.
-        device: To compute on; a GPU is the one that Ray lets this process see.
-        same: What `identity` must find here for the results to be the study's.
-        checkpoint_seconds: Time between checkpoints, each of which is sent.
-        news: Where `News` go.
-        halt: No longer empty when the study wants its cells back.
+        name: of the cell.
+        config: the configuration, as `RunConfig.as_dict` returns it.
+        files: the present files of the cell's folder; empty for a new cell.
+        study_folder: path of the study on the driver's machine; used in error messages.
+        working_directory: folder from which relative data paths start; used if this node has it.
+        threads: of torch; their number decides the order of floating-point sums.
+        device: to train on; Ray shows this process only the GPU that it reserved.
+        study_versions: what `software_versions` must return here; otherwise the node refuses the cell.
+        checkpoint_seconds: time between two checkpoints; each checkpoint is sent.
+        progress_queue: receives `ProgressMessage` tuples.
+        stop_queue: not empty once the study wants its cells to stop.
     """
     from ray.util import get_node_ip_address
 
-    where = get_node_ip_address()
-    if (found := identity()) != same:
-        return Ended(
-            "refused", f"node {where}: expected the study's versions, got others: {difference(found, same)}", {}
-        )
+    address = get_node_ip_address()
+    if (own_versions := software_versions()) != study_versions:
+        difference = first_difference(own_versions, study_versions)
+        return CellResult("refused", f"node {address}: expected the study's versions, got others: {difference}", {})
     torch.set_num_threads(threads)
-    if Path(home).is_dir():
-        os.chdir(home)
+    if Path(working_directory).is_dir():
+        os.chdir(working_directory)
     with TemporaryDirectory(prefix="pah-") as scratch:
         folder = Path(scratch) / name
-        unpack(files, folder)
-        post = Post(folder, where, news, halt)
+        write_run_files(files, folder)
+        connection = StudyConnection(folder, address, progress_queue, stop_queue)
         try:
             cell = Cell(RunConfig.from_dict(config), folder)
-            outcome = run_cell(cell, post.watch, post.stop, checkpoint_seconds, find_device(device))
+            outcome = run_cell(cell, connection.watch, connection.stop, checkpoint_seconds, find_device(device))
         except StoppedError:
-            return Ended("stopped", "", post.changed())
-        reason = outcome.reason.replace(scratch, study) if outcome else "its scratch folder is in use"
-        return Ended("ended", reason and f"{reason} (node {where})", post.changed())
+            return CellResult("stopped", "", connection.changed_files())
+        reason = outcome.reason.replace(scratch, study_folder) if outcome else "its scratch folder is in use"
+        return CellResult("ended", reason and f"{reason} (node {address})", connection.changed_files())
 
 
 @cache
-def identity() -> dict[str, str]:
-    """The versions that a result depends on, here; pah's with a hash of its source, which changes more often."""
-    found = {name: version for name, version in versions().items() if name != "threads"}
+def software_versions() -> dict[str, str]:
+    """Return the versions on which results depend; pah's includes a hash of its source code."""
+    own_versions = {name: version for name, version in versions().items() if name != "threads"}
     source = hashlib.sha256()
     root = Path(pah.__file__).parent
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return {**found, "pah": f"{found['pah']} (source {source.hexdigest()[:12]})"}
+    return {**own_versions, "pah": f"{own_versions['pah']} (source {source.hexdigest()[:12]})"}
 
 
-def pack(folder: Path) -> Files:
-    """The files of a run, in the order in which they are to be written."""
-    return {name: (folder / name).read_bytes() for name in _present(folder)}
+def read_run_files(folder: Path) -> RunFiles:
+    """Return the contents of a run's files, in the order in which they must be written."""
+    return {name: (folder / name).read_bytes() for name in _existing_files(folder)}
 
 
-def unpack(contents: Files, folder: Path) -> None:
+def write_run_files(contents: RunFiles, folder: Path) -> None:
     """Write files of a run into its folder; InputError if one cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_file(folder / name, content)
 
 
-class Post:
-    """What goes back and forth while a cell runs: files and progress to the study, the word to stop from it."""
+class StudyConnection:
+    """The connection of a running cell to its study: sends progress and files, and receives the request to stop."""
 
-    def __init__(self, folder: Path, where: str, news: Mail, halt: Mail) -> None:
+    def __init__(self, folder: Path, address: str, progress_queue: MessageQueue, stop_queue: MessageQueue) -> None:
         self.folder = folder
-        self.where = where
-        self.news = news
-        self.halt = halt
-        self.sent = {name: _stamp(folder / name) for name in _present(folder)}
-        self.told = self.asked = -TELL
+        self.address = address
+        self.progress_queue = progress_queue
+        self.stop_queue = stop_queue
+        self.sent_stamps = {name: _file_stamp(folder / name) for name in _existing_files(folder)}
+        self.last_report = self.last_stop_check = -REPORT_SECONDS
         self.stopping = False
 
-    def watch(self, _: Cell, happened: Event) -> None:
-        """Tell how far the cell is, now and then; and with every new checkpoint, what a resume needs."""
-        if not isinstance(happened, Progress):
+    def watch(self, _: Cell, event: Event) -> None:
+        """Send the progress every `REPORT_SECONDS`, and the changed files with every new checkpoint."""
+        if not isinstance(event, Progress):
             return
         state, name = self.folder / CHECKPOINT / checkpoint.FILE, f"{CHECKPOINT}/{checkpoint.FILE}"
-        saved = state.is_file() and _stamp(state) != self.sent.get(name)
-        if saved or time.monotonic() - self.told >= TELL:
-            progress = (happened.state.task, len(happened.stream.tasks), happened.seconds_left)
-            self.news.put((self.folder.name, self.where, progress, self.changed() if saved else {}))
-            self.told = time.monotonic()
+        new_checkpoint = state.is_file() and _file_stamp(state) != self.sent_stamps.get(name)
+        if new_checkpoint or time.monotonic() - self.last_report >= REPORT_SECONDS:
+            progress = (event.state.task, len(event.stream.tasks), event.seconds_left)
+            files = self.changed_files() if new_checkpoint else {}
+            self.progress_queue.put((self.folder.name, self.address, progress, files))
+            self.last_report = time.monotonic()
 
     def stop(self) -> bool:
-        """Whether the study wants the cell back."""
-        if not self.stopping and time.monotonic() - self.asked >= TELL:
-            self.stopping, self.asked = not self.halt.empty(), time.monotonic()
+        """Return whether the study asked its cells to stop."""
+        if not self.stopping and time.monotonic() - self.last_stop_check >= REPORT_SECONDS:
+            self.stopping, self.last_stop_check = not self.stop_queue.empty(), time.monotonic()
         return self.stopping
 
-    def changed(self) -> Files:
-        """The files that are new since the last time."""
-        stamps = {name: _stamp(self.folder / name) for name in _present(self.folder)}
-        new = [name for name, stamp in stamps.items() if stamp != self.sent.get(name)]
-        self.sent = stamps
-        return {name: (self.folder / name).read_bytes() for name in new}
+    def changed_files(self) -> RunFiles:
+        """Return the files that changed since the last call."""
+        stamps = {name: _file_stamp(self.folder / name) for name in _existing_files(self.folder)}
+        changed = [name for name, stamp in stamps.items() if stamp != self.sent_stamps.get(name)]
+        self.sent_stamps = stamps
+        return {name: (self.folder / name).read_bytes() for name in changed}
 
 
-def _present(folder: Path) -> Iterator[str]:
-    """The names of a run's files, in the order in which they may be written: that it is finished is said last."""
+def _existing_files(folder: Path) -> Iterator[str]:
+    """Yield the names of a run's files, `metrics.json` last: it marks the run as finished."""
     files = [folder / CONFIG, folder / ERROR, *run_files(folder)]
     for path in sorted(files, key=lambda path: path.name == METRICS):
         if path.is_file():
             yield path.relative_to(folder).as_posix()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """What is another one after each time that a file is written."""
+def _file_stamp(path: Path) -> tuple[int, int]:
+    """Return inode and modification time, which change whenever the file is written."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns

@@ -1,6 +1,7 @@
-"""A checkpoint, from which a run continues: tensors and facts in one file with a checksum.
+"""Checkpoints, from which an interrupted run continues.
 
-The checkpoint before the last one is kept as well: a disk may damage what was written whole.
+A checkpoint is one safetensors file. It holds tensors, facts as JSON, and a checksum of both. The previous checkpoint
+is kept as well, because a disk may damage a file that was written completely.
 """
 
 import hashlib
@@ -18,49 +19,57 @@ from torch import Tensor
 from pah.core.config import InputError, RecoveryWarning
 from pah.core.files import write_file
 
-FILE = "state.safetensors"
-BEFORE = "before.safetensors"  # the checkpoint before it
+FILE = "state.safetensors"  # the last checkpoint
+PREVIOUS_FILE = "before.safetensors"  # the checkpoint before the last one
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """The next checkpoint in `folder`: tensors, and facts that JSON can hold, in one file with a checksum."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write the next checkpoint into a folder.
+
+    Args:
+        folder: The checkpoint folder.
+        tensors: The tensors by name, on any device.
+        facts: Values that JSON can hold.
+    """
+    cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    data = safetensors.torch.save(plain, {"facts": text, "sha256": _digest(plain, text)})
-    write_file(folder / FILE, data, keep=folder / BEFORE)
+    data = safetensors.torch.save(cpu_tensors, {"facts": text, "sha256": _digest(cpu_tensors, text)})
+    write_file(folder / FILE, data, backup=folder / PREVIOUS_FILE)
 
 
-def there(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint, whole or not."""
-    return any((folder / name).is_file() for name in (FILE, BEFORE))
+def exists(folder: Path) -> bool:
+    """Return whether the folder holds a checkpoint, damaged or not."""
+    return any((folder / name).is_file() for name in (FILE, PREVIOUS_FILE))
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of the last checkpoint in `folder`; if it is damaged, of the one before it, with a warning.
+    """Return the tensors and facts of the last checkpoint in a folder.
+
+    If the last checkpoint is damaged, the previous one is returned, with a `RecoveryWarning`.
 
     Raises:
-        InputError: neither is there, whole, with a checksum that fits; says so of the last one.
+        InputError: both are missing or damaged. The message describes the last one.
     """
     try:
         return _read(folder / FILE)
     except InputError as error:
         try:
-            older = _read(folder / BEFORE)
+            previous = _read(folder / PREVIOUS_FILE)
         except InputError:
             raise error from None
-        warnings.warn(f"{error}; going on from the one before it", RecoveryWarning, stacklevel=2)
-        return older
+        warnings.warn(f"{error}; continuing from the previous checkpoint", RecoveryWarning, stacklevel=2)
+        return previous
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of one file; InputError if it is missing, truncated, or its checksum does not fit."""
+    """Return the tensors and facts of one file; raise InputError if it is missing, truncated or corrupt."""
     if not path.is_file():
         raise InputError(f"{path}: expected a checkpoint, found none")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # of a damaged header, safetensors and torch raise what they like
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # for a damaged header, safetensors and torch raise many types of exceptions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: expected a whole checkpoint, got a truncated or corrupt one ({reason})") from None
     text = metadata.get("facts", "")
@@ -70,35 +79,36 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state as named tensors: `<optimizer>/<parameter>/<name>`."""
+    """Return the optimizers' state as tensors named `<optimizer index>/<parameter index>/<name>`."""
     return {
-        f"{i}/{index}/{name}": value
-        for i, optimizer in enumerate(optimizers)
-        for index, state in optimizer.state_dict()["state"].items()
+        f"{optimizer_index}/{parameter_index}/{name}": value
+        for optimizer_index, optimizer in enumerate(optimizers)
+        for parameter_index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if value is not None
     }
 
 
 def load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, for optimizers built over the same parameters."""
-    for i, optimizer in enumerate(optimizers):
+    """Load the tensors of `optimizer_tensors` into optimizers that were built over the same parameters."""
+    for optimizer_index, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            owner, index, name = key.split("/")
-            if owner == str(i):
-                state.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], value)
+            owner, parameter_index, name = key.split("/")
+            if owner == str(optimizer_index):
+                parameter = parameters[int(parameter_index)]
+                state.setdefault(int(parameter_index), {})[name] = _with_strides_of(parameter, value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` with the parameter's strides: a fused optimizer walks both in the order of memory."""
+def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return `value` with the parameter's strides: a fused optimizer reads both in memory order."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """A checksum over names, types, shapes and numbers of the tensors, and the text."""
+    """Return a checksum of the text and of the tensors' names, types, shapes and values."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

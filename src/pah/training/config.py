@@ -1,4 +1,4 @@
-"""What a run computes: its configuration, and from it the stream of tasks and the untrained method."""
+"""The configuration of a run, and what is built from it: the stream of tasks and the untrained method."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pah.core.config import InputError, derived_seed, require, require_types, unknown
+from pah.core.config import InputError, derived_seed, require, require_types, unknown_name_error
 from pah.data.augment import AugmentOptions
-from pah.data.benchmarks import benchmark
+from pah.data.benchmarks import find_benchmark
 from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
@@ -25,9 +25,9 @@ from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.training.options import TrainingOptions
 
-MAX_PIXELS = 2**20  # of an image that a network takes: 1024x1024
-LARGE = 2**14  # pixels of an image that is tried out in shapes alone: 128x128
-GROUPS = {  # of options that every run has
+MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
+LARGE_IMAGE_PIXELS = 2**14  # above this size (128x128) a backbone is checked without computing any values
+OPTION_GROUPS = {  # the groups of options that every run has
     "stream": StreamOptions,
     "augment": AugmentOptions,
     "optimizer": OptimizerOptions,
@@ -40,23 +40,23 @@ class RunConfig:
     """Everything that decides what a run computes; two runs of equal configuration are the same run.
 
     Args:
-        benchmark: Which data set and split, one of `pah.data.benchmarks.BENCHMARKS`.
-        data: Where its images are: a folder or a hub id; the benchmark's own place unless given.
-        label_column: Of the labels, where it is not plain.
-        image_size: Pixels a side to which every image is resized; left as they are unless given.
-        seed: Decides class order, first weights, batches and augmentation.
-        snapshots: Whether the network is kept after each task.
-        method: Which method, one of `pah.methods.METHODS`.
-        method_options: Its options, of the class that `METHODS` has for it.
-        backbone: Which backbone, one of `pah.models.backbones.BACKBONES` or `timm:<name>`.
-        backbone_options: Its options, of the class that `BACKBONES` has for it.
-        stream: How the data set becomes tasks.
-        augment: What may be changed of a training image.
-        optimizer: By which every method learns.
-        training: How long, and on what it is measured.
+        benchmark: Name of the data set and its split, one of `pah.data.benchmarks.BENCHMARKS`.
+        data: Folder or hub id of the images; the benchmark's own source if None.
+        label_column: Name of the column with the labels, for data in which it cannot be inferred.
+        image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None.
+        seed: Decides class order, initial weights, batches and augmentation; 0 to 2^63 - 1.
+        snapshots: Whether to save the network after each task.
+        method: Name of the method, one of `pah.methods.METHODS`.
+        method_options: Options of the method, of the class that `METHODS` names for it.
+        backbone: Name of the backbone, one of `pah.models.backbones.BACKBONES` or `timm:<name>`.
+        backbone_options: Options of the backbone, of the class that `BACKBONES` names for it.
+        stream: How the data set is split into tasks.
+        augment: How training images are augmented.
+        optimizer: Which optimizer every method uses.
+        training: How long to train, and on which images to evaluate.
 
     Raises:
-        InputError: a seed, a size or a combination that is out of range.
+        InputError: a seed, a size or a combination is out of range.
     """
 
     benchmark: str = "split-digits"
@@ -77,55 +77,61 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
         require(self.image_size is None or 1 <= self.image_size <= 1024, "image_size", "1 to 1024", self.image_size)
-        held_out = self.training.evaluate_on == "test" or self.stream.validation > 0
-        require(held_out, "training.evaluate_on validation", "stream.validation above 0", self.stream.validation)
+        has_evaluation_images = self.training.evaluate_on == "test" or self.stream.validation > 0
+        require(
+            has_evaluation_images,
+            "training.evaluate_on validation",
+            "stream.validation above 0",
+            self.stream.validation,
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """The configuration as `config.yaml` writes it."""
-        plain = asdict(self)
+        """Return the configuration as `config.yaml` stores it."""
+        values = asdict(self)
         for key in ("method", "backbone"):
-            plain[key] = {"name": plain[key], **plain.pop(f"{key}_options")}
-        plain["backbone"].pop("model", None)  # part of the name, timm:<model>
-        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
+            values[key] = {"name": values[key], **values.pop(f"{key}_options")}
+        values["backbone"].pop("model", None)  # it is part of the name, timm:<model>
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples become lists
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "RunConfig":
-        """The configuration that `as_dict` describes; what it does not say has its default.
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Return the configuration that `as_dict` describes; missing options have their defaults.
 
         Raises:
-            InputError: a method or backbone that there is not, an option that it does not have, or one out of range.
+            InputError: the method, the backbone or an option is unknown, or an option is out of range.
         """
-        said: dict[str, Any] = {
-            key: _options(value) if isinstance(value, Mapping) else value for key, value in plain.items()
+        given: dict[str, Any] = {
+            key: _with_tuples(value) if isinstance(value, Mapping) else value for key, value in values.items()
         }
-        method, backbone = said["method"].pop("name"), said["backbone"].pop("name")
+        method, backbone = given["method"].pop("name"), given["backbone"].pop("name")
         if method not in METHODS:
-            raise unknown("method", method, METHODS)
+            raise unknown_name_error("method", method, METHODS)
         try:
-            made: dict[str, Any] = {
-                "method_options": METHODS[method].options(**said["method"]),
-                "backbone_options": backbone_options(backbone, said["backbone"]),
-                **{group: options(**said.get(group, {})) for group, options in GROUPS.items()},
+            groups: dict[str, Any] = {
+                "method_options": METHODS[method].options(**given["method"]),
+                "backbone_options": backbone_options(backbone, given["backbone"]),
+                **{group: options(**given.get(group, {})) for group, options in OPTION_GROUPS.items()},
             }
-            for options in made.values():
+            for options in groups.values():
                 require_types(options)
-            return cls(**{**said, **made, "method": method, "backbone": backbone})
+            return cls(**{**given, **groups, "method": method, "backbone": backbone})
         except TypeError as error:
             raise InputError(f"configuration: expected options of this pah, got: {error}") from None
 
     def completed(self, written: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration of this method and backbone as it was `written`, perhaps before some options came to be:
-        what it does not say has its default."""
-        plain = RunConfig(
+        """Return a stored configuration of this method and backbone with defaults for the options that it lacks.
+
+        A configuration that an older version wrote may lack options that were added later.
+        """
+        defaults = RunConfig(
             method=self.method,
             method_options=type(self.method_options)(),
             backbone=self.backbone,
             backbone_options=type(self.backbone_options)(),
-        )
-        defaults = plain.as_dict()
-        whole = defaults | dict(written)
-        groups = (key for key in defaults if isinstance(defaults[key], dict) and isinstance(whole[key], dict))
-        return whole | {key: defaults[key] | whole[key] for key in groups}
+        ).as_dict()
+        complete = defaults | dict(written)
+        groups = (key for key in defaults if isinstance(defaults[key], dict) and isinstance(complete[key], dict))
+        return complete | {key: defaults[key] | complete[key] for key in groups}
 
     @property
     def fingerprint(self) -> str:
@@ -134,35 +140,39 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the run goes unless told otherwise."""
+        """The default folder of the run."""
         return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
 
 
-def _options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as the dataclasses hold them: JSON and YAML have lists where these have tuples."""
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with tuples in place of lists: JSON and YAML have lists where the dataclasses have tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def load_stream(config: RunConfig) -> Stream:
-    """The run's stream of tasks.
+    """Return the run's stream of tasks.
 
     Raises:
-        InputError: the data or the split is not possible.
+        InputError: the data cannot be read, or cannot be split as asked.
     """
-    bench = benchmark(config.benchmark)
-    source = bench.source(config.data, config.label_column, config.image_size)
+    chosen = find_benchmark(config.benchmark)
+    source = chosen.load_source(config.data, config.label_column, config.image_size)
     classes = config.stream.classes or len(source.class_names)
-    tasks = config.stream.tasks or bench.tasks or max(1, min(5, classes // 2))
+    tasks = config.stream.tasks or chosen.tasks or max(1, min(5, classes // 2))
     stream = make_stream(source, config.stream, tasks, config.seed)
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
 
 
 def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method:
-    """The untrained method on its network, for images of (channels, height, width); weights depend on the seed alone.
+    """Return the untrained method on its network; the initial weights depend on the seed alone.
+
+    Args:
+        config: The run's configuration.
+        image_shape: Channels, height and width of the images.
 
     Raises:
-        InputError: the backbone cannot be made, or cannot take images or prototypes of this size.
+        InputError: the backbone cannot be built, or does not accept images or prototypes of this size.
     """
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
@@ -172,16 +182,16 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
-    for what, (height, width) in sizes.items():
+    for kind, (height, width) in sizes.items():
         try:
-            single = _try_image(backbone, channels, height, width)
+            halves_single_pixel = _halves_single_pixel(backbone, channels, height, width)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"backbone {config.backbone}: expected one that takes {what} of {height}x{width}, got: {reason}"
+                f"backbone {config.backbone}: expected one that takes {kind} of {height}x{width}, got: {reason}"
             ) from None
-        # torch 2.14.1 on processors: two places of such a convolution's weight gradient are never written
-        if single and what == "images" and config.training.precision == "bf16":
+        # torch 2.14.1 on CPUs: two entries of such a convolution's weight gradient are never written
+        if halves_single_pixel and kind == "images" and config.training.precision == "bf16":
             raise InputError(
                 f"precision: expected fp32 for {config.backbone} on images of {height}x{width}, which halves maps of a "
                 "single pixel, got bf16; larger images or --training.precision fp32 help"
@@ -190,29 +200,30 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     return method.to(memory_format=torch.channels_last)
 
 
-def _try_image(backbone: Backbone, channels: int, height: int, width: int) -> bool:
-    """Whether an image of this size becomes a map of one pixel that a convolution of stride 2 takes.
+def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: int) -> bool:
+    """Return whether a convolution of stride 2 gets a map of one pixel, for images of this size.
 
-    Raises what the backbone raises for it; of a backbone that is shapes alone nothing is known.
+    The backbone is run on one image, and its exceptions are passed on. A backbone on the meta device is not checked.
     """
     weights = dict((*backbone.named_parameters(), *backbone.named_buffers()))
     if any(tensor.is_meta for tensor in weights.values()):
         return False
-    where = torch.device("cpu")
-    if height * width > LARGE:  # shapes alone: a check must not need the memory of a run; torch imports a second for it
-        where = torch.device("meta")
-        weights = {name: tensor.to(where) for name, tensor in weights.items()}
-    single: list[bool] = []
+    device = torch.device("cpu")
+    # the meta device computes shapes alone: a check must not need the memory of a run, but importing it takes a second
+    if height * width > LARGE_IMAGE_PIXELS:
+        device = torch.device("meta")
+        weights = {name: tensor.to(device) for name, tensor in weights.items()}
+    single_pixel: list[bool] = []
 
-    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        single.append(given[0].shape[2:] == (1, 1))
+    def record_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        single_pixel.append(inputs[0].shape[2:] == (1, 1))
 
-    halving = [part for part in backbone.modules() if isinstance(part, nn.Conv2d) and part.stride == (2, 2)]
-    hooks = [part.register_forward_pre_hook(note) for part in halving if part.kernel_size != (1, 1)]
+    halving = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2)]
+    hooks = [layer.register_forward_pre_hook(record_input) for layer in halving if layer.kernel_size != (1, 1)]
     try:
         with torch.no_grad(), evaluating(backbone):
-            functional_call(backbone, weights, torch.zeros(1, channels, height, width, device=where))
+            functional_call(backbone, weights, torch.zeros(1, channels, height, width, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-    return any(single)
+    return any(single_pixel)

@@ -1,4 +1,7 @@
-"""What a method answers to the images of every task seen, and how often it is right."""
+"""Evaluation: a method's predictions for the images of all tasks seen, and their accuracy.
+
+B: images of a batch, N: images of a task, C_k: classes of task k.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,63 +16,93 @@ from pah.methods.base import Method
 from pah.models.modes import evaluating
 from pah.training.options import TrainingOptions
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a method answers to the images of one task, in order; each (N,), int64, on the processor."""
+class TaskPredictions:
+    """Labels of one task's images and a method's predictions for them, each (N,) int64 on the CPU.
 
-    labels: Tensor  # the truth, within the task
-    given: Tensor  # the answer within the task, task given
-    not_given: Tensor  # the answer among the classes of all tasks seen, task after task
-
-
-def answers(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> list[Answers]:
-    """The method's answers to the images of each task seen; task not given, that of the largest logit of all heads.
-
-    One backbone pass an image (two with `flip_test`), unless the features depend on the task.
+    Attributes:
+        labels: The true class, as an index within the task.
+        task_given: The predicted class when the task is given, as an index within the task.
+        task_not_given: The predicted class when the task is not given, as an index into the classes of all tasks seen.
     """
-    indices = [task.index for task in seen]
-    # the statistics of a test batch depend on its size: then it is the size of training, as published
-    size = EVALUATION_BATCH if options.test_batch_norm == "running" else options.batch_size
-    found = []
+
+    labels: Tensor
+    task_given: Tensor
+    task_not_given: Tensor
+
+
+def predict_tasks(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> list[TaskPredictions]:
+    """Return the method's predictions for the images of each task seen.
+
+    When the task is not given, the class with the largest logit of all heads is predicted. Every image passes through
+    the backbone once (twice with `flip_test`), unless the features depend on the task.
+
+    Args:
+        method: The method to evaluate.
+        seen: The tasks that it has learned, in order.
+        options: Choose the part of the data, mirror images and the batch-norm statistics.
+    """
+    task_indices = [task.index for task in seen]
+    # the statistics of a test batch depend on its size, so it has the size of training batches, as published
+    batch_size = EVALUATION_BATCH if options.test_batch_norm == "running" else options.batch_size
+    predictions = []
     with torch.inference_mode(), evaluating(method, statistics=options.test_batch_norm):
         for position, task in enumerate(seen):
             part = task.test if options.evaluate_on == "test" else task.validation
-            own = _own_examples(part, options)
+            own = _examples_of_this_process(part, options)
             given, not_given = [own.labels[:0]], [own.labels[:0]]
-            for x, _ in evaluation_batches(task, own, size, method.device):
-                logits = task_logits(method, x, indices, options.flip_test)
+            for x, _ in evaluation_batches(task, own, batch_size, method.device):
+                logits = task_logits(method, x, task_indices, options.flip_test)
                 given.append(logits[position].argmax(dim=1).cpu())
                 not_given.append(torch.cat(logits, dim=1).argmax(dim=1).cpu())
-            both = (torch.cat(given), torch.cat(not_given))
-            found.append(Answers(part.labels, *(each if own is part else distributed.together(each) for each in both)))
-    return found
+            columns = [torch.cat(given), torch.cat(not_given)]
+            if own is not part:
+                columns = [distributed.all_gather_rows(column) for column in columns]
+            predictions.append(TaskPredictions(part.labels, *columns))
+    return predictions
 
 
-def _own_examples(part: Examples, options: TrainingOptions) -> Examples:
-    """The slice of a test part that this process answers; all of it where a batch's own statistics count."""
-    if distributed.count() == 1 or options.test_batch_norm == "batch":
+def _examples_of_this_process(part: Examples, options: TrainingOptions) -> Examples:
+    """Return the slice of the examples that this process evaluates.
+
+    It is all of them if batch statistics are used, because these depend on the whole batch.
+    """
+    if distributed.world_size() == 1 or options.test_batch_norm == "batch":
         return part
-    own = distributed.own_part(len(part))
+    own = distributed.own_slice(len(part))
     return Examples(part.pixels, part.rows[own], part.labels[own])
 
 
 def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> list[Tensor]:
-    """Logits of several tasks' heads, with `flip` the mean over an image and its mirror image: a (B, C_k) for each."""
-    logits = method.answers(x, tasks)
+    """Return the logits of several tasks' heads, one (B, C_k) tensor for each task.
+
+    Args:
+        method: The method.
+        x: Normalized images, (B, channels, H, W).
+        tasks: Indices of the tasks.
+        flip: Whether to average the logits of each image and its mirror image.
+    """
+    logits = method.logits_per_task(x, tasks)
     if flip:
-        logits = [(a + b) / 2 for a, b in zip(logits, method.answers(x.flip(3), tasks), strict=True)]
+        mirrored = method.logits_per_task(x.flip(3), tasks)
+        logits = [(a + b) / 2 for a, b in zip(logits, mirrored, strict=True)]
     return logits
 
 
 def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[float], float]:
-    """Accuracy in percent on each task seen, task given; and over all their images together, task not given."""
-    accuracies, correct, count, offset = [], 0, 0, 0
-    for task, found in zip(seen, answers(method, seen, options), strict=True):
-        accuracies.append(100 * int((found.given == found.labels).sum()) / len(found.labels))
-        correct += int((found.not_given == found.labels + offset).sum())
-        count += len(found.labels)
-        offset += len(task.class_names)
+    """Return the accuracies on all tasks seen, in percent.
+
+    Returns:
+        The accuracy on each task when the task is given, and the accuracy over all images when it is not.
+    """
+    accuracies, correct, count, first_class = [], 0, 0, 0
+    for task, predictions in zip(seen, predict_tasks(method, seen, options), strict=True):
+        labels = predictions.labels
+        accuracies.append(100 * int((predictions.task_given == labels).sum()) / len(labels))
+        correct += int((predictions.task_not_given == labels + first_class).sum())
+        count += len(labels)
+        first_class += len(task.class_names)
     return accuracies, 100 * correct / count

@@ -1,7 +1,7 @@
-"""The loop over tasks, epochs and batches.
+"""The training loop over tasks, epochs and batches.
 
-`train` is a generator: it computes and yields what happened; whoever iterates saves, logs and shows. At each yield
-the `TrainState` says exactly how far training has come, so that is where it may be saved, or left for good.
+`train` is a generator. It computes and yields events; the caller saves, logs and displays. At each yield the
+`TrainState` says exactly how far training is, so the caller can save it or stop there.
 """
 
 import math
@@ -15,8 +15,8 @@ from pah.core.config import InputError, NonFiniteLossError, derived_seed
 from pah.data.augment import AugmentOptions
 from pah.data.stream import Stream, number_of_batches, training_batches
 from pah.data.task import Task
-from pah.methods.base import Method, stepping
-from pah.models.modes import computing
+from pah.methods.base import Method, step_context
+from pah.models.modes import autocast
 from pah.training.checkpoint import optimizer_tensors
 from pah.training.evaluation import evaluate
 from pah.training.options import TrainingOptions
@@ -26,21 +26,22 @@ from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, 
 def train(
     method: Method, stream: Stream, options: TrainingOptions, augment: AugmentOptions, seed: int, state: TrainState
 ) -> Iterator[Event]:
-    """Learn the stream from where `state` stands to its end.
+    """Train the method on the stream, from `state` to the end.
 
     Args:
-        method: Learns, in place.
+        method: The method to train, in place.
         stream: The tasks, in their order.
-        options: How long and in what steps.
-        augment: What may be changed of a training image.
-        seed: Names all random numbers but those of the first weights.
-        state: How far training has come, kept up to date in place; a new one to begin with.
+        options: Epochs, batch size, schedule, precision and evaluation.
+        augment: How training images are augmented.
+        seed: Seed of all random numbers except those of the initial weights.
+        state: How far training is; updated in place. Pass a new one to start from the beginning.
 
     Yields:
-        A `StepDone` after each batch, an `EpochDone`, and a `TaskDone` with the accuracies on all tasks seen.
+        A `TaskBegun` at the start of each task, a `StepDone` after each batch, an `EpochDone` after each epoch, and a
+        `TaskDone` with the accuracies on all tasks seen.
 
     Raises:
-        InputError: a loss became NaN or infinite: says which term, in which task and step.
+        InputError: a loss became NaN or infinite. The message names the term, the task and the step.
     """
     for task in stream.tasks[state.task :]:
         seen = stream.tasks[: task.index + 1]
@@ -62,32 +63,31 @@ def learn_task(
     seed: int,
     state: TrainState,
 ) -> Iterator[Event]:
-    """Learn the last of the tasks `seen` from where `state` stands to its end; nothing is evaluated.
+    """Train the method on the last of the tasks `seen`, from `state` to the task's end, without evaluation.
 
     Raises:
-        InputError: a loss became NaN or infinite: says which term, in which task and step.
+        InputError: a loss became NaN or infinite. The message names the term, the task and the step.
     """
     task = seen[-1]
-    _require_slices(method, seen, options)
+    _require_large_batches(method, seen, options)
     if not state.began:
-        with computing(options.precision, method.device):
+        with autocast(options.precision, method.device):
             begin(method, task, seed)
-        distributed.agree(list(method.state_dict().values()))
+        distributed.broadcast_from_main(list(method.state_dict().values()))
         state.began = True
         yield TaskBegun(task.index)
     for _ in range(state.epoch, options.epochs_of(task.index)):
-        yield from _epoch(method, seen, options, augment, seed, state)
+        yield from _train_epoch(method, seen, options, augment, seed, state)
     started = time.perf_counter()
     torch.manual_seed(derived_seed(seed, task.index, "end"))
     method.end_task(task)
     method.release()
-    distributed.agree(
-        list(method.state_dict().values())
-    )  # processes on unlike machines may have measured unlike numbers
+    # processes on different machines may have computed slightly different numbers
+    distributed.broadcast_from_main(list(method.state_dict().values()))
     state.seconds += time.perf_counter() - started
 
 
-def _epoch(
+def _train_epoch(
     method: Method,
     seen: tuple[Task, ...],
     options: TrainingOptions,
@@ -95,79 +95,100 @@ def _epoch(
     seed: int,
     state: TrainState,
 ) -> Iterator[Event]:
-    """The rest of the current task's epoch `state.epoch`, from batch `state.step` on."""
-    source = _source(method, seen)
-    images = sum(len(task.train) for task in source)
+    """Train on the rest of the epoch `state.epoch` of the current task, starting at batch `state.step`."""
+    tasks = _training_tasks(method, seen)
+    images = sum(len(task.train) for task in tasks)
     batch_size = options.batch_size_of(state.task, images)
-    per_epoch = number_of_batches(images, batch_size)
-    total = options.epochs_of(state.task) * per_epoch
-    device, scaler = method.device, _scaler(options, method.device, state)
+    steps_per_epoch = number_of_batches(images, batch_size)
+    total_steps = options.epochs_of(state.task) * steps_per_epoch
+    device, scaler = method.device, _make_scaler(options, method.device, state)
     method.train()
     started = time.perf_counter()
-    for batch in training_batches(source, batch_size, augment, seed, state.epoch, state.step, device):
-        done = state.epoch * per_epoch + state.step
-        share = len(batch.y) / batch.images
-        set_learning_rates(method, lr_factor(done, total, options.schedule))
-        torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # dropout and the like
-        step = f"step {state.step + 1} of {per_epoch}"
+    for batch in training_batches(tasks, batch_size, augment, seed, state.epoch, state.step, device):
+        done = state.epoch * steps_per_epoch + state.step
+        share = len(batch.y) / batch.global_size
+        set_learning_rates(method, lr_factor(done, total_steps, options.schedule))
+        torch.manual_seed(derived_seed(seed, state.task, state.epoch, state.step, "step"))  # e.g. for dropout
+        step_name = f"step {state.step + 1} of {steps_per_epoch}"
         try:
-            with computing(options.precision, device), stepping(share, scaler, options.sync_batch_norm):
+            with autocast(options.precision, device), step_context(share, scaler, options.sync_batch_norm):
                 terms = method.observe(batch)
         except NonFiniteLossError as error:
-            raise _not_finite(error, step, state, options) from None
-        state.unread.append((step, {name: term.detach() for name, term in terms.items()}))
-        read_now = device.type == "cpu" or state.step + 1 == per_epoch
-        found = read_terms(state, options) if read_now else {}
+            raise _non_finite_error(error, step_name, state, options) from None
+        state.unread.append((step_name, {name: term.detach() for name, term in terms.items()}))
+        read_now = device.type == "cpu" or state.step + 1 == steps_per_epoch
+        values = read_terms(state, options) if read_now else {}
         seconds = time.perf_counter() - started
-        _count(state, batch.images, seconds)
+        _count_step(state, batch.global_size, seconds)
         if scaler is not None:
             state.scaler = scaler.state_dict()
-        yield StepDone(found, batch.images, seconds, done + 1, total - done - 1)
+        yield StepDone(values, batch.global_size, seconds, done + 1, total_steps - done - 1)
         started = time.perf_counter()
-    means = {name: value / per_epoch for name, value in state.term_sums.items()}
-    lr = method.optimizer_options.lr * lr_factor((state.epoch + 1) * per_epoch - 1, total, options.schedule)
-    line = EpochDone(state.task, state.epoch, means, lr, state.epoch_seconds, images / state.epoch_seconds)
+    last_factor = lr_factor((state.epoch + 1) * steps_per_epoch - 1, total_steps, options.schedule)
+    yield _finish_epoch(state, images, steps_per_epoch, method.optimizer_options.lr * last_factor)
+
+
+def _finish_epoch(state: TrainState, images: int, steps: int, lr: float) -> EpochDone:
+    """Move the state to the next epoch and return the event of the epoch that ended."""
+    means = {name: value / steps for name, value in state.term_sums.items()}
+    event = EpochDone(state.task, state.epoch, means, lr, state.epoch_seconds, images / state.epoch_seconds)
     state.epoch, state.step, state.term_sums, state.epoch_seconds = state.epoch + 1, 0, {}, 0.0
-    yield line
+    return event
+
+
+def _count_step(state: TrainState, images: int, seconds: float) -> None:
+    """Add a finished step to the state."""
+    state.step += 1
+    state.images += images
+    state.epoch_seconds += seconds
+    state.train_seconds += seconds
+    state.seconds += seconds
 
 
 def read_terms(state: TrainState, options: TrainingOptions) -> dict[str, float]:
-    """Add to `state.term_sums` what steps have left on the device, fetched in one piece; returns the last one's terms.
+    """Move the loss terms of finished steps from the device into `state.term_sums`.
 
-    To be called before the state is saved. Nothing else in a step waits for a GPU.
+    All unread terms are copied at once, because nothing else in a step waits for a GPU. Call this before the state is
+    saved.
+
+    Returns:
+        The terms of the last step.
 
     Raises:
-        InputError: a loss became NaN or infinite: says which term, in which task, epoch and step.
+        InputError: a loss became NaN or infinite. The message names the term, the task, the epoch and the step.
     """
     unread, state.unread = state.unread, []
-    every = [term for _, terms in unread for term in terms.values()]
-    values = iter(torch.stack(every).cpu().tolist() if every else [])
-    found: dict[str, float] = {}
-    for step, terms in unread:
-        found = {name: next(values) for name in terms}
-        for name, value in found.items():
+    unread_terms = [term for _, terms in unread for term in terms.values()]
+    values = iter(torch.stack(unread_terms).cpu().tolist() if unread_terms else [])
+    step_values: dict[str, float] = {}
+    for step_name, terms in unread:
+        step_values = {name: next(values) for name in terms}
+        for name, value in step_values.items():
             if not math.isfinite(value):
-                raise _not_finite(NonFiniteLossError(name, value), step, state, options)
+                raise _non_finite_error(NonFiniteLossError(name, value), step_name, state, options)
             state.term_sums[name] = state.term_sums.get(name, 0.0) + value
-    return found
+    return step_values
 
 
-def _not_finite(error: NonFiniteLossError, step: str, state: TrainState, options: TrainingOptions) -> InputError:
-    """What is said of a loss of the current epoch."""
+def _non_finite_error(
+    error: NonFiniteLossError, step_name: str, state: TrainState, options: TrainingOptions
+) -> InputError:
+    """Return the error for a loss of the current epoch that is not finite."""
+    advice = "--precision bf16 or fp32" if options.precision == "fp16" else "a lower --optimizer.lr"
     return InputError(
-        f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, {step}: "
-        f"expected a finite loss; {_what_helps(options)} may help"
+        f"{error} in task {state.task + 1}, epoch {state.epoch + 1}, {step_name}: "
+        f"expected a finite loss; {advice} may help"
     )
 
 
-def _source(method: Method, seen: tuple[Task, ...]) -> tuple[Task, ...]:
-    """The tasks whose images the method learns from."""
+def _training_tasks(method: Method, seen: tuple[Task, ...]) -> tuple[Task, ...]:
+    """Return the tasks whose images the method learns from."""
     return seen if method.learns_from == "all tasks seen" else seen[-1:]
 
 
-def _require_slices(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> None:
-    """Raise InputError for a batch too small to be shared out: batch norm needs 2 images in every process."""
-    images, processes = sum(len(task.train) for task in _source(method, seen)), distributed.count()
+def _require_large_batches(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> None:
+    """Raise InputError if a batch is too small to be divided: batch norm needs 2 images in every process."""
+    images, processes = sum(len(task.train) for task in _training_tasks(method, seen)), distributed.world_size()
     batch_size = options.batch_size_of(seen[-1].index, images)
     smallest = images // number_of_batches(images, batch_size)
     if processes > 1 and smallest < 2 * processes:
@@ -177,8 +198,8 @@ def _require_slices(method: Method, seen: tuple[Task, ...], options: TrainingOpt
         )
 
 
-def _scaler(options: TrainingOptions, device: torch.device, state: TrainState) -> torch.amp.GradScaler | None:
-    """What scales losses in fp16, as it stood after the last step."""
+def _make_scaler(options: TrainingOptions, device: torch.device, state: TrainState) -> torch.amp.GradScaler | None:
+    """Return the loss scaler of fp16 in its state after the last step; None for other precisions."""
     if options.precision != "fp16":
         return None
     scaler = torch.amp.GradScaler(device.type)
@@ -187,19 +208,14 @@ def _scaler(options: TrainingOptions, device: torch.device, state: TrainState) -
     return scaler
 
 
-def _what_helps(options: TrainingOptions) -> str:
-    """Against a loss that is not finite."""
-    return "--precision bf16 or fp32" if options.precision == "fp16" else "a lower --optimizer.lr"
-
-
 def begin(method: Method, task: Task, seed: int) -> None:
-    """Begin a task, with what it draws named by (seed, task): replaying it draws the same."""
+    """Begin a task with random numbers that depend on `seed` and the task alone, so that it can be repeated."""
     torch.manual_seed(derived_seed(seed, task.index, "begin"))
     method.begin_task(task)
 
 
 def replay(method: Method, stream: Stream, state: TrainState, seed: int) -> None:
-    """Bring a fresh method into the shape that `state` describes, ready for its tensors to be loaded."""
+    """Begin the tasks that `state` has begun on an untrained method, so that a saved state dict fits it."""
     for task in stream.tasks[: state.task + state.began]:
         method.release()
         begin(method, task, seed)
@@ -208,39 +224,39 @@ def replay(method: Method, stream: Stream, state: TrainState, seed: int) -> None
 
 
 def require_finite(method: Method, state: TrainState) -> None:
-    """Raise InputError for numbers that are of no use: the loss of a last step is seen by nobody, and of a gradient
-    whose square is infinite Adam makes a step of zero, now and ever after."""
-    steps = optimizer_tensors(method.optimizers)
-    for name, tensor in (method.state_dict() | {f"optimizer {name}": value for name, value in steps.items()}).items():
+    """Raise InputError if a parameter, a buffer or an optimizer state is NaN or infinite.
+
+    No loss shows the effect of the last step. And a gradient whose square is infinite makes all later steps of Adam
+    zero.
+    """
+    optimizer_state = {f"optimizer {name}": value for name, value in optimizer_tensors(method.optimizers).items()}
+    for name, tensor in (method.state_dict() | optimizer_state).items():
         if not torch.isfinite(tensor).all():
-            inside = f"after {state.epoch} epochs and {state.step} steps of task {state.task + 1}"
+            in_task = f"after {state.epoch} epochs and {state.step} steps of task {state.task + 1}"
             raise InputError(
-                f"{name} became NaN or infinite {inside if state.began else f'by the end of task {state.task}'}: "
+                f"{name} became NaN or infinite {in_task if state.began else f'by the end of task {state.task}'}: "
                 "expected finite numbers; a lower --optimizer.lr may help"
             )
 
 
 def lr_factor(step: int, total: int, schedule: str) -> float:
-    """The share of the peak learning rate at a step of a task of `total` steps: a pure function of the step."""
+    """Return the share of the peak learning rate at a step, 0 to 1.
+
+    Args:
+        step: The step within the task, from 0.
+        total: The number of steps of the task.
+        schedule: "one-cycle" or "constant".
+    """
     if schedule == "constant":
         return 1.0
-    warm = max(1, total // 5)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (total - warm + 1)))
+    warmup = max(1, total // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (total - warmup + 1)))
 
 
 def set_learning_rates(method: Method, factor: float) -> None:
-    """Set every group of the method's optimizers to its peak times `factor`."""
+    """Set the learning rate of every parameter group to its peak times `factor`."""
     for optimizer in method.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-
-
-def _count(state: TrainState, images: int, seconds: float) -> None:
-    """Put a finished step down."""
-    state.step += 1
-    state.images += images
-    state.epoch_seconds += seconds
-    state.train_seconds += seconds
-    state.seconds += seconds

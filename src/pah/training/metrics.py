@@ -10,29 +10,29 @@ Matrix = Sequence[Sequence[float]]
 
 
 def average_accuracy(matrix: Matrix) -> float:
-    """AA: the mean of the last row."""
+    """Return AA, the mean of the last row."""
     return _mean(matrix[-1])
 
 
 def forgetting(matrix: Matrix) -> float:
-    """FM: mean over old tasks j of (the best `R[i][j]` of earlier rows) - `R[T][j]`; negative when tasks gain."""
+    """Return FM, the mean over old tasks j of max_i<T `R[i][j]` - `R[T][j]`; negative if accuracies rose."""
     last = len(matrix) - 1
     return _mean([max(matrix[i][j] for i in range(j, last)) - matrix[last][j] for j in range(last)])
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """BWT: mean over old tasks j of `R[T][j]` - `R[j][j]`; negative when tasks are forgotten."""
+    """Return BWT, the mean over old tasks j of `R[T][j]` - `R[j][j]`; negative if tasks are forgotten."""
     last = len(matrix) - 1
     return _mean([matrix[last][j] - matrix[j][j] for j in range(last)])
 
 
 def learning_accuracy(matrix: Matrix) -> float:
-    """LA: the mean of `R[j][j]`, each task's accuracy right after it was learned."""
+    """Return LA, the mean of `R[j][j]`: each task's accuracy right after it was learned."""
     return _mean([row[-1] for row in matrix])
 
 
 def summary(matrix: Matrix) -> dict[str, float]:
-    """All four, under the names that `metrics.json` gives them."""
+    """Return all four metrics under their names in `metrics.json`."""
     return {
         "average_accuracy": average_accuracy(matrix),
         "forgetting": forgetting(matrix),
@@ -42,5 +42,5 @@ def summary(matrix: Matrix) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean; 0.0 of nothing: after a single task, nothing can have been forgotten."""
+    """Return the mean, or 0.0 without values: after a single task, nothing can have been forgotten."""
     return sum(values) / len(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""The options of training, the same for every method."""
+"""The options of training, which are the same for every method."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,29 +8,31 @@ from pah.models.modes import BatchNormStatistics, Precision
 
 Part = Literal["test", "validation"]
 
-SMALLEST_BATCH = 8  # images, to which `min_steps` may make batches smaller
+SMALLEST_BATCH = 8  # images; `min_steps` does not make batches smaller
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How long and in what steps every method learns, and on what it is measured.
+    """How long and with which batches every method trains, and on which images it is evaluated.
 
     Args:
         epochs: Passes over the training images of each task.
-        first_epochs: Passes over those of the first task, on whose features all others build; `epochs` unless given.
-        batch_size: Images in a step, at most.
-        min_steps: Steps in which a task is to be learned, at least: where its images are too few, batches become
-            smaller, down to 8 images; 0 leaves them as they are.
-        schedule: The learning rate rises over the first fifth of a task and falls along a cosine to zero, or it
-            is constant.
-        evaluate_on: The test images, or the held-out validation part: what choices are made on.
-        precision: In what the backbone computes while it learns: bf16 is faster where the processor has it, fp16 on
-            a GPU that lacks bf16; weights, heads and evaluation stay in fp32.
-        sync_batch_norm: Of several processes (torchrun), batch norm learns from the statistics of the whole batch, as
-            one process does, and not from those of each one's slice.
-        flip_test: The answer to an image is the mean of the logits of the image and of its mirror image.
-        test_batch_norm: At test time batch norm uses its running statistics, or those of the test batch, which
-            holds images of a single task (what the published code of PAH does; it is no honest evaluation).
+        first_epochs: Passes over the training images of the first task, whose features all later tasks build on;
+            `epochs` unless given.
+        batch_size: Largest number of images in a step, 3 to 65536.
+        min_steps: Smallest number of steps for a task. Where a task has too few images for it, batches become smaller,
+            down to 8 images. With 0, batches are never made smaller.
+        schedule: "one-cycle": the learning rate rises over the first fifth of a task and falls along a cosine to zero.
+            "constant": it stays the same.
+        evaluate_on: Evaluate on the test images, or on the held-out validation images, on which choices are made.
+        precision: Number format of the backbone during training. bf16 is faster if the processor supports it, fp16 is
+            for GPUs without bf16. Weights, heads and evaluation stay in fp32.
+        sync_batch_norm: With several processes (torchrun), batch norm uses the statistics of the whole batch, as one
+            process does, instead of those of each process's slice.
+        flip_test: Predict from the mean of the logits of an image and of its mirror image.
+        test_batch_norm: At test time, batch norm uses its running statistics ("running") or those of the test batch
+            ("batch"). A test batch holds images of a single task. The published code of PAH uses "batch", which is not
+            a fair evaluation.
     """
 
     epochs: int = 15
@@ -47,16 +49,16 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
         require(self.epochs_of(0) >= 1, "training.first_epochs", "at least 1", self.first_epochs)
-        # from 3 on, batches of nearly equal size hold at least 2 images each: batch norm needs them
+        # with a batch size of at least 3, batches of nearly equal size have the 2 images that batch norm needs
         require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
         require(self.min_steps >= 0, "training.min_steps", "at least 0", self.min_steps)
 
     def epochs_of(self, task: int) -> int:
-        """Passes over the images of a task."""
+        """Return the number of epochs of a task."""
         return self.epochs if task > 0 or self.first_epochs is None else self.first_epochs
 
     def batch_size_of(self, task: int, images: int) -> int:
-        """Images in a step, at most, of a task of so many training images."""
+        """Return the largest batch size of a task with that many training images."""
         if not self.min_steps:
             return self.batch_size
         return min(self.batch_size, max(SMALLEST_BATCH, self.epochs_of(task) * images // self.min_steps))

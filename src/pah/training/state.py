@@ -1,4 +1,4 @@
-"""How far training has come, and the events that it yields on the way."""
+"""The state of training, and the events that training yields."""
 
 from dataclasses import dataclass, field
 
@@ -9,35 +9,38 @@ from pah.methods.base import Terms
 
 @dataclass
 class TrainState:
-    """How far training has come: everything a resume needs beside the method's own tensors."""
+    """How far training is: everything that a resumed run needs besides the method's and optimizers' tensors."""
 
     task: int = 0
-    began: bool = False  # the method's begin_task was called for `task`
+    began: bool = False  # whether the method's begin_task was called for `task`
     epoch: int = 0
     step: int = 0  # batches done in this epoch
-    term_sums: dict[str, float] = field(default_factory=dict)  # of the batches done in this epoch
+    term_sums: dict[str, float] = field(default_factory=dict)  # summed over the batches done in this epoch
     epoch_seconds: float = 0.0
-    train_seconds: float = 0.0  # spent in steps
-    seconds: float = 0.0  # spent in all, evaluation included
+    train_seconds: float = 0.0  # in steps alone
+    seconds: float = 0.0  # in all, evaluation included
     images: int = 0
     matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
     class_incremental: list[float] = field(default_factory=list)  # percent, after each task
-    scaler: dict[str, float] = field(default_factory=dict)  # of losses in fp16
+    scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 loss scaler
 
     def __post_init__(self) -> None:
-        self.unread: list[tuple[str, Terms]] = []  # which step, and its terms, which `term_sums` does not have yet
+        self.unread: list[tuple[str, Terms]] = []  # name and terms of each step that `term_sums` does not include yet
 
 
 @dataclass(frozen=True)
 class TaskBegun:
-    """The method is ready for a task and has made no step on it; not told again of a task that is gone on with."""
+    """The method is ready for a task and has made no step on it. A resumed task does not repeat this event."""
 
     task: int
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """A batch was learned from. `terms` are empty on a GPU but for an epoch's last step: reading them waits for it."""
+    """The method learned from a batch.
+
+    On a GPU `terms` is empty except at the last step of an epoch, because reading them waits for the GPU.
+    """
 
     terms: dict[str, float]
     images: int
@@ -48,7 +51,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is over: mean terms, learning rate at its end, and its speed."""
+    """An epoch ended: its mean loss terms, its last learning rate, and its speed."""
 
     task: int
     epoch: int
@@ -60,7 +63,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """The accuracy on the current task's validation images after an epoch, in percent, for whoever asked for it."""
+    """The accuracy on the current task's validation images after an epoch, in percent, if it was asked for."""
 
     task: int
     epoch: int
@@ -68,8 +71,8 @@ class Validated:
 
 
 @dataclass(frozen=True)
-class PrototypesStarted:
-    """Where a lesson's prototypes start, (C, channels, s, s), before any step; told where they are learned from."""
+class PrototypesInitialized:
+    """The initial prototypes of a lesson, (C, channels, s, s), before its first step."""
 
     task: int
     prototypes: Tensor
@@ -77,10 +80,10 @@ class PrototypesStarted:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task was learned; `accuracies` are those of every task seen so far, in percent."""
+    """A task was learned; `accuracies` are those on every task seen, in percent."""
 
     task: int
     accuracies: list[float]
 
 
-Event = TaskBegun | PrototypesStarted | StepDone | EpochDone | Validated | TaskDone
+Event = TaskBegun | PrototypesInitialized | StepDone | EpochDone | Validated | TaskDone

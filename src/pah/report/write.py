@@ -1,4 +1,4 @@
-"""A report as files: one HTML page that needs nothing else, and its figures as SVG and PDF in a folder beside it."""
+"""Write a report: one self-contained HTML page, and its figures as SVG and PDF in a folder beside it."""
 
 import base64
 import hashlib
@@ -8,33 +8,33 @@ from pathlib import Path
 
 from pah.core.config import InputError
 from pah.core.files import write_file
-from pah.report import comparing, exhibit, single
+from pah.report import charts, comparison_page, run_page
 from pah.report.figures import require_matplotlib
-from pah.report.pictures import MOMENTS
-from pah.report.rundata import read_run
+from pah.report.prototype_pictures import MOMENTS
+from pah.report.run_data import read_run
 from pah.runs.folder import FIGURES, REPORT
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write `report.html` and `figures/`, of one run or of several side by side; returns the page's path.
+    """Write `report.html` and `figures/` of one run or of several runs side by side; return the page's path.
 
     Args:
-        folders: Of the runs, at least one.
-        out: Where the report goes; unless given, to the run itself or to the folder that holds all of the runs.
+        folders: run folders, at least one.
+        out: folder for the report; by default the run's folder, or the common parent folder of several runs.
 
     Raises:
-        InputError: a folder that is no run, a run without a learned task, runs that cannot be compared, no folder in
-            common, an extra that is not installed, or a file that cannot be written.
+        InputError: a folder is no run, a run has not learned a task, the runs cannot be compared or have no common
+            parent folder, an extra is not installed, or a file cannot be written.
     """
     require_extra()
     runs = [read_run(folder) for folder in folders]
-    out = out or _place(folders)
-    page = single.page_of(runs[0]) if len(runs) == 1 else comparing.page_of(runs)
+    out = out or _default_folder(folders)
+    page = run_page.page_of(runs[0]) if len(runs) == 1 else comparison_page.page_of(runs)
     out.mkdir(parents=True, exist_ok=True)
     for section in page.sections:
-        for shown in (*section.exhibits, *section.hidden):
-            exhibit.save(shown, out / FIGURES)
-    write_file(out / REPORT, rendered(page).encode())
+        for chart in (*section.charts, *section.file_only):
+            charts.save(chart, out / FIGURES)
+    write_file(out / REPORT, render(page).encode())
     return out / REPORT
 
 
@@ -44,11 +44,11 @@ def require_extra() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        raise InputError("a report needs the extra: pip install 'pah[report]'") from None
+        raise InputError("a report needs the extra: in a clone of pah, run pip install -e '.[report]'") from None
 
 
-def rendered(page: single.Page) -> str:
-    """The page as HTML: whatever comes from data is escaped, and nothing but the page's own may be loaded or run."""
+def render(page: run_page.Page) -> str:
+    """Return the page as HTML; text from the data is escaped, and the page loads and runs only its own content."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -59,8 +59,8 @@ def rendered(page: single.Page) -> str:
     script = resources.files("pah.report").joinpath("script.js").read_text(encoding="utf-8")
     return environment.get_template("template.html.j2").render(
         page=page,
-        inline=lambda shown: Markup(exhibit.inline(shown)),
-        width=lambda shown: round(96 * shown.figure.get_figwidth()),
+        inline=lambda chart: Markup(charts.inline_svg(chart)),
+        width=lambda chart: round(96 * chart.figure.get_figwidth()),
         is_number=lambda cell: isinstance(cell, int | float),
         figures=FIGURES,
         moments=MOMENTS,
@@ -71,8 +71,8 @@ def rendered(page: single.Page) -> str:
     )
 
 
-def _place(folders: Sequence[Path]) -> Path:
-    """Where a report goes unless told otherwise."""
+def _default_folder(folders: Sequence[Path]) -> Path:
+    """Return the run's own folder, or the common parent folder of several runs."""
     if len(folders) == 1:
         return folders[0]
     parents = {folder.resolve().parent for folder in folders}
