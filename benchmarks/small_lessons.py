@@ -167,7 +167,7 @@ def main() -> int:
         verb.add_argument("runs", type=Path)
         verb.add_argument("--json", type=Path, help="write the result to this file")
     verb.add_argument("--methods", default="finetune,lwf,pah")
-    verb.add_argument("--seeds", default="0,1")
+    verb.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
     if options.verb == "run":
         return run(options.data, options.out, options.methods, options.seeds, options.streams.split(","))

@@ -206,7 +206,7 @@ def estimate_table(path: Path) -> str:
         )
         lines.append([name, str(counts["all"]), str(counts["lost"]), *shares])
     legend = (
-        "A lesson is flagged when `drift`, the estimate made without old images, is over 10 points. Seeds 0 and 1. The "
+        "A lesson is flagged when `drift`, the estimate made without old images, is over 10 points. Seeds 0 to 2. The "
         f"correlation of estimated and measured cost is {judged['all']['correlation']:.2f}."
     )
     return f"{markdown_table(lines)}\n\n{legend}"

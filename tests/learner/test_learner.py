@@ -181,14 +181,17 @@ def test_the_history_has_the_effect_of_each_lesson_on_old_tasks(learner: Continu
     assert [past.name for past in learner.history] == ["low", "middle", "high"]
 
 
+def forgetful(config: RunConfig) -> RunConfig:
+    """Return the same options with a learning rate so high that the learner forgets."""
+    return dataclasses.replace(config, optimizer=OptimizerOptions(lr=0.1, backbone_lr=1.0))
+
+
 @pytest.mark.parametrize("held_out", [{}, {"low": lesson(0, 1, 2, part="test")}])
 def test_too_much_drift_rolls_the_lesson_back(
     learner: ContinualLearner, folder: Path, held_out: dict[str, Lesson]
 ) -> None:
     original = learner.config
-    learner.config = dataclasses.replace(
-        original, optimizer=OptimizerOptions(lr=0.1)
-    )  # so high that the learner forgets
+    learner.config = forgetful(original)
     with pytest.raises(DriftError, match="rolled back") as caught:
         learner.learn("high", lesson(5, 6), held_out=held_out, max_drift=0.1)
     assert max(caught.value.drift.values()) > 0.1
@@ -199,7 +202,7 @@ def test_too_much_drift_rolls_the_lesson_back(
 
 
 def test_the_estimated_drift_is_near_the_measured_loss(learner: ContinualLearner) -> None:
-    learner.config = dataclasses.replace(learner.config, optimizer=OptimizerOptions(lr=0.1))
+    learner.config = forgetful(learner.config)
     checks = {"low": lesson(0, 1, 2, part="test"), "middle": lesson(3, 4, part="test")}
     before = {name: learner.evaluate(data, name).accuracy for name, data in checks.items()}
     result = learner.learn("high", lesson(5, 6), held_out=checks)

@@ -84,7 +84,7 @@ LESSON_DEFAULTS: dict[str, object] = {
     # small lessons)
     "method.later_batch_norm": "frozen",
     "method.later_lr_factor": 0.3,
-    "method.feature_stability": 3.0,
+    "method.feature_stability": 1.0,
     "method.head_stability": 10.0,
     "method.copies": True,
     "training.min_steps": 150,
