@@ -71,6 +71,13 @@ def reached(module: str) -> set[str]:
 def test_every_module_is_in_a_package() -> None:
     assert {path.name for path in ROOT.iterdir() if path.is_file() and path.suffix in (".py", ".pyi")} == ENTRY_POINTS
     assert {package(name) for name, path in MODULES.items() if path.parent != ROOT} == set(PACKAGES)
+    assert all((ROOT / name / "__init__.py").is_file() for name in PACKAGES)
+
+
+def test_git_ignores_no_source_file() -> None:
+    """A wheel leaves out what git ignores."""
+    done = subprocess.run(["git", "check-ignore", *map(str, MODULES.values())], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == ""
 
 
 def test_packages_import_only_those_below_them() -> None:
