@@ -76,7 +76,9 @@ def test_every_module_is_in_a_package() -> None:
 
 def test_git_ignores_no_source_file() -> None:
     """A wheel leaves out what git ignores."""
-    done = subprocess.run(["git", "check-ignore", *map(str, MODULES.values())], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "check-ignore", *map(str, MODULES.values())], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout == ""
 
 
