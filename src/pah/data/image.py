@@ -79,7 +79,7 @@ def to_pixel_array(images: AnyImages, shape: tuple[int, int, int], max_megapixel
     return np.stack(arrays).transpose(0, 3, 1, 2) if arrays else np.empty((0, *shape), np.uint8)
 
 
-def _as_batch(images: AnyImages, size: tuple[int, int]) -> Pixels | Iterable[Any]:
+def _as_batch(images: Any, size: tuple[int, int]) -> Pixels | Iterable[Any]:
     """Return one image or several as an array (N, H, W, C) or as a list; `size` is that of the network's input."""
     if isinstance(images, str | Path | Image.Image):
         return [images]
@@ -274,6 +274,9 @@ def _require_heic() -> str:
         try:
             import pillow_heif
         except ImportError:
-            raise ValueError("a HEIC image, which needs one more package: pip install 'pah[heic]'") from None
+            raise ValueError(
+                "a HEIC image, which needs the extra: in a clone of pah, run pip install -e '.[heic]'; elsewhere, pip "
+                "install pillow-heif"
+            ) from None
         pillow_heif.register_heif_opener()
     return "HEIF"
