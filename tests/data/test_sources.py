@@ -405,8 +405,7 @@ def test_grey_images_have_one_channel(tmp_path: Path, mode: str) -> None:
 
 def test_one_colour_image_makes_all_of_them_colour(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", mode="L")
-    # Pillow warns that the conversion loses this kind of transparency.
-    picture(3, "P").save(root / "test" / "dog" / "1.png", transparency=bytes(range(0, 256, 8)))
+    picture(3, "P").save(root / "test" / "dog" / "1.png")
     source = load_source(str(root))
     assert source.train.pixels.shape == source.test.pixels.shape == (6, 3, 6, 6)
     assert torch.equal(source.train.pixels[0], chw(picture(0, "L")).expand(3, 6, 6))
@@ -438,7 +437,7 @@ def test_images_of_two_sizes_are_refused_or_resized(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         pytest.param(b"P4\n8000 7000\n", "8000x7000 pixels, more than 50 megapixels", id="too large"),
-        pytest.param(b"P4\n60000 60000\n", "Image size .* exceeds limit", id="a bomb"),
+        pytest.param(b"P4\n60000 60000\n", "more than 50 megapixels; `--max_megapixels N`", id="a bomb"),
         pytest.param(b"text", "data in none of the formats BMP, GIF, JPEG, PNG", id="text"),
         pytest.param(encode(picture(0), "EPS"), "data in none of the formats", id="a program"),
         pytest.param(encode(picture(0))[:60], "image file is truncated|broken PNG", id="cut"),

@@ -17,6 +17,7 @@ from pah.core.config import InputError
 from pah.core.devices import find_device
 from pah.core.files import write_json
 from pah.data.benchmarks import BENCHMARKS
+from pah.data.decode import cache_folder, clear_cache
 from pah.learner.store import LEARNER_FILE
 from pah.methods.base import MethodOptions
 from pah.runs import diagnosis
@@ -106,6 +107,8 @@ def data(console: Console, arguments: list[str]) -> int:
         for name, entry in BENCHMARKS.items():
             console.print(f"{name:20} {entry.summary}", highlight=False)
         return 0
+    if any(argument.replace("-", "_").strip("_") == "clear_cache" for argument in arguments):
+        return clear_decoded_images(console, arguments)
     if len(arguments) == 1 and (Path(arguments[0]) / LEARNER_FILE).is_file():
         learning.show_learner(console, Path(arguments[0]))
         return 0
@@ -119,6 +122,16 @@ def data(console: Console, arguments: list[str]) -> int:
     )
     console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
     console.print(display.stream_table(stream))
+    return 0
+
+
+def clear_decoded_images(console: Console, arguments: Sequence[str]) -> int:
+    """Run `pah data --clear_cache`: delete the decoded data sets and print what was freed."""
+    if len(arguments) != 1:
+        raise InputError(f"clear_cache: expected no other argument, got {' '.join(arguments)}")
+    freed, folder = clear_cache(), cache_folder()
+    left = "; data sets that a process is decoding were left" if any(folder.glob("*/")) else ""
+    console.print(f"freed {freed / 10**6:,.1f} MB in {folder}{left}", highlight=False, soft_wrap=True)
     return 0
 
 

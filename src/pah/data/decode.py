@@ -12,9 +12,9 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,20 +23,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import huggingface_hub.constants
 import numpy as np
 import pyarrow
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
-from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_pillow_warnings
+from pah.data.image import MAX_MEGAPIXELS, ColourError, Pixels, decode_image, first_line, without_pillow_warnings
+from pah.data.image_modes import Mode
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
-VERSION = 1  # of the cache's layout; with another version, older folders are no longer used
+VERSION = 2  # of the cache's layout and of the decoding; with another version, older folders are no longer used
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # files of the cache, fields of DecodedDataSet
 BATCH_ROWS = 512  # images that are decoded at a time; no more are in memory
 
 Labels: TypeAlias = NDArray[np.int64]
+Stamp: TypeAlias = tuple[str, int, int]  # of a file: absolute path, size and time of the last change
 
 
 @dataclass(frozen=True)
@@ -77,27 +79,39 @@ def cache_key(files: Iterable[Path], *options: str | int | None) -> str:
 
 
 def decode_once(
-    key: str, read: Callable[[], tuple[tuple[str, ...], EncodedSplit, EncodedSplit]], image_size: int | None
+    key: str,
+    read: Callable[[], tuple[tuple[str, ...], EncodedSplit, EncodedSplit]],
+    image_size: int | None,
+    *,
+    known_files: Collection[Path] = (),
+    max_megapixels: int = MAX_MEGAPIXELS,
 ) -> DecodedDataSet:
     """Return the decoded data set from the cache; if it is missing or damaged, decode it into the cache first.
+
+    It is decoded again as well if a file that a row names has changed, or if a relative path now leads to another file.
 
     Args:
         key: The data set's name in the cache, from `cache_key`.
         read: Returns class names, training split and test split; not called if the data set is in the cache.
         image_size: Every image is resized and cropped to this height and width; None keeps the images' own size.
+        known_files: The files from which `key` was made; rows that name them need no other check.
+        max_megapixels: A larger image is refused.
 
     Raises:
         InputError: an image is unreadable, images differ in size, or the cache cannot be written.
     """
-    folder = _cache_folder() / key
+    folder = cache_folder() / key
+    _make_private(folder.parent)
     if (cached := _load_cached(folder)) is not None:
         return cached
     class_names, train, test = read()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # another process may be decoding the same data set: wait, then use its result
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _lock(folder):  # another process may be decoding the same data set: wait, then use its result
             if _load_cached(folder) is None:
-                _decode_to_folder(folder, class_names, train, test, image_size)
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    decoder = _Decoder(image_size, max_megapixels, frozenset(map(str, known_files)), pool)
+                    _decode_to_folder(folder, class_names, train, test, decoder)
             cached = _load_cached(folder)
     except OSError as error:
         raise InputError(
@@ -109,23 +123,68 @@ def decode_once(
     return cached
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return the folder of decoded data sets, in the cache of `datasets`; importing `datasets` would take a second."""
     home = Path(huggingface_hub.constants.HF_HOME)
     return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / "pah"
+
+
+def clear_cache() -> int:
+    """Delete the decoded data sets and return how many bytes this freed.
+
+    A data set that a process is decoding stays. A process that has one open can go on reading it.
+    """
+    folders = [path for path in cache_folder().glob("*/") if not path.is_symlink()]
+    freed = 0
+    for key in sorted({path.name.partition(".")[0] for path in folders}):
+        with suppress(Timeout), _lock(cache_folder() / key, timeout=0):
+            for folder in folders:  # also those that a killed process left
+                if folder.name.partition(".")[0] == key:
+                    size = _size(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    freed += size - _size(folder)
+    return freed
+
+
+def _size(folder: Path) -> int:
+    """Return the number of bytes of the files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _lock(folder: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of a data set of the cache; by default it waits for as long as it takes."""
+    return FileLock(f"{folder}.lock", timeout=timeout, mode=0o600)
+
+
+def _make_private(cache: Path) -> None:
+    """Let only the user read a cache that others could read so far; that of another user is left as it is."""
+    with suppress(OSError):
+        if cache.stat().st_mode & 0o077:
+            cache.chmod(0o700)
+            for path in cache.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def _load_cached(folder: Path) -> DecodedDataSet | None:
     """Return the data set in `folder`, or None if it is missing or damaged, so that it is decoded again."""
     try:
         described = json.loads((folder / "set.json").read_text(encoding="utf-8"))
+        if any(_stamp(path) != tuple(stamp) for path, stamp in described["row_files"].items()):
+            return None
         files = {name: folder / f"{name}.npy" for name in ARRAYS}
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
         arrays = {name: _memory_map(file) for name, file in files.items()}
         return DecodedDataSet(tuple(described["class_names"]), **arrays)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _stamp(path: str) -> Stamp:
+    """Return what changes when the file at a path, absolute or relative, becomes another one."""
+    stat = os.stat(path)
+    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
 
 
 def _memory_map(file: Path) -> NDArray[Any]:
@@ -144,31 +203,33 @@ def _checksum(file: Path) -> int:
 
 
 def _decode_to_folder(
-    folder: Path, class_names: tuple[str, ...], train: EncodedSplit, test: EncodedSplit, image_size: int | None
+    folder: Path, class_names: tuple[str, ...], train: EncodedSplit, test: EncodedSplit, decoder: _Decoder
 ) -> None:
     """Decode both splits into a temporary folder, then rename it to `folder`, so that it is complete or missing."""
     for leftover in folder.parent.glob(f"{folder.name}.*/"):  # of killed processes; safe under the lock
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
-        new_folder = Path(temporary) / "set"  # unlike the temporary folder, other users can read it
-        new_folder.mkdir()
+        new_folder = Path(temporary) / "set"
+        new_folder.mkdir(mode=0o700)
         try:
-            _write_pixels(new_folder, train, test, "L", image_size)
+            _write_pixels(new_folder, train, test, "L", decoder)
         except ColourError:  # usually the first image already is in colour, so that little is decoded twice
-            _write_pixels(new_folder, train, test, "RGB", image_size)
+            _write_pixels(new_folder, train, test, "RGB", decoder)
         np.save(new_folder / "train_labels.npy", train.labels)
         np.save(new_folder / "test_labels.npy", test.labels)
         checksums = {name: _checksum(new_folder / f"{name}.npy") for name in ARRAYS}
-        described = {"class_names": class_names, "checksums": checksums}
+        described = {"class_names": class_names, "checksums": checksums, "row_files": decoder.row_files}
         (new_folder / "set.json").write_text(json.dumps(described), encoding="utf-8")
+        for file in new_folder.iterdir():
+            file.chmod(0o600)
         shutil.rmtree(folder, ignore_errors=True)  # it exists only if it is damaged
         new_folder.rename(folder)
 
 
-def _write_pixels(folder: Path, train: EncodedSplit, test: EncodedSplit, mode: Mode, image_size: int | None) -> None:
+def _write_pixels(folder: Path, train: EncodedSplit, test: EncodedSplit, mode: Mode, decoder: _Decoder) -> None:
     """Decode the images of both splits and write them to the folder."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, without_pillow_warnings():
-        decoder = _Decoder(mode, image_size, pool)
+    decoder.start(mode)
+    with without_pillow_warnings():
         _write_batches(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
         _write_batches(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))
 
@@ -190,10 +251,19 @@ def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
 class _Decoder:
     """Decodes splits to one mode, "L" or "RGB", and requires that all images of all splits have one size."""
 
-    def __init__(self, mode: Mode, image_size: int | None, pool: ThreadPoolExecutor) -> None:
-        self.mode = mode
+    def __init__(
+        self, image_size: int | None, max_megapixels: int, known_files: frozenset[str], pool: ThreadPoolExecutor
+    ) -> None:
         self.size = None if image_size is None else (image_size, image_size)
+        self.max_megapixels = max_megapixels
+        self.known_files = known_files
         self.pool = pool
+        self.row_files: dict[str, Stamp] = {}  # by path: the files that rows name, without the known ones
+        self.start("L")
+
+    def start(self, mode: Mode) -> None:
+        """Decode to another mode from now on, and start again with the first image."""
+        self.mode = mode
         self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) and name of the first image
 
     def batches(self, split: EncodedSplit) -> Iterator[Pixels]:
@@ -209,8 +279,16 @@ class _Decoder:
                 rows = datasets.Image().cast_storage(batch.column(0)).to_pylist()
                 named_rows = [(row, _image_name(row, f"{split.name}, row {start + i}")) for i, row in enumerate(rows)]
                 if named_rows:
+                    self._note_files(rows)  # before they are read: a change that comes later is noticed
                     yield self._decode(named_rows)
                 start += len(rows)
+
+    def _note_files(self, rows: list[Any]) -> None:
+        """Record the files that rows name; decoding reports those that cannot be read."""
+        for row in rows:
+            if row and row["bytes"] is None and row["path"] and row["path"] not in self.known_files:
+                with suppress(OSError, ValueError):
+                    self.row_files.setdefault(row["path"], _stamp(row["path"]))
 
     def _decode(self, named_rows: list[tuple[Any, str]]) -> Pixels:
         """Return the decoded images (B, C, H, W); each row is given with its name."""
@@ -223,7 +301,10 @@ class _Decoder:
         return np.stack(images).transpose(0, 3, 1, 2)
 
     def _decode_part(self, named_rows: list[tuple[Any, str]]) -> list[Pixels]:
-        return [decode_image(row, name, self.mode, self.size) for row, name in named_rows]
+        return [
+            decode_image(row, name, self.mode, self.size, max_megapixels=self.max_megapixels)
+            for row, name in named_rows
+        ]
 
     def _check_size(self, image: Pixels, name: str) -> None:
         """Raise InputError unless the image has the size of the first one."""

@@ -133,7 +133,12 @@ def load_source(
         with reading(name):
             return located.read_tables()
 
-    decoded = decode_once(key, lambda: read_labelled_splits(read_tables(), name, label_column), image_size)
+    decoded = decode_once(
+        key,
+        lambda: read_labelled_splits(read_tables(), name, label_column),
+        image_size,
+        known_files=located.files,
+    )
     return Source(
         origin=name,
         class_names=decoded.class_names,
