@@ -53,7 +53,10 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     remaining = deque(arguments)
     while remaining:
         argument = remaining.popleft()
-        if not argument.startswith("-"):
+        if argument == "--":  # all that follows is positional, for names that begin with a dash
+            positional += remaining
+            break
+        if not argument.startswith("-") or argument == "-":
             positional.append(argument)
             continue
         name, equals, value = argument.partition("=")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pah.core.config import unknown_name_error
-from pah.learner.learner import ContinualLearner, DriftError
+from pah.learner.learner import ContinualLearner
+from pah.learner.lesson import DriftError
 from pah.runs.run import Progress
 from pah.study.grid import Outcome, Running
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun

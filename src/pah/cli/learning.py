@@ -1,7 +1,6 @@
-"""The commands on a learner: teach it, classify images with it, export it, list what it knows, forget a task."""
+"""The commands on a learner: teach it, export it, list what it knows, forget a task."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +15,14 @@ from rich.table import Column, Table
 from pah.cli import json_progress
 from pah.cli.arguments import merge_repeated, split_arguments
 from pah.cli.display import time_left
-from pah.cli.parser import add_device, config_of, parse, readable_error
+from pah.cli.parser import config_of, parse, readable_error
 from pah.core.config import InputError, require
 from pah.core.files import locked
 from pah.learner.export import export as write_onnx
 from pah.learner.hub import refuse_to_replace
-from pah.learner.learner import ContinualLearner, DriftError
-from pah.learner.predictor import Prediction
+from pah.learner.learner import ContinualLearner
+from pah.learner.lesson import DriftError
 from pah.learner.store import LEARNER_FILE, TaughtTask
-from pah.learner.task_inference import DEFAULT_RULE, Rule
 from pah.study.ablation import flat_options
 from pah.training.state import EpochDone, Event, StepDone
 
@@ -68,26 +66,6 @@ def learn(console: Console, arguments: list[str]) -> int:
                 return 1
         learner.write(folder)
     display.done(learner, folder)
-    return 0
-
-
-def predict(console: Console, arguments: list[str]) -> int:
-    """Run `pah predict`: classify images."""
-    positional, named = split_arguments(arguments)
-    options = _parse_predict_options(named)
-    if len(positional) < 2:
-        raise InputError(f"predict: expected a learner and images, got {' '.join(positional) or 'none'}")
-    folder, files = positional[0], positional[1:]
-    learner = ContinualLearner.load(folder).to(options.device)
-    choices: dict[str, Any] = {"task": options.task, "rule": options.rule}
-    if options.unknown is not None:
-        choices["unknown"] = options.unknown
-    answers = learner.predict(files, **choices)
-    if options.json:
-        for file, answer in zip(files, answers, strict=True):
-            print(json.dumps({"file": file, **answer._asdict()}, ensure_ascii=False))
-        return 0
-    console.print(_answers_table(files, answers, task_given=options.task is not None))
     return 0
 
 
@@ -221,34 +199,6 @@ def _lesson_table(learner: ContinualLearner) -> Table:
             task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{100 * drift:.1f}"
         )
     return table
-
-
-def _answers_table(files: Sequence[str], answers: Sequence[Prediction], task_given: bool) -> Table:
-    """Return a table with a row for each image."""
-    table = Table("file", "task", "class", Column("probability", justify="right"))
-    for file, answer in zip(files, answers, strict=True):
-        task = answer.task if task_given else f"{answer.task} ({answer.task_probability:.2f})"
-        label = answer.label if answer.label is not None else "none of these"
-        table.add_row(file, task, label, f"{answer.probability:.3f}")
-    return table
-
-
-def _parse_predict_options(named: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        prog="pah predict", exit_on_error=False, usage="pah predict LEARNER IMAGE... [--task NAME] [--json]"
-    )
-    add = parser.add_argument
-    add("--task", type=str | None, default=None, help="answer with classes of this task (default: infer the task)")
-    add("--rule", type=Rule, default=DEFAULT_RULE, help="rule by which the task is inferred")
-    add(
-        "--unknown",
-        type=float | None,
-        default=None,
-        help="also answer 'none of these'; the value is the share of known images for which that may happen",
-    )
-    add("--json", action="store_true", help="print a line of JSON for each image")
-    add_device(parser)
-    return _parse(parser, named)
 
 
 def _parse(parser: ArgumentParser, named: Sequence[str]) -> Namespace:

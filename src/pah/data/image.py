@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pah.core.config import InputError
 
 MAX_PIXELS = 50_000_000  # of one image; a larger one is treated as a decompression bomb
+MAX_MEGAPIXELS = 50
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # other formats may start programs: EPS, Ghostscript
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -41,7 +42,7 @@ def without_pillow_warnings() -> Iterator[None]:
         yield
 
 
-def to_pixel_array(images: ImageInput, shape: tuple[int, int, int]) -> Pixels:
+def to_pixel_array(images: ImageInput, shape: tuple[int, int, int], max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
     """Return images as one uint8 array (N, C, H, W), with C, H and W of `shape`.
 
     An image of another size is resized by its shorter side and its centre is cropped. Colour is converted to grey if C

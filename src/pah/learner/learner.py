@@ -4,44 +4,27 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Literal, Unpack, overload
 
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.image import ImageInput, to_pixel_array
+from pah.data.image import MAX_MEGAPIXELS, ImageInput
 from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
 from pah.data.sources import Source
 from pah.learner import store
+from pah.learner.answering import How, predict, predict_readable
 from pah.learner.defaults import IMAGE_SIZE, defaults
 from pah.learner.hub import download, refuse_to_replace, upload, write_learner
-from pah.learner.lesson import run_lesson, utc_now
-from pah.learner.predictor import Evaluation, Prediction, Predictor
+from pah.learner.lesson import DriftError, run_lesson, utc_now
+from pah.learner.prediction import Prediction
+from pah.learner.predictor import Evaluation, Predictor
 from pah.learner.restore import restore_predictor
 from pah.learner.store import Lesson, TaughtTask
 from pah.learner.task_inference import DEFAULT_RULE, Rule
 from pah.models.backbones import backbone_options
 from pah.training.config import RunConfig
 from pah.training.state import Event
-
-DEFAULT_UNKNOWN_RATE = 0.05  # share of images of known classes that `unknown=True` may call "none of these"
-
-
-class DriftError(Exception):
-    """A lesson was rolled back because an old task lost more accuracy than allowed.
-
-    Attributes:
-        drift: The share of its accuracy that each old task lost, by name, 0 to 1.
-    """
-
-    def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
-        worst = max(drift, key=lambda name: drift[name])
-        super().__init__(
-            f"lesson rolled back: expected no old task to lose more than {100 * allowed:g} points of accuracy, by the "
-            f"estimate or on held-out images, got {100 * drift[worst]:.1f} for {worst!r}"
-        )
-        self.drift = drift
 
 
 class ContinualLearner:
@@ -198,9 +181,27 @@ class ContinualLearner:
         self._predictor = dataclasses.replace(predictor, record=record)
         return lesson
 
+    @overload
     def predict(
-        self, images: ImageInput, task: str | None = None, *, rule: Rule = DEFAULT_RULE, unknown: bool | float = False
-    ) -> list[Prediction]:
+        self, images: ImageInput, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, images: ImageInput, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
+    ) -> list[Prediction | None]: ...
+
+    def predict(
+        self,
+        images: ImageInput,
+        task: str | None = None,
+        *,
+        rule: Rule = DEFAULT_RULE,
+        unknown: bool | float = False,
+        top: int = 0,
+        skip_unreadable: bool = False,
+        max_megapixels: int = MAX_MEGAPIXELS,
+    ) -> list[Prediction] | list[Prediction | None]:
         """Return a prediction for each image.
 
         Args:
@@ -209,17 +210,15 @@ class ContinualLearner:
             rule: How the task is inferred (`pah.learner.task_inference.task_scores`).
             unknown: Whether "none of these" may be predicted. A number is the share of images of known classes for
                 which this is allowed; `True` stands for 0.05.
+            top: Number of classes in `Prediction.top`; all of the task if it has fewer.
+            skip_unreadable: Whether to return None for an image that cannot be read, instead of an error.
+            max_megapixels: An image with more pixels counts as unreadable.
 
         Raises:
             InputError: the task is unknown, or the images are invalid.
         """
-        predictor = self.predictor
-        rate = (DEFAULT_UNKNOWN_RATE if unknown is True else float(unknown)) if unknown is not False else None
-        require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
-        candidates = range(len(self.tasks)) if task is None else [predictor.index(task)]
-        pixels = torch.from_numpy(to_pixel_array(images, predictor.record.image_shape))
-        batches = predictor.predict_batches(pixels, candidates, rule)
-        return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
+        how = How(rule=rule, unknown=unknown, top=top, max_megapixels=max_megapixels)
+        return (predict_readable if skip_unreadable else predict)(self.predictor, images, task, how)
 
     def evaluate(
         self, data: LessonData, task: str, *, task_given: bool = True, rule: Rule = DEFAULT_RULE

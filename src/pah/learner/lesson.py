@@ -1,7 +1,7 @@
 """A lesson: one more task is learned, starting from a predictor of the earlier tasks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -22,6 +22,22 @@ from pah.training.config import RunConfig, build_method
 from pah.training.evaluation import evaluate
 from pah.training.loop import learn_task, require_finite
 from pah.training.state import EpochDone, Event, PrototypesInitialized, TaskBegun, TrainState, Validated
+
+
+class DriftError(Exception):
+    """A lesson was rolled back because an old task lost more accuracy than allowed.
+
+    Attributes:
+        drift: The share of its accuracy that each old task lost, by name, 0 to 1.
+    """
+
+    def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
+        worst = max(drift, key=lambda name: drift[name])
+        super().__init__(
+            f"lesson rolled back: expected no old task to lose more than {100 * allowed:g} points of accuracy, by the "
+            f"estimate or on held-out images, got {100 * drift[worst]:.1f} for {worst!r}"
+        )
+        self.drift = drift
 
 
 class LessonResult(NamedTuple):

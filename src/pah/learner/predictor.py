@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pah.core.config import InputError, unknown_name_error
 from pah.data.sources import Source
+from pah.learner.prediction import ClassProbability, Prediction, rank_classes
 from pah.learner.store import Record, TaughtTask
 from pah.learner.task_inference import (
     AMONG_ALL,
@@ -33,22 +34,6 @@ from pah.training.evaluation import task_logits
 
 MAX_BATCH = 50  # images; larger batches do not fit the CPU cache (500 images of 64x64 take 1.5 times as long)
 MAX_BATCH_PIXELS = MAX_BATCH * 64 * 64  # keeps the memory constant for larger images
-
-
-class Prediction(NamedTuple):
-    """A prediction for one image.
-
-    Attributes:
-        label: Name of the class; None for "none of these".
-        task: Name of the class's task.
-        probability: Calibrated probability of the class among those of its task, 0 to 1.
-        task_probability: Share of the task in the scores that chose it, 0 to 1; 1 if the task was given.
-    """
-
-    label: str | None
-    task: str
-    probability: float
-    task_probability: float
 
 
 class Evaluation(NamedTuple):
@@ -79,6 +64,8 @@ class BatchPredictions:
         known_scores: How likely the image shows a known class: the score of the given task, or the largest score of
             all tasks in the units of `task_scores`.
         task_given: Whether the task was given.
+        ranking: The most likely classes of the predicted task, best first, and their probabilities, (B, K) each; a
+            task with fewer than K classes is filled up with class -1. K is 0 unless a ranking was asked for.
     """
 
     tasks: Tensor
@@ -87,6 +74,7 @@ class BatchPredictions:
     task_probabilities: Tensor
     known_scores: Tensor
     task_given: bool
+    ranking: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -162,13 +150,16 @@ class Predictor:
         """Return pixels as the network's input, on its device."""
         return self.record.normalization(pixels.to(self._inference_method.device))
 
-    def predict_batches(self, pixels: Tensor, tasks: Sequence[int], rule: Rule) -> Iterator[BatchPredictions]:
+    def predict_batches(
+        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, top: int = 0
+    ) -> Iterator[BatchPredictions]:
         """Yield predictions among the classes of `tasks`, batch by batch.
 
         Args:
             pixels: Images, (N, channels, H, W) uint8.
             tasks: Positions of the tasks; with a single one, the task is given.
             rule: How the task is inferred.
+            top: Number of classes in the ranking.
 
         Raises:
             InputError: the rule needs prototypes, and the network has none.
@@ -181,10 +172,10 @@ class Predictor:
         with torch.inference_mode():
             prototypes = self.prototype_features(tasks) if uses_prototypes else None
             for batch in pixels.split(self.batch_size):
-                yield self._predict_batch(batch, tasks, rule if len(tasks) > 1 else KNOWN_SCORE, prototypes)
+                yield self._predict_batch(batch, tasks, rule if len(tasks) > 1 else KNOWN_SCORE, prototypes, top)
 
     def _predict_batch(
-        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, prototypes: Tensor | None
+        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, prototypes: Tensor | None, top: int
     ) -> BatchPredictions:
         """Return predictions for one batch; `prototypes` are the features (P, D) of the tasks' prototypes."""
         logits = self.logits(pixels, tasks)
@@ -197,7 +188,8 @@ class Predictor:
             known_scores = score(KNOWN_SCORE, logits, similarity)
         best = scores.argmax(dim=1)
         rows = torch.arange(len(best))
-        probabilities, classes = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
+        of_classes = [z.softmax(dim=1) for z in logits]
+        probabilities, classes = zip(*(p.max(dim=1) for p in of_classes), strict=True)
         return BatchPredictions(
             tasks=torch.tensor(tasks)[best],
             classes=torch.stack(classes, dim=1)[rows, best],
@@ -205,6 +197,7 @@ class Predictor:
             task_probabilities=scores.softmax(dim=1)[rows, best],
             known_scores=known_scores.amax(dim=1),
             task_given=len(tasks) == 1,
+            ranking=rank_classes(of_classes, best, top),
         )
 
     def prototype_features(self, tasks: Sequence[int]) -> Tensor:
@@ -239,11 +232,15 @@ class Predictor:
         """
         tasks = self.record.tasks
         columns = (batch.tasks, batch.classes, batch.probabilities, batch.task_probabilities, batch.known_scores)
-        for k, c, probability, share, known in zip(*(column.tolist() for column in columns), strict=True):
+        rows = zip(*(column.tolist() for column in (*columns, *batch.ranking)), strict=True)
+        for k, c, probability, share, known, ranked, ranked_probabilities in rows:
             unknown = unknown_rate is not None and known < self._threshold(
                 k if batch.task_given else None, unknown_rate
             )
-            yield Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, probability, share)
+            answer = Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, probability, share)
+            names = [tasks[k].classes[other] for other in ranked if other >= 0]
+            answer.top = tuple(map(ClassProbability, names, ranked_probabilities))
+            yield answer
 
     def _threshold(self, task_index: int | None, rate: float) -> float:
         """Return the known score below which that share of known images falls.
