@@ -127,7 +127,10 @@ def flatten_groups(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
         if key in ("method", "backbone", *OPTION_GROUPS):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: {key}: expected options by name, got {value!r}")
-            options |= {f"{key}.{name}": inner for name, inner in value.items()}
+            named = {f"{key}.{name}": inner for name, inner in value.items()}
         else:
-            options[str(key)] = value
+            named = {str(key): value}
+        if repeated := options.keys() & named.keys():
+            raise InputError(f"{path}: {min(repeated)}: expected once, got it twice")
+        options |= named
     return options

@@ -212,3 +212,25 @@ def stream_table(stream: Stream) -> Table:
         counts = (len(task.train), len(task.validation), len(task.test))
         table.add_row(str(task.index + 1), ", ".join(task.class_names), *map(str, counts))
     return table
+
+
+def stream_as_dict(config: RunConfig, stream: Stream) -> dict[str, Any]:
+    """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0."""
+    return {
+        "benchmark": config.benchmark,
+        "origin": stream.origin,
+        "image_shape": list(stream.image_shape),
+        "class_order": config.stream.class_order,
+        "seed": config.seed,
+        "tasks": [
+            {
+                "task": task.index,
+                "name": task.name,
+                "classes": list(task.class_names),
+                "training": len(task.train),
+                "validation": len(task.validation),
+                "test": len(task.test),
+            }
+            for task in stream.tasks
+        ],
+    }

@@ -1,7 +1,7 @@
 """The commands on a learner: teach it, export it, list what it knows, forget a task."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from pah.cli import json_progress
 from pah.cli.arguments import merge_repeated, split_arguments
 from pah.cli.display import time_left
 from pah.cli.parser import config_of, parse, readable_error
+from pah.cli.printing import json_line, say
 from pah.core.config import InputError, require
 from pah.core.files import locked
 from pah.learner.export import export as write_onnx
@@ -36,9 +37,8 @@ def learn(console: Console, arguments: list[str]) -> int:
     refuse_to_replace(folder)
     with locked(folder):  # no other process may teach it meanwhile
         existing = ContinualLearner.load(folder) if (folder / LEARNER_FILE).is_file() else None
-        options = parse(
-            merge_repeated(named, "--held_out"), "learn", _own_options(existing, named) if existing else None
-        )
+        merged = merge_repeated(merge_repeated(named, "--held_out"), "--only")
+        options = parse(merged, "learn", _own_options(existing, named) if existing else None)
         config = dataclasses.replace(config_of(options), benchmark="split")
         learner = (existing or ContinualLearner(config=config)).to(options.device)
         learner.config = config
@@ -46,6 +46,8 @@ def learn(console: Console, arguments: list[str]) -> int:
         for name in ("name", "data"):
             if not options[name]:
                 raise InputError(f"{name}: expected --{name} with a value, got none")
+        if options.max_drift is not None and existing is None:
+            say("max_drift: without effect in the first lesson, as there are no old tasks")
         display: LessonDisplay | json_progress.LessonEvents = LessonDisplay(console, options.name, learner)
         if options.progress == "json":
             display = json_progress.LessonEvents(folder, options.name, display.epochs)
@@ -54,10 +56,10 @@ def learn(console: Console, arguments: list[str]) -> int:
                 learner.learn(
                     options.name,
                     options.data,
-                    classes=[name.strip() for name in options.only.split(",")] if options.only else None,
+                    classes=([options.only] if isinstance(options.only, str) else options.only) or None,
                     label_column=options.label_column,
                     skip_unreadable=options.skip_unreadable,
-                    held_out=dict(_held_out_pair(text) for text in options.held_out),
+                    held_out=_held_out(options.held_out, [task.name for task in learner.tasks]),
                     max_drift=options.max_drift,
                     watch=display,
                 )
@@ -123,6 +125,36 @@ def show_learner(console: Console, folder: Path) -> None:
         table.add_row(*_task_row(task, learner))
     console.print(table)
     console.print("then: accuracy right after the lesson; last: when it was last measured", highlight=False)
+
+
+def print_learner(folder: Path) -> None:
+    """Print what `show_learner` shows as a line of JSON."""
+    learner = ContinualLearner.load(folder)
+    channels, height, width = learner.predictor.record.image_shape
+    tasks = [
+        {
+            "name": task.name,
+            "classes": list(task.classes),
+            "images": task.images,
+            "taught": task.taught,
+            "data": task.data,
+            "accuracies": [
+                {"after": lesson.name, "accuracy": lesson.accuracies[task.name]}
+                for lesson in learner.history
+                if task.name in lesson.accuracies
+            ],
+        }
+        for task in learner.tasks
+    ]
+    learner_fields = {
+        "learner": str(folder),
+        "method": learner.config.method,
+        "backbone": learner.config.backbone,
+        "image_shape": [channels, height, width],
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "tasks": tasks,
+    }
+    print(json_line(learner_fields))
 
 
 def _task_row(task: TaughtTask, learner: ContinualLearner) -> list[str]:
@@ -215,12 +247,21 @@ def _learner_folder(command: str, positional: Sequence[str]) -> Path:
     return Path(positional[0])
 
 
-def _held_out_pair(text: str) -> tuple[str, str]:
-    """Return "birds=photos" as a task and its data."""
-    task, equals, data = text.partition("=")
-    if not (task and equals and data):
-        raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
-    return task, data
+def _held_out(texts: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
+    """Return texts such as "birds=photos" as data by task.
+
+    A text is divided at the first "=" before which the name of a task stands, as names and paths may contain "=".
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        parts = text.split("=")
+        divisions = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+        task, data = next((pair for pair in divisions if pair[0] in tasks), (divisions or [("", "")])[0])
+        if not (task and data):
+            raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
+        require(task not in pairs, "held_out", f"the task {task!r} once", text)
+        pairs[task] = data
+    return pairs
 
 
 def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str, Any]:

@@ -166,7 +166,8 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
     if command == "learn":
         add("--name", type=str, default="", help="name of the task")
-        add("--only", type=str, default="", help="CLASS,…: learn only these classes of the data")
+        only_help = "CLASS,…: learn only these classes of the data (may be repeated, for names that contain a comma)"
+        add("--only", type=list[str] | str, default=[], metavar="CLASS,...", help=only_help)
         add(
             "--held_out",
             type=list[str],

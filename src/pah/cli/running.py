@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.console import Console
 from pah.cli import display, learning, options, reporting, watching
 from pah.cli.arguments import split_arguments
 from pah.cli.errors import end_with
+from pah.cli.printing import json_line, say
 from pah.cli.stopping import STOPPED, Stop
 from pah.core import distributed
-from pah.core.config import InputError
+from pah.core.config import InputError, unknown_name_error
 from pah.core.devices import find_device
 from pah.core.files import write_json
 from pah.data.benchmarks import BENCHMARKS
@@ -24,6 +26,11 @@ from pah.runs.folder import CONFIG, DIAGNOSIS, REPORT, refuse_other_run
 from pah.runs.run import resume_run, start_run
 from pah.training.config import RunConfig, load_stream
 
+WITHOUT_EFFECT = (
+    tuple(  # options that `pah data` accepts, as those of a run, although they change nothing that it lists
+        f"--{name}" for name in ("method.", "backbone.", "optimizer.", "augment.", "training.")
+    )
+)
 DIAGNOSE = (
     "Show where a finished run's forgetting comes from; RUN is its folder. For each old task, new heads are fitted to "
     "the features right after the task and at the end of the run, and their accuracies are compared. The run must have "
@@ -37,6 +44,8 @@ def run(console: Console, arguments: list[str]) -> int:
     progress = watching.first_process_only(request.progress)
     console, device = watching.console_for(progress, console), find_device(request.device)
     others = {config: folder_beside(request, config) for config in request.beside if config != request.config}
+    if request.config in request.beside:
+        say(f"beside: {request.config.method} is run once, as it has the same options as the run itself")
     if not request.overwrite:
         for config, folder in others.items():  # fail before the first run trains for an hour
             refuse_other_run(folder, config.as_dict())
@@ -102,24 +111,44 @@ def diagnose(console: Console, arguments: list[str]) -> int:
 
 def data(console: Console, arguments: list[str]) -> int:
     """Run `pah data`: list the benchmarks, the tasks and classes of one, or what a learner knows."""
+    if arguments == ["--json"]:
+        print(json_line({name: entry.summary for name, entry in BENCHMARKS.items()}))
+        return 0
     if not arguments:
         for name, entry in BENCHMARKS.items():
             console.print(f"{name:20} {entry.summary}", highlight=False)
         return 0
-    if len(arguments) == 1 and (Path(arguments[0]) / LEARNER_FILE).is_file():
-        learning.show_learner(console, Path(arguments[0]))
+    positional, named = split_arguments(arguments)
+    if positional and (Path(positional[0]) / LEARNER_FILE).is_file():
+        if len(positional) > 1 or not set(named) <= {"--json"}:
+            raise InputError(f"data: expected a learner, and no option but --json, got {' '.join(arguments)}")
+        (learning.print_learner if named else partial(learning.show_learner, console))(Path(positional[0]))
         return 0
-    config = options.data_config(arguments)
-    entry = BENCHMARKS[config.benchmark]
+    if len(positional) == 1 and positional[0] not in BENCHMARKS:
+        raise _unknown_data(positional[0])
+    as_json = "--json" in named
+    config = options.data_config([argument for argument in arguments if argument != "--json"])
     stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
+    if without_effect := [name for name in named if name.startswith(WITHOUT_EFFECT)]:
+        say(f"without effect on the images and tasks: {', '.join(without_effect)}")
+    if as_json:
+        print(json_line(display.stream_as_dict(config, stream)))
+        return 0
     channels, height, width = stream.image_shape
-    console.print(f"{config.benchmark}: {entry.summary}", highlight=False)
+    console.print(f"{config.benchmark}: {BENCHMARKS[config.benchmark].summary}", highlight=False)
     console.print(
         f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}, from {stream.origin}", highlight=False
     )
     console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
     console.print(display.stream_table(stream))
     return 0
+
+
+def _unknown_data(name: str) -> InputError:
+    """Return the error for a name that is neither a benchmark nor the folder of a learner."""
+    if Path(name).is_dir():
+        return InputError(f"{name}: expected a benchmark or a learner, got a folder without {LEARNER_FILE}")
+    return unknown_name_error("learner or benchmark", name, BENCHMARKS)
 
 
 def run_folder(command: str, arguments: Sequence[str]) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -143,10 +143,15 @@ def find_outward_link(root: Path) -> Path | None:
 def select_classes(source: Source, classes: Sequence[str]) -> Source:
     """Return the source with only these classes, in this order.
 
+    Args:
+        source: The images.
+        classes: Names of classes. A name that is none is a list of names with commas between them.
+
     Raises:
         InputError: the source lacks a class, or a class is given twice.
     """
     old_labels = {name: y for y, name in enumerate(source.class_names)}
+    classes = [part for name in classes for part in _split_unless_known(name, old_labels)]
     for name in classes:
         if name not in old_labels:
             raise unknown_name_error(f"class of {source.origin}", name, old_labels)
@@ -160,6 +165,13 @@ def select_classes(source: Source, classes: Sequence[str]) -> Source:
         return Images(images.pixels[labels >= 0], labels[labels >= 0])
 
     return dataclasses.replace(source, class_names=tuple(classes), train=select(source.train), test=select(source.test))
+
+
+def _split_unless_known(name: str, known: Container[str]) -> list[str]:
+    """Return a known name as it is, and any other as the names between its commas."""
+    if name in known or "," not in name:
+        return [name]
+    return [stripped for part in name.split(",") if (stripped := part.strip())]
 
 
 def _with_channels(source: Source, channels: int) -> Source:

@@ -70,17 +70,18 @@ def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def append_log(path: Path, event: EpochDone, peak_memory_mb: float) -> None:
+def append_log(path: Path, event: EpochDone, peak_memory_mb: float | None) -> None:
     """Append an epoch's line to the log.
 
     Args:
         path: The log.
         event: The epoch.
-        peak_memory_mb: The peak memory of the process so far, in MB.
+        peak_memory_mb: The peak memory of the process so far, in MB; None if it is not known.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event) | {"peak_memory_mb": round(peak_memory_mb, 1)}) + "\n")
+            peak = None if peak_memory_mb is None else round(peak_memory_mb, 1)
+            file.write(json.dumps(asdict(event) | {"peak_memory_mb": peak}) + "\n")
     except OSError as error:
         raise InputError(f"{path}: expected to write a line, got: {error.strerror}") from None
 
