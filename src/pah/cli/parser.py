@@ -294,6 +294,8 @@ def readable_error(message: str, parser: ArgumentParser) -> InputError:
     if unknown:
         known = [action.dest for action in parser._actions if action.dest not in NOT_IN_YAML]
         return unknown_name_error("option", unknown[1], known)
+    if short := re.search(r"unrecognized arguments: (-[^-].*)", line, re.I):
+        return InputError(f"{short[1]}: expected an option, which begins with --; a file of that name follows --")
     line = re.sub(
         r"argument (--[\w.]+)(?:/--[\w.]+\+)?: expected one argument", r"option \1: expected a value, got none", line
     )

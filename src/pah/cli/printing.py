@@ -44,6 +44,6 @@ class PlainConsole(Console):
     def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
         super().__init__(quiet=quiet, stderr=stderr, markup=False, emoji=False)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Return printable text; rich calls it for every line and every cell of a table."""
         return super().render_str(escape_control(text), **options)

@@ -126,14 +126,19 @@ def data(console: Console, arguments: list[str]) -> int:
         return 0
     if len(positional) == 1 and positional[0] not in BENCHMARKS:
         raise _unknown_data(positional[0])
-    as_json = "--json" in named
-    config = options.data_config([argument for argument in arguments if argument != "--json"])
-    stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
     if without_effect := [name for name in named if name.startswith(WITHOUT_EFFECT)]:
         say(f"without effect on the images and tasks: {', '.join(without_effect)}")
+    config = options.data_config([argument for argument in arguments if argument != "--json"])
+    _list_benchmark(console, config, as_json="--json" in named)
+    return 0
+
+
+def _list_benchmark(console: Console, config: RunConfig, as_json: bool) -> None:
+    """Print the images and the tasks of a benchmark."""
+    stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
     if as_json:
         print(json_line(display.stream_as_dict(config, stream)))
-        return 0
+        return
     channels, height, width = stream.image_shape
     console.print(f"{config.benchmark}: {BENCHMARKS[config.benchmark].summary}", highlight=False)
     console.print(
@@ -141,7 +146,6 @@ def data(console: Console, arguments: list[str]) -> int:
     )
     console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
     console.print(display.stream_table(stream))
-    return 0
 
 
 def _unknown_data(name: str) -> InputError:
