@@ -18,6 +18,7 @@ from pah.core.config import InputError
 
 MAX_YAML_CHARACTERS = 2**15  # the largest configuration that pah writes has a tenth of it
 LOCK = ".lock"
+CAN_FLUSH_FOLDERS = hasattr(os, "O_DIRECTORY")  # Windows cannot open a folder
 
 
 def write_file(path: Path, data: bytes, *, backup: Path | None = None) -> None:
@@ -97,8 +98,11 @@ class _Loader(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if isinstance(key, Hashable) and lines.setdefault(key, line) != line:
+            if not isinstance(key, Hashable):
+                continue  # the constructor refuses it
+            if key in lines:
                 raise _RepeatedKeyError(f"line {line}: {key}: expected once, got it in line {lines[key]} as well")
+            lines[key] = line
         return super().construct_mapping(node, deep)
 
 
@@ -158,8 +162,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Write a rename in `folder` to the disk, so that it survives a power cut; Windows cannot open a folder for it."""
-    if os.name == "nt":
+    """Write a rename in `folder` to the disk, so that it survives a power cut."""
+    if not CAN_FLUSH_FOLDERS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
