@@ -13,6 +13,7 @@ from PIL import Image
 from pah import InputError
 from pah.data import image
 from pah.data.lesson import convert_channels, load_lesson, with_all_images_in_test
+from pah.data.read_options import ReadOptions
 
 SIDE = 12  # height of the photos in pixels; they are twice as wide
 CLASSES = ("ant", "bee", "cat")
@@ -135,7 +136,7 @@ def test_an_unreadable_image_is_named_or_left_out(photos: Path, kind: str) -> No
     write(bad)
     assert_refused(lambda: load_lesson(photos, 8, 3), str(bad), reason)
     assert_refused(lambda: image.to_pixel_array([bad], (3, 8, 8)), str(bad), reason)
-    source = load_lesson(photos, 8, 3, skip_unreadable=True)
+    source = load_lesson(photos, 8, 3, options=ReadOptions(skip_unreadable=True))
     assert source.skipped == (str(bad),)
     assert len(source.train) + len(source.test) == 30
 

@@ -25,6 +25,7 @@ from PIL import Image
 from pah.core import hub
 from pah.core.config import InputError
 from pah.data import decode, sources
+from pah.data.read_options import ReadOptions
 from pah.data.sources import Source, load_digits, load_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -317,7 +318,7 @@ def test_the_label_column(tmp_path: Path, columns: dict[str, str], asked: str | 
     values: dict[str, list[Any]] = {name: [2, 1, 0] if name == expected else [0, 1, 2] for name in columns}
     values |= {name: ["x"] * 3 for name, kind in columns.items() if kind == "string"}
     parquet_with_columns(tmp_path / "set", values, features(**{name: kinds[kind] for name, kind in columns.items()}))
-    source = load_source(str(tmp_path / "set"), label_column=asked)
+    source = load_source(str(tmp_path / "set"), options=ReadOptions(label_column=asked))
     assert source.train.labels.tolist() == [2, 1, 0]
     assert source.class_names == (tuple(NAMES) if columns[expected] == "class" else ("0", "1", "2"))
 
@@ -337,7 +338,7 @@ def test_missing_or_ambiguous_columns_are_refused(
 ) -> None:
     parquet_with_columns(tmp_path / "set", columns)
     with refused(match):
-        load_source(str(tmp_path / "set"), label_column=asked)
+        load_source(str(tmp_path / "set"), options=ReadOptions(label_column=asked))
 
 
 def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
@@ -491,7 +492,8 @@ def test_a_changed_file_column_or_size_is_decoded_again(tmp_path: Path) -> None:
     assert len(load_source(str(root)).train) == 7
     parquet_with_columns(tmp_path / "parquet", {"label": [0, 1, 2], "other": [2, 1, 0]})
     assert load_source(str(tmp_path / "parquet")).train.labels.tolist() == [0, 1, 2]
-    assert load_source(str(tmp_path / "parquet"), label_column="other").train.labels.tolist() == [2, 1, 0]
+    other = load_source(str(tmp_path / "parquet"), options=ReadOptions(label_column="other"))
+    assert other.train.labels.tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "names", "empty"])

@@ -58,7 +58,10 @@ def learn(console: Console, arguments: list[str]) -> int:
                     options.data,
                     classes=[name.strip() for name in options.only.split(",")] if options.only else None,
                     label_column=options.label_column,
+                    test_split=options.test_split,
                     skip_unreadable=options.skip_unreadable,
+                    follow_links=options.follow_links,
+                    max_megapixels=options.max_megapixels,
                     held_out=dict(_held_out_pair(text) for text in options.held_out),
                     max_drift=options.max_drift,
                     watch=display,
@@ -279,4 +282,5 @@ def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str
     for group, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
         requested = values.get(f"{group}.name", name)
         require(requested == name, group, f"that of the first lesson, {name}", requested)
-    return flat_options(learner.config)
+    one_lesson = ("test_split", "skip_unreadable", "follow_links", "max_megapixels")  # not those of the lesson before
+    return {name: value for name, value in flat_options(learner.config).items() if name not in one_lesson}

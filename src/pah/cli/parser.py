@@ -16,6 +16,7 @@ from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, find_benchmark
+from pah.data.read_options import ReadOptions
 from pah.learner.defaults import IMAGE_SIZE, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
@@ -163,6 +164,10 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
     add = parser.add_argument
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
     add("--label_column", type=str | None, default=None, help="column with the class, if it cannot be inferred")
+    add("--test_split", type=str | None, default=None, help="split with the test images, if it is not the usual one")
+    add("--skip_unreadable", type=bool, default=False, help="leave out images that cannot be read")
+    add("--follow_links", type=bool, default=False, help="read images to which links lead out of the folder")
+    add("--max_megapixels", type=int, default=ReadOptions.max_megapixels, help="largest image, in million pixels")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
     if command == "learn":
         add("--name", type=str, default="", help="name of the task")
@@ -181,7 +186,6 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             help="roll the lesson back if an old task is estimated to lose more accuracy than this, 0 to 1: 0.1 is 10 "
             "points",
         )
-        add("--skip_unreadable", action="store_true", help="leave out image files that cannot be read")
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:
         add("--benchmark", type=str, default="split-digits", help="stream to learn; same as BENCHMARK")

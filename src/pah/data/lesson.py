@@ -18,6 +18,7 @@ from torch import Tensor
 from pah.core.config import InputError, unknown_name_error
 from pah.data.image import ImageInput, read_image_size, to_pixel_array
 from pah.data.listing import IMAGE_SUFFIXES, select_test_fifth
+from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.sources import Images, Source, describe_resize, load_source
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def load_lesson(
     channels: int | None = None,
     *,
     classes: Sequence[str] | None = None,
-    label_column: str | None = None,
-    skip_unreadable: bool = False,
+    options: ReadOptions = DEFAULT_READING,
 ) -> Source:
     """Return training and test images of a lesson.
 
@@ -49,8 +49,7 @@ def load_lesson(
         image_size: Height and width of the images; images of another size are resized.
         channels: 1 makes colour images grey, 3 makes grey images colour; None keeps them as they are.
         classes: Use only these classes, in this order; all unless given.
-        label_column: The column of the labels; needed if a data set has several.
-        skip_unreadable: Leave out image files that cannot be read; `Source.skipped` lists them.
+        options: How the images and the labels are read.
 
     Raises:
         InputError: the data are missing or unreadable, have a single class, lack images of a class, or contain a link
@@ -67,9 +66,7 @@ def load_lesson(
                 raise InputError(
                     f"{link}: expected an image or a folder inside {path_or_data}, got a link to a place outside it"
                 )
-        source = load_source(
-            path_or_data, label_column=label_column, image_size=image_size, skip_unreadable=skip_unreadable
-        )
+        source = load_source(path_or_data, image_size, options)
     if classes is not None:
         source = select_classes(source, classes)
     if len(source.class_names) < 2:

@@ -31,6 +31,7 @@ from pah.data.listing import (
     select_splits,
     select_test_fifth,
 )
+from pah.data.read_options import DEFAULT_READING, ReadOptions
 
 if TYPE_CHECKING:
     import datasets  # imported inside functions, as pyarrow.dataset is: a run from the cache saves this second
@@ -62,7 +63,7 @@ class Source:
         test: The test split.
         skipped: Image files that were left out because they could not be read.
         test_from_train: Whether the test images are a part of the training images, as the data have no test part.
-        conversions: How the images were changed, in words.
+        conversions: What was left out or chosen, and how the images were changed, in words.
     """
 
     origin: str
@@ -72,6 +73,16 @@ class Source:
     skipped: tuple[str, ...] = ()
     test_from_train: bool = False
     conversions: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of the data and how the images were changed, in words."""
+        return self.left_out + self.conversions
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Which images were left out because they could not be read, in words."""
+        return tuple(f"left out, unreadable: {file}" for file in self.skipped)
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,7 @@ def load_digits() -> Source:
     )
 
 
-def load_source(
-    data: SourceData, *, label_column: str | None = None, image_size: int | None = None, skip_unreadable: bool = False
-) -> Source:
+def load_source(data: SourceData, image_size: int | None = None, options: ReadOptions = DEFAULT_READING) -> Source:
     """Return a data set. Its images are decoded once, and memory-mapped from then on.
 
     Args:
@@ -113,16 +122,15 @@ def load_source(
             its `data/`); a folder of class folders (`train/<class>/` and `test/<class>/`; or `<class>/`, a fixed fifth
             of which is for testing); TinyImageNet's own folder (`val/val_annotations.txt`); a Hugging Face hub id; or
             a data set of the Hugging Face library (of a single split, a fixed fifth of each class is for testing).
-        label_column: The column of the labels; None takes "label", "fine_label", the only ClassLabel or the only
-            integers.
         image_size: Resize the shorter side of every image to this and crop the centre; None keeps the images' size.
-        skip_unreadable: Leave out image files that cannot be read; `Source.skipped` lists them.
+        options: How the images and the labels are read.
 
     Raises:
         InputError: the data are missing, unreadable or not a complete data set.
     """
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
-    finder = ImageFileFinder(skip_unreadable)
+    finder = ImageFileFinder(options.skip_unreadable)
+    label_column = options.label_column
     name = data if isinstance(data, str) else "data set"
     with reading(name):
         located = _locate(data, finder) if isinstance(data, str) else _locate_in_memory(data, label_column)

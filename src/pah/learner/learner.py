@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -12,6 +13,7 @@ from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
 from pah.data.image import ImageInput, to_pixel_array
 from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
+from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
 from pah.learner import store
 from pah.learner.defaults import IMAGE_SIZE, defaults
@@ -135,12 +137,11 @@ class ContinualLearner:
         data: LessonData,
         *,
         classes: Sequence[str] | None = None,
-        label_column: str | None = None,
-        skip_unreadable: bool = False,
         held_out: Mapping[str, LessonData] | None = None,
         max_drift: float | None = None,
         watch: Callable[[Event], None] = lambda _: None,
         validate: bool = False,
+        **reading: Unpack[ReadKeywords],
     ) -> Lesson:
         """Learn a task. If anything goes wrong, the learner is unchanged.
 
@@ -148,14 +149,13 @@ class ContinualLearner:
             name: Name of the task.
             data: Labelled images, in any form that `pah.data.lesson.load_lesson` accepts.
             classes: Names of the classes to use; all if None.
-            label_column: Name of the column with the labels, if it cannot be inferred.
-            skip_unreadable: Whether to skip image files that cannot be read.
             held_out: Labelled images of old tasks by task name. Accuracy on them is measured before and after.
             max_drift: Largest share of an old task's images, 0 to 1, that may be classified worse than before, by the
                 estimate (`Lesson.drift`) or on its held-out images. 0.1 rolls back a lesson that costs an old task more
                 than 10 points of accuracy.
             watch: Called with every event of training. An exception that it raises ends the lesson.
             validate: Whether to measure the accuracy on the validation images after each epoch, for `watch`.
+            **reading: How the images are read: the fields of `pah.data.read_options.ReadOptions`.
 
         Raises:
             InputError: the name is taken, the data are invalid, the method needs more than its network, or the loss
@@ -169,11 +169,13 @@ class ContinualLearner:
             )
         require(name.strip() != "", "task", "a name", name)
         require(max_drift is None or 0 <= max_drift <= 1, "max_drift", "a number from 0 to 1", max_drift)
-        source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
+        source = self._load(data, options := ReadOptions(**reading), classes)
+        check_options = dataclasses.replace(options, label_column=None, test_split=None)  # names of the lesson's data
         checks = {
-            task: (self.predictor.index(task), with_all_images_in_test(self._load(images)[0]))
+            task: (self.predictor.index(task), with_all_images_in_test(self._load(images, check_options)))
             for task, images in (held_out or {}).items()
         }
+        notes = [*source.notes, *(f"{task}: {note}" for task, (_, check) in checks.items() for note in check.left_out)]
         before = {task: self.predictor.evaluate(images, k, None).accuracy for task, (k, images) in checks.items()}
         predictor, accuracy, drift = run_lesson(
             self._predictor, self.config, name, source, watch, self._device, validate
@@ -183,16 +185,14 @@ class ContinualLearner:
         if max_drift is not None and any(loss > max_drift for loss in losses.values()):
             raise DriftError(losses, max_drift)
         if without_estimate := [task.name for task in self.tasks if task.name not in drift]:
-            notes += (
-                f"no estimate of what {', '.join(without_estimate)} lost: no statistics of its classes are stored",
-            )
+            notes.append(f"no estimate of what {', '.join(without_estimate)} lost: its classes have no statistics")
         lesson = Lesson(
             name=name,
             taught=utc_now(),
             accuracies=after | {name: accuracy},
             drift=drift,
             seconds=round(time.monotonic() - started, 3),
-            notes=notes,
+            notes=tuple(notes),
         )
         record = dataclasses.replace(predictor.record, history=(*predictor.record.history, lesson))
         self._predictor = dataclasses.replace(predictor, record=record)
@@ -222,7 +222,13 @@ class ContinualLearner:
         return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
 
     def evaluate(
-        self, data: LessonData, task: str, *, task_given: bool = True, rule: Rule = DEFAULT_RULE
+        self,
+        data: LessonData,
+        task: str,
+        *,
+        task_given: bool = True,
+        rule: Rule = DEFAULT_RULE,
+        **reading: Unpack[ReadKeywords],
     ) -> Evaluation:
         """Return the accuracy on labelled images of a task: on their test part if they have one, otherwise on all.
 
@@ -232,14 +238,14 @@ class ContinualLearner:
             task: Name of the task.
             task_given: Whether the task is given; otherwise it is inferred.
             rule: How the task is inferred.
+            **reading: How the images are read, as in `learn`.
 
         Raises:
             InputError: the task is unknown, a class is not one of the task, or the data are invalid.
         """
         index = self.predictor.index(task)
-        return self.predictor.evaluate(
-            with_all_images_in_test(self._load(data)[0]), index, None if task_given else rule
-        )
+        images = with_all_images_in_test(self._load(data, ReadOptions(**reading)))
+        return self.predictor.evaluate(images, index, None if task_given else rule)
 
     def forget(self, name: str) -> None:
         """Remove a task with its names, prototypes and head. Predictions for the other tasks do not change.
@@ -313,12 +319,11 @@ class ContinualLearner:
         """
         return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
-    def _load(self, data: LessonData, **choice: object) -> tuple[Source, tuple[str, ...]]:
-        """Return labelled images in the learner's size and channels, and notes on how they were changed."""
+    def _load(self, data: LessonData, options: ReadOptions, classes: Sequence[str] | None = None) -> Source:
+        """Return labelled images in the learner's size and channels."""
         size, channels = self.config.image_size, None
         if self._predictor:
             channels, size, width = self._predictor.record.image_shape
             require(size == width, "learner", "square images", f"{size}x{width}")
         assert size is not None, "checked in __init__"
-        source = load_lesson(data, size, channels, **choice)  # type: ignore[arg-type]
-        return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.conversions
+        return load_lesson(data, size, channels, classes=classes, options=options)
