@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pah.core.config import InputError, unknown_name_error
-from pah.data.image import ImageInput, read_image_size, to_pixel_array
-from pah.data.listing import IMAGE_SUFFIXES, select_test_fifth
+from pah.data.image import IMAGE_SUFFIXES, ImageInput, read_image_size, to_pixel_array
+from pah.data.listing import select_test_fifth
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.sources import Images, Source, describe_resize, load_source
 
@@ -78,6 +79,10 @@ def _source_from_images(
     images: ImageInput, labels: Sequence[int], class_names: Sequence[str], image_size: int
 ) -> Source:
     """Return a source of the given images; a fixed fifth of each class becomes the test part."""
+    if isinstance(images, str | Path | Image.Image):
+        raise InputError("images: expected a list of images, with a label for each, got one image")
+    if isinstance(images, np.ndarray) and images.ndim == 3:  # grey, as there are labels for several images
+        images = images[..., None]
     names, y = tuple(str(name) for name in class_names), np.asarray(labels)
     _check_labels(y, names, len(images))
     is_test = np.zeros(len(y), dtype=bool)

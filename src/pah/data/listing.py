@@ -9,10 +9,9 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from pah.core.config import InputError, generator
-from pah.data.image import decode_image, without_pillow_warnings
+from pah.data.image import IMAGE_SUFFIXES, decode_image, without_pillow_warnings
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that exists is used
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 LabelledFiles: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
 T = TypeVar("T")

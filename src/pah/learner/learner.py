@@ -11,7 +11,7 @@ import torch
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.image import ImageInput, to_pixel_array
+from pah.data.image import AnyImages, to_pixel_array
 from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
 from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
@@ -199,12 +199,12 @@ class ContinualLearner:
         return lesson
 
     def predict(
-        self, images: ImageInput, task: str | None = None, *, rule: Rule = DEFAULT_RULE, unknown: bool | float = False
+        self, images: AnyImages, task: str | None = None, *, rule: Rule = DEFAULT_RULE, unknown: bool | float = False
     ) -> list[Prediction]:
         """Return a prediction for each image.
 
         Args:
-            images: uint8 (N, H, W) or (N, H, W, 3), PIL images, or image files; of any size.
+            images: One image or several, of any size, in any form that `pah.data.image.to_pixel_array` accepts.
             task: Name of the task whose classes are considered; it is inferred if None.
             rule: How the task is inferred (`pah.learner.task_inference.task_scores`).
             unknown: Whether "none of these" may be predicted. A number is the share of images of known classes for
