@@ -22,6 +22,7 @@ SHORT_NAMES = {  # short name -> full name of an option
 }
 FLAGS = {  # options without a value
     "--overwrite",
+    "--resume_if_there",
     "--json",
     "--all",
     "--help",

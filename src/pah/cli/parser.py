@@ -201,6 +201,12 @@ def _add_command_options(parser: ArgumentParser, command: Command) -> None:
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
         add("--beside", type=str, default="", help="METHOD,…: learn the same stream with these methods too")
         add("--overwrite", action="store_true", help="delete the run that the folder holds")
+        add(
+            "--resume_if_there",
+            action="store_true",
+            help="if the folder holds this run, continue it, or print its results if it is finished: one command for "
+            "the first start and for every restart by torchrun or a cluster",
+        )
     elif command == "ablate":
         vary = "NAME=V1,V2,…: run with each of these values of an option (repeat it for another option)"
         grid = "NAME=V1,V2,…: run with all combinations of these values (repeat it for another option)"
@@ -231,6 +237,14 @@ def add_progress(parser: ArgumentParser, track: bool = True) -> None:
     if track:
         track_help = f"TOOL,…: send the results to these trackers: {', '.join(TRACKERS)}"
         parser.add_argument("--track", type=str, default="", help=track_help)
+
+
+def add_resume(parser: ArgumentParser) -> None:
+    """Add the options of a resumed run: the place of its data, and more tasks."""
+    add = parser.add_argument
+    add("--data", type=str | None, default=None, help="folder or hub id where the same data are now")
+    first_help = "go on to the first N tasks, for a run that was made with --stream.first and fewer tasks"
+    add("--first", type=int | None, default=None, metavar="N", help=first_help)
 
 
 def _add_cluster(parser: ArgumentParser) -> None:

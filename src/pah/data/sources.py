@@ -5,12 +5,15 @@ Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,6 +39,7 @@ from pah.data.read_options import DEFAULT_READING, ReadOptions
 if TYPE_CHECKING:
     import datasets  # imported inside functions, as pyarrow.dataset is: a run from the cache saves this second
 
+FINGERPRINT_ROWS = 4096  # images whose bytes are read at a time
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name or owner/name
 
 SourceData: TypeAlias = "str | datasets.Dataset | datasets.DatasetDict"
@@ -83,6 +87,28 @@ class Source:
     def left_out(self) -> tuple[str, ...]:
         """Which images were left out because they could not be read, in words."""
         return tuple(f"left out, unreadable: {file}" for file in self.skipped)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the class names, the labels and the decoded pixels, 16 hexadecimal digits.
+
+        It is the same for the same images at another place, on every machine. It takes about 1 s for 3 GB of pixels.
+        """
+        parts = [
+            (list(tensor.shape), _checksum(tensor))
+            for split in (self.train, self.test)
+            for tensor in (split.pixels, split.labels)
+        ]
+        return hashlib.sha256(json.dumps([self.class_names, parts]).encode()).hexdigest()[:16]
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Return the CRC-32 of a tensor's numbers in the order of its rows, as little-endian bytes."""
+    checksum = 0
+    for rows in tensor.split(FINGERPRINT_ROWS):
+        values = rows.cpu().numpy()
+        checksum = zlib.crc32(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")), checksum)
+    return checksum
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ B: images of a batch, C: channels, H and W: height and width.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -63,12 +63,19 @@ class Stream:
         normalization: Applied to every image.
         image_shape: Channels, height, width.
         origin: Where the images come from, in words.
+        source: The data set of which it consists, if it is known.
     """
 
     tasks: tuple[Task, ...]
     normalization: Normalization
     image_shape: tuple[int, int, int]
     origin: str
+    source: Source | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the whole data set (`Source.fingerprint`); None if the data set is not known."""
+        return self.source.fingerprint if self.source else None
 
     @property
     def class_order(self) -> list[int]:
@@ -129,7 +136,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         for k, (labels, *examples) in enumerate(parts)
     )
     _, *shape = source.train.pixels.shape
-    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin)
+    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin, source)
 
 
 def training_batches(

@@ -94,6 +94,10 @@ class RunConfig:
             "stream.validation above 0",
             self.stream.validation,
         )
+        for option in ("patience", "keep_best"):
+            value = getattr(self.training, option)
+            usable = not value or self.stream.validation > 0
+            require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
 
     @property
     def read_options(self) -> ReadOptions:
@@ -151,13 +155,24 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the configuration."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A short hash of what decides the training: without the place of the data, and without `stream.first`.
+
+        The data are compared by their own fingerprint, and a run on the first tasks may go on to more of them.
+        """
+        return fingerprint_of(self.as_dict())
 
     @property
     def folder(self) -> Path:
         """The default folder of the run."""
         return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a configuration as `RunConfig.as_dict` returns it or `config.yaml` holds it."""
+    kept = {key: value for key, value in values.items() if key != "data"}
+    if isinstance(kept.get("stream"), Mapping):
+        kept["stream"] = {key: value for key, value in kept["stream"].items() if key != "first"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
