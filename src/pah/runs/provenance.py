@@ -12,7 +12,7 @@ import torch
 from pah.core import distributed
 from pah.core.config import InputError, RecoveryWarning
 from pah.core.devices import device_name
-from pah.data.sources import HUB_ID
+from pah.data.located import HUB_ID
 from pah.data.stream import Stream
 from pah.runs.folder import CONFIG, METRICS
 from pah.runs.results import commit, versions
