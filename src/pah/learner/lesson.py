@@ -31,11 +31,13 @@ class LessonResult(NamedTuple):
         predictor: The predictor after the lesson.
         accuracy: Accuracy on the test part of the new task, in percent.
         drift: Estimated share of its accuracy that each old task lost, by task name, 0 to 1.
+        notes: What the lesson could not do.
     """
 
     predictor: Predictor
     accuracy: float
     drift: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def run_lesson(
@@ -116,9 +118,9 @@ def utc_now() -> str:
 
 
 def _require_network_is_all(name: str, method: Method) -> None:
-    """Raise InputError if the method stores more than its network, e.g. samples: a learner saves only a network."""
+    """Raise InputError if the method needs more than its network, e.g. samples: a learner saves only a network."""
     others = [key for key in method.state_dict() if not key.startswith("network.")]
-    if others or method.learns_from != "this task":
+    if others or not method.network_is_all or method.learns_from != "this task":
         raise InputError(f"method: expected one that goes on from its network alone, as pah and lwf do, got {name}")
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pah.core.config import InputError, unknown_name_error
+from pah.core.config import InputError, require, unknown_name_error
 from pah.data.sources import Source
 from pah.learner.store import Record, TaughtTask
 from pah.learner.task_inference import (
@@ -140,6 +140,7 @@ class Predictor:
     def index(self, name: str) -> int:
         """Return the position of a task; raise InputError, naming the known tasks, if the name is unknown."""
         names = [task.name for task in self.record.tasks]
+        require(isinstance(name, str), "task", "the name of a task", name)
         if name not in names:
             raise unknown_name_error("task", name, names)
         return names.index(name)
