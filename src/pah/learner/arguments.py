@@ -5,16 +5,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from types import UnionType
-from typing import get_args
 
 import numpy as np
 
 from pah.core.config import InputError, require
 from pah.data.sources import Source
-from pah.learner.task_inference import Rule
 from pah.training.config import RunConfig
 
-RULES: tuple[str, ...] = get_args(Rule)
 FIXED_OPTIONS = ("method", "method_options", "backbone", "backbone_options", "image_size", "seed")  # by first lesson
 DEFAULT_UNKNOWN_RATE = 0.05  # share of images of known classes that `unknown=True` may call "none of these"
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, half surrogate pairs, and separators of lines
@@ -43,11 +40,6 @@ def require_class_names(source: Source) -> None:
 def is_number(value: object) -> bool:
     """Return whether a value is a real number, and no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def require_rule(rule: object) -> None:
-    """Raise InputError, naming the known rules, unless this is a rule by which a task is inferred."""
-    require(isinstance(rule, str) and rule in RULES, "rule", f"one of {', '.join(RULES)}", rule)
 
 
 def require_type(name: str, value: object, kind: type | UnionType, expected: str) -> None:

@@ -31,7 +31,7 @@ from pah.learner.lesson import run_lesson
 from pah.learner.predictor import Evaluation, Prediction, Predictor
 from pah.learner.restore import restore_predictor
 from pah.learner.store import Lesson, TaughtTask
-from pah.learner.task_inference import DEFAULT_RULE, Rule
+from pah.learner.task_inference import DEFAULT_RULE, Rule, require_rule
 from pah.models.backbones import backbone_options
 from pah.training.config import RunConfig
 from pah.training.state import Event
@@ -198,7 +198,7 @@ class ContinualLearner:
             InputError: the task is unknown, or the images are invalid.
         """
         predictor, rate = self.predictor, arguments.unknown_rate(unknown)
-        arguments.require_rule(rule)
+        require_rule(rule)
         candidates = range(len(self.tasks)) if task is None else [predictor.index(task)]
         pixels = torch.from_numpy(to_pixel_array(images, predictor.record.image_shape))
         batches = predictor.predict_batches(pixels, candidates, rule)
@@ -219,7 +219,7 @@ class ContinualLearner:
         Raises:
             InputError: the task is unknown, a class is not one of the task, or the data are invalid.
         """
-        arguments.require_rule(rule)
+        require_rule(rule)
         index = self.predictor.index(task)
         return self.predictor.evaluate(
             with_all_images_in_test(self._load(data)[0]), index, None if task_given else rule

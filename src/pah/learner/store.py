@@ -248,9 +248,9 @@ def _require_valid(record: Record) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError("tasks: expected at least one, each name once")
     for task in record.tasks:
-        if len(task.classes) < 2 or len(task.labels) != len(task.classes) or task.temperature <= 0:
+        if not task.classes or len(task.labels) != len(task.classes) or task.temperature <= 0:
             raise ValueError(
-                f"task {task.name!r}: expected at least 2 classes, a label each, and a temperature above 0"
+                f"task {task.name!r}: expected at least one class, a label each, and a temperature above 0"
             )
 
 
