@@ -100,7 +100,7 @@ class Stream:
         return dataclasses.replace(self, tasks=tuple(tasks))
 
 
-def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -> Stream:
+def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, smallest: int = 2) -> Stream:
     """Return the data set as a stream of tasks.
 
     Normalisation uses only the training images of the first task, as later tasks are unknown when training starts.
@@ -110,10 +110,11 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         options: How it is split into tasks.
         tasks: Number of tasks, unless `options.sizes` gives the size of each.
         seed: Orders the classes and draws held-out images.
+        smallest: Smallest number of classes of a task.
 
     Raises:
-        InputError: the options need more classes than there are, a task has a single class, or a class has no
-            training image besides its validation images.
+        InputError: the options need more classes than there are, a task has fewer than `smallest` classes, or a class
+            has no training image besides its validation images.
     """
     if options.sizes:
         count = len(options.sizes)
@@ -121,7 +122,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         require(consistent, "stream.tasks", f"{count}, the number of stream.sizes, or none", options.tasks)
         tasks = count
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
-    groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
+    groups = _class_groups(source.class_names, options, tasks, seed, smallest)[: options.first]
     classes = len(source.class_names)
     train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
@@ -192,13 +193,15 @@ def evaluation_batches(
         yield x.contiguous(memory_format=torch.channels_last), y
 
 
-def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
+def _class_groups(
+    class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int, smallest: int
+) -> list[tuple[int, ...]]:
     """Return the data set's labels of each task."""
     total, sizes = len(class_names), options.sizes
     used = options.classes if options.classes is not None else sum(sizes) if sizes else total
     require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
     require(sizes is None or sum(sizes) == used, "stream.sizes", f"sizes that add up to {used} classes", sizes)
-    if 2 * tasks > used:
+    if smallest * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
             f"which leaves a task with a single class; at most {used // 2} tasks"
