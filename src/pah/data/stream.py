@@ -110,7 +110,8 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
         options: How it is split into tasks.
         tasks: Number of tasks, unless `options.sizes` gives the size of each.
         seed: Orders the classes and draws held-out images.
-        smallest: Smallest number of classes of a task.
+        smallest: Smallest number of classes of a task. With 1, as in a lesson, a class may also have a single image,
+            which is trained on and not held out.
 
     Raises:
         InputError: the options need more classes than there are, a task has fewer than `smallest` classes, or a class
@@ -127,7 +128,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
     train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
     for labels in groups:
-        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed)
+        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed, smallest == 1)
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
@@ -220,12 +221,25 @@ def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
 
 
 def _training_rows(
-    class_names: Sequence[str], rows: Sequence[Tensor], labels: Sequence[int], options: StreamOptions, seed: int
+    class_names: Sequence[str],
+    rows: Sequence[Tensor],
+    labels: Sequence[int],
+    options: StreamOptions,
+    seed: int,
+    for_lesson: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return training rows and validation rows of each of these classes, given all rows of every class."""
+    """Return training rows and validation rows of each of these classes, given all rows of every class.
+
+    In a lesson, a single image of a class is not held out.
+    """
     training, validation = [], []
     for y in labels:
-        train_rows, held_out = _hold_out(rows[y], options.validation, seed, y)
+        if for_lesson and len(rows[y]) == 0:
+            raise InputError(
+                f"class {class_names[y]!r}: expected training images, got only test images; choose the other classes"
+            )
+        share = 0.0 if for_lesson and len(rows[y]) == 1 else options.validation
+        train_rows, held_out = _hold_out(rows[y], share, seed, y)
         if len(train_rows) == 0:
             name = class_names[y]
             raise InputError(f"stream.validation {options.validation}: class {name!r} keeps no training image")

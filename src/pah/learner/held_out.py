@@ -143,11 +143,12 @@ def make_lesson(
         before: The accuracies on these before the lesson.
         after: The accuracies on these after it.
     """
+    accuracies = {task: evaluation.accuracy for task, evaluation in after.items()}
     measured = {task: images.images for task, images in held_out.items()} | {name: source}
     return Lesson(
         name=name,
         taught=utc_now(),
-        accuracies={task: evaluation.accuracy for task, evaluation in after.items()} | {name: result.accuracy},
+        accuracies=accuracies if result.accuracy is None else accuracies | {name: result.accuracy},
         drift=result.drift,
         seconds=round(seconds, 3),
         notes=notes,

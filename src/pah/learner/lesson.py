@@ -29,13 +29,13 @@ class LessonResult(NamedTuple):
 
     Attributes:
         predictor: The predictor after the lesson.
-        accuracy: Accuracy on the test part of the new task, in percent.
+        accuracy: Accuracy on the test part of the new task, in percent; None if it has no test images.
         drift: Estimated share of its accuracy that each old task lost, by task name, 0 to 1.
         notes: What the lesson could not do.
     """
 
     predictor: Predictor
-    accuracy: float
+    accuracy: float | None
     drift: dict[str, float]
     notes: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ def run_lesson(
         predictor = update_statistics(previous, predictor, feature_map, task.train)
     predictor = calibrate(predictor, index, task.validation)
     predictor = calibrate_among_all(predictor, index, task.validation)
-    accuracy = predictor.evaluate(source, index, None).accuracy
+    accuracy = predictor.evaluate(source, index, None).accuracy if len(source.test) else None
     return LessonResult(predictor, accuracy, drift, _single_class_notes(predictor))
 
 
