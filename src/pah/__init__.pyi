@@ -2,8 +2,8 @@ from .core.config import InputError
 from .data.augment import AugmentOptions
 from .data.stream import Stream, StreamOptions
 from .data.task import Task
+from .learner.held_out import DriftError
 from .learner.learner import ContinualLearner
-from .learner.lesson import DriftError
 from .learner.prediction import ClassProbability, Prediction
 from .learner.predictor import Evaluation
 from .learner.store import Lesson, TaughtTask

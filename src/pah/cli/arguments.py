@@ -22,14 +22,15 @@ SHORT_NAMES = {  # short name -> full name of an option
 }
 FLAGS = {  # options without a value
     "--overwrite",
-    "--skip_unreadable",
+    "--resume_if_there",
     "--json",
     "--all",
     "--help",
     "-h",
     "--print_config",
 }
-SWITCHES = {"--training.sync_batch_norm"}  # options that mean true without a value
+# options that mean true without a value
+SWITCHES = {"--training.sync_batch_norm", "--skip_unreadable", "--follow_links"}
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the default name
 
 

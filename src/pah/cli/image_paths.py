@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pah.core.config import InputError
-from pah.data.listing import IMAGE_SUFFIXES
+from pah.data.image import IMAGE_SUFFIXES
 
 STDIN = "-"
 

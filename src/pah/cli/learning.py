@@ -20,9 +20,9 @@ from pah.cli.printing import json_line, say
 from pah.core.config import InputError, require
 from pah.core.files import locked
 from pah.learner.export import export as write_onnx
+from pah.learner.held_out import DriftError
 from pah.learner.hub import refuse_to_replace
 from pah.learner.learner import ContinualLearner
-from pah.learner.lesson import DriftError
 from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.study.ablation import flat_options
 from pah.training.state import EpochDone, Event, StepDone
@@ -58,7 +58,10 @@ def learn(console: Console, arguments: list[str]) -> int:
                     options.data,
                     classes=([options.only] if isinstance(options.only, str) else options.only) or None,
                     label_column=options.label_column,
+                    test_split=options.test_split,
                     skip_unreadable=options.skip_unreadable,
+                    follow_links=options.follow_links,
+                    max_megapixels=options.max_megapixels,
                     held_out=_held_out(options.held_out, [task.name for task in learner.tasks]),
                     max_drift=options.max_drift,
                     watch=display,
@@ -270,4 +273,5 @@ def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str
     for group, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
         requested = values.get(f"{group}.name", name)
         require(requested == name, group, f"that of the first lesson, {name}", requested)
-    return flat_options(learner.config)
+    one_lesson = ("test_split", "skip_unreadable", "follow_links", "max_megapixels")  # not those of the lesson before
+    return {name: value for name, value in flat_options(learner.config).items() if name not in one_lesson}

@@ -1,15 +1,14 @@
 """The commands `pah run`, `pah resume`, `pah diagnose` and `pah data`: one run, and the stream that it learns."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from pah.cli import display, learning, options, reporting, watching
+from pah.cli import display, learning, options, reporting, resume_options, watching
 from pah.cli.arguments import split_arguments
 from pah.cli.errors import end_with
 from pah.cli.printing import json_line, say
@@ -22,20 +21,12 @@ from pah.data.benchmarks import BENCHMARKS
 from pah.learner.store import LEARNER_FILE
 from pah.methods.base import MethodOptions
 from pah.runs import diagnosis
-from pah.runs.folder import CONFIG, DIAGNOSIS, REPORT, refuse_other_run
+from pah.runs.folder import CONFIG, DIAGNOSIS, REPORT, holds_run, refuse_other_run
 from pah.runs.run import resume_run, start_run
 from pah.training.config import RunConfig, load_stream
 
-WITHOUT_EFFECT = (
-    tuple(  # options that `pah data` accepts, as those of a run, although they change nothing that it lists
-        f"--{name}" for name in ("method.", "backbone.", "optimizer.", "augment.", "training.")
-    )
-)
-DIAGNOSE = (
-    "Show where a finished run's forgetting comes from; RUN is its folder. For each old task, new heads are fitted to "
-    "the features right after the task and at the end of the run, and their accuracies are compared. The run must have "
-    "been made with --snapshots true. Writes RUN/diagnosis.json."
-)
+# options of a run that `pah data` accepts although they change nothing that it lists
+WITHOUT_EFFECT = ("--method.", "--backbone.", "--optimizer.", "--augment.", "--training.")
 
 
 def run(console: Console, arguments: list[str]) -> int:
@@ -46,18 +37,21 @@ def run(console: Console, arguments: list[str]) -> int:
     others = {config: folder_beside(request, config) for config in request.beside if config != request.config}
     if request.config in request.beside:
         say(f"beside: {request.config.method} is run once, as it has the same options as the run itself")
+    to_resume = _runs_to_resume(request, {request.config: request.out} | others)
     if not request.overwrite:
         for config, folder in others.items():  # fail before the first run trains for an hour
-            refuse_other_run(folder, config.as_dict())
+            if config not in to_resume:
+                refuse_other_run(folder, config.as_dict())
     finished = []
     with Stop() as stop:
         for config, folder in ({request.config: request.out} | others).items():
-            with watching.watch_run(console, progress, config, folder) as watch:
+            start = resume_run if config in to_resume else partial(start_run, overwrite=request.overwrite)
+            trackers = watching.with_earlier_trackers(progress, folder) if config in to_resume else progress
+            with watching.watch_run(console, watching.first_process_only(trackers), config, folder) as watch:
                 try:
-                    results = start_run(
+                    results = start(
                         config,
                         folder,
-                        overwrite=request.overwrite,
                         watch=watch,
                         stop=stop,
                         checkpoint_seconds=request.checkpoint_seconds,
@@ -77,15 +71,23 @@ def run(console: Console, arguments: list[str]) -> int:
 def resume(console: Console, arguments: list[str]) -> int:
     """Run `pah resume`: continue a run from its checkpoint."""
     positional, named = split_arguments(arguments)
-    progress, device_name = options.resume_options(named)
-    device = find_device(device_name)
+    request = resume_options.resume_request(named, Path(*positional[:1]))
+    device = find_device(request.device)
     folder = distributed.run_on_main_process(lambda: run_folder("resume", positional))
-    config = distributed.run_on_main_process(lambda: options.read_config(folder / CONFIG))
-    progress = watching.first_process_only(watching.with_earlier_trackers(progress, folder))
+    stored = distributed.run_on_main_process(lambda: options.read_config(folder / CONFIG))
+    config = resume_options.resumed_config(stored, request)
+    progress = watching.first_process_only(watching.with_earlier_trackers(request.progress, folder))
     console = watching.console_for(progress, console)
     with Stop() as stop, watching.watch_run(console, progress, config, folder) as watch:
         try:
-            results = resume_run(config, folder, watch=watch, stop=stop, device=device)
+            results = resume_run(
+                config,
+                folder,
+                more_tasks=config.stream.first != stored.stream.first,
+                watch=watch,
+                stop=stop,
+                device=device,
+            )
         except STOPPED:
             return end_stopped_run(folder, stop)
         watch.ended(results)
@@ -98,10 +100,11 @@ def resume(console: Console, arguments: list[str]) -> int:
 
 def diagnose(console: Console, arguments: list[str]) -> int:
     """Run `pah diagnose`: split a finished run's forgetting into the losses of its heads and of its features."""
-    if set(arguments) & {"-h", "--help"}:
-        ArgumentParser(prog="pah diagnose", usage="pah diagnose RUN", description=DIAGNOSE).parse_args(["-h"])
-    folder = run_folder("diagnose", arguments)
-    diagnoses = diagnosis.diagnose(options.read_config(folder / CONFIG), folder)
+    positional, named = split_arguments(arguments)
+    data = resume_options.diagnosed_data(named)
+    folder = run_folder("diagnose", positional)
+    config = options.read_config(folder / CONFIG)
+    diagnoses = diagnosis.diagnose(dataclasses.replace(config, data=data or config.data), folder)
     write_json(folder / DIAGNOSIS, diagnosis.as_dict(diagnoses))
     console.print(display.diagnosis_table(diagnoses))
     console.print(display.DIAGNOSIS_LEGEND, highlight=False, soft_wrap=True)
@@ -153,6 +156,13 @@ def _unknown_data(name: str) -> InputError:
     if Path(name).is_dir():
         return InputError(f"{name}: expected a benchmark or a learner, got a folder without {LEARNER_FILE}")
     return unknown_name_error("learner or benchmark", name, BENCHMARKS)
+
+
+def _runs_to_resume(request: options.RunRequest, runs: Mapping[RunConfig, Path]) -> set[RunConfig]:
+    """Return the runs that `--resume_if_there` continues: those whose folders hold them already."""
+    if not request.resume_if_there:
+        return set()
+    return distributed.run_on_main_process(lambda: {config for config, path in runs.items() if holds_run(path, config)})
 
 
 def run_folder(command: str, arguments: Sequence[str]) -> Path:

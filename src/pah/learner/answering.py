@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 
 from pah.core.config import InputError, require
-from pah.data.image import ImageInput, Pixels, to_pixel_array
+from pah.data.image import AnyImages, Pixels, to_pixel_array
+from pah.learner.arguments import unknown_rate
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
-from pah.learner.task_inference import Rule
-
-DEFAULT_UNKNOWN_RATE = 0.05  # share of images of known classes that `unknown=True` may call "none of these"
+from pah.learner.task_inference import Rule, require_rule
 
 
 class How(TypedDict, total=False):
@@ -36,12 +35,12 @@ class How(TypedDict, total=False):
     max_megapixels: int
 
 
-def predict(predictor: Predictor, images: ImageInput, task: str | None, how: How) -> list[Prediction]:
+def predict(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
     return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
 
 
-def predict_readable(predictor: Predictor, images: ImageInput, task: str | None, how: How) -> list[Prediction | None]:
+def predict_readable(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction | None]:
     """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
     shape = predictor.record.image_shape
     decoded = list(decode_each(images, shape, how["max_megapixels"]))
@@ -53,16 +52,15 @@ def predict_readable(predictor: Predictor, images: ImageInput, task: str | None,
 
 def _answer(predictor: Predictor, pixels: Pixels, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each of the images (N, C, H, W)."""
-    unknown, top = how["unknown"], how["top"]
-    rate = (DEFAULT_UNKNOWN_RATE if unknown is True else float(unknown)) if unknown is not False else None
-    require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
+    rule, rate, top = how["rule"], unknown_rate(how["unknown"]), how["top"]
+    require_rule(rule)
     require(top >= 0, "top", "a number of classes, at least 0", top)
     candidates = range(len(predictor.record.tasks)) if task is None else [predictor.index(task)]
-    batches = predictor.predict_batches(torch.from_numpy(pixels), candidates, how["rule"], top)
+    batches = predictor.predict_batches(torch.from_numpy(pixels), candidates, rule, top)
     return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
 
 
-def decode_each(images: ImageInput, shape: tuple[int, int, int], max_megapixels: int) -> Iterator[Pixels | InputError]:
+def decode_each(images: AnyImages, shape: tuple[int, int, int], max_megapixels: int) -> Iterator[Pixels | InputError]:
     """Yield each image as an array (C, H, W), or the reason why it cannot be read.
 
     Args:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pah.core.config import InputError, unknown_name_error
+from pah.core.config import InputError, require, unknown_name_error
 from pah.data.sources import Source
 from pah.learner.prediction import ClassProbability, Prediction, rank_classes
 from pah.learner.store import Record, TaughtTask
@@ -21,8 +21,9 @@ from pah.learner.task_inference import (
     AMONG_ALL,
     KNOWN_SCORE,
     Rule,
+    known_scores,
     largest_cosine_per_task,
-    score,
+    require_rule,
     task_scores,
     threshold,
 )
@@ -128,6 +129,7 @@ class Predictor:
     def index(self, name: str) -> int:
         """Return the position of a task; raise InputError, naming the known tasks, if the name is unknown."""
         names = [task.name for task in self.record.tasks]
+        require(isinstance(name, str), "task", "the name of a task", name)
         if name not in names:
             raise unknown_name_error("task", name, names)
         return names.index(name)
@@ -164,6 +166,7 @@ class Predictor:
         Raises:
             InputError: the rule needs prototypes, and the network has none.
         """
+        require_rule(rule)
         uses_prototypes = rule in ("prototypes", "combined") and len(tasks) > 1
         if uses_prototypes and not self.has_prototypes:
             raise InputError(
@@ -180,12 +183,9 @@ class Predictor:
         """Return predictions for one batch; `prototypes` are the features (P, D) of the tasks' prototypes."""
         logits = self.logits(pixels, tasks)
         similarity = None if prototypes is None else self.prototype_similarity(pixels, tasks, prototypes)
+        distances = self.class_distances(pixels, tasks) if 1 in self.method.network.sizes(tasks) else None
         quantiles = [self.record.tasks[k].quantiles for k in tasks]
-        scores = task_scores(rule, logits, similarity, quantiles)  # (B, T)
-        if len(tasks) > 1:
-            known_scores = task_scores(KNOWN_SCORE, logits, similarity, quantiles)
-        else:
-            known_scores = score(KNOWN_SCORE, logits, similarity)
+        scores = task_scores(rule, logits, similarity, quantiles, distances)  # (B, T)
         best = scores.argmax(dim=1)
         rows = torch.arange(len(best))
         of_classes = [z.softmax(dim=1) for z in logits]
@@ -195,7 +195,7 @@ class Predictor:
             classes=torch.stack(classes, dim=1)[rows, best],
             probabilities=torch.stack(probabilities, dim=1)[rows, best],
             task_probabilities=scores.softmax(dim=1)[rows, best],
-            known_scores=known_scores.amax(dim=1),
+            known_scores=known_scores(logits, quantiles, distances),
             task_given=len(tasks) == 1,
             ranking=rank_classes(of_classes, best, top),
         )
@@ -219,6 +219,10 @@ class Predictor:
         network = self._inference_method.network
         features = network.backbone(self._normalize(pixels))
         return largest_cosine_per_task(features.cpu(), prototypes, network.sizes(tasks))
+
+    def class_distances(self, pixels: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return the distances of images (B, channels, H, W) uint8 from the class means of each task, (B, T)."""
+        return self.statistics_or_empty().distances(self.features(pixels), tasks)
 
     def to_predictions(self, batch: BatchPredictions, unknown_rate: float | None) -> Iterator[Prediction]:
         """Yield the predictions of a batch with names.

@@ -142,6 +142,7 @@ def results(
         revision: The commit of the source code, if known.
     """
     parameters = method.network.count_parameters()
+    validated = {"epochs_trained": state.epochs_trained, "best_epochs": state.best_epochs}
     return {
         "benchmark": config.benchmark,
         "method": config.method,
@@ -162,6 +163,7 @@ def results(
         "processes": distributed.world_size(),
         "versions": versions(),
         "commit": revision,
+        **(validated if config.training.validates else {}),
     }
 
 
