@@ -279,7 +279,7 @@ def _parse_options(named: Sequence[str]) -> Namespace:
     add = parser.add_argument
     add("--task", type=str | None, default=None, help="answer with classes of this task (default: infer the task)")
     rule_help = f"rule by which the task is inferred (default: {DEFAULT_RULE})"
-    add("--rule", type=Rule | None, default=None, help=rule_help)
+    add("--rule", type=Rule, default=None, help=rule_help)
     unknown_help = "also answer 'none of these'; the value is the share of known images for which that may happen"
     add("--unknown", type=float | None, default=None, help=unknown_help)
     add("--top", type=int, default=0, help="also give the N most likely classes of the task with their probabilities")
@@ -287,7 +287,7 @@ def _parse_options(named: Sequence[str]) -> Namespace:
     add("--threshold", type=float | None, default=None, help=threshold_help)
     add("--json", action="store_true", help="print a line of JSON for each image")
     add("--csv", type=str | None, default=None, metavar="FILE", help="write a row for each image into this file")
-    add("--skip_unreadable", action="store_true", help="end with status 0 although some images cannot be read")
+    add("--skip_unreadable", type=bool, default=False, help="end with status 0 although some images cannot be read")
     megapixels_help = "an image with more megapixels is not read"
     add("--max_megapixels", type=int, default=MAX_MEGAPIXELS, help=megapixels_help)
     add_device(parser)
