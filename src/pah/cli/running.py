@@ -18,12 +18,15 @@ from pah.core.config import InputError, unknown_name_error
 from pah.core.devices import find_device
 from pah.core.files import write_json
 from pah.data.benchmarks import BENCHMARKS
+from pah.data.decode import MixedSizesError
+from pah.data.sources import count_images
+from pah.data.stream import Stream
 from pah.learner.store import LEARNER_FILE
 from pah.methods.base import MethodOptions
 from pah.runs import diagnosis
 from pah.runs.folder import CONFIG, DIAGNOSIS, REPORT, holds_run, refuse_other_run
 from pah.runs.run import resume_run, start_run
-from pah.training.config import RunConfig, load_stream
+from pah.training.config import RunConfig, load_stream, stream_of
 
 # options of a run that `pah data` accepts although they change nothing that it lists
 WITHOUT_EFFECT = ("--method.", "--backbone.", "--optimizer.", "--augment.", "--training.")
@@ -138,15 +141,14 @@ def data(console: Console, arguments: list[str]) -> int:
 
 def _list_benchmark(console: Console, config: RunConfig, as_json: bool) -> None:
     """Print the images and the tasks of a benchmark."""
-    stream = load_stream(dataclasses.replace(config, method_options=MethodOptions()))
+    stream, images = _stream_and_images(dataclasses.replace(config, method_options=MethodOptions()))
     if as_json:
         print(json_line(display.stream_as_dict(config, stream)))
         return
-    channels, height, width = stream.image_shape
     console.print(f"{config.benchmark}: {BENCHMARKS[config.benchmark].summary}", highlight=False)
-    console.print(
-        f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}, from {stream.origin}", highlight=False
-    )
+    console.print(f"{images}, from {stream.origin}", highlight=False)
+    for note in stream.source.notes if stream.source else ():
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
     console.print(display.stream_table(stream))
 
@@ -163,6 +165,19 @@ def _runs_to_resume(request: options.RunRequest, runs: Mapping[RunConfig, Path])
     if not request.resume_if_there:
         return set()
     return distributed.run_on_main_process(lambda: {config for config, path in runs.items() if holds_run(path, config)})
+
+
+def _stream_and_images(config: RunConfig) -> tuple[Stream, str]:
+    """Return the stream of a configuration, and its images in words; images of several sizes are only counted."""
+    try:
+        stream = load_stream(config)
+    except MixedSizesError:
+        if config.data is None:
+            raise
+        stream = stream_of(config, count_images(config.data, config.read_options))
+        return stream, "images of several sizes (`--image_size N` makes them N x N for a run)"
+    channels, height, width = stream.image_shape
+    return stream, f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}"
 
 
 def run_folder(command: str, arguments: Sequence[str]) -> Path:

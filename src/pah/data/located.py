@@ -216,7 +216,7 @@ def _dataset_table(part: datasets.Dataset) -> pyarrow.dataset.Dataset:
     """Return a split as an Arrow table whose schema contains the features."""
     import pyarrow.dataset
 
-    flat = part.flatten_indices()
+    flat = part.flatten_indices() if part._indices is not None else part
     return pyarrow.dataset.dataset(flat.data.table.replace_schema_metadata(flat.features.arrow_schema.metadata))
 
 

@@ -23,7 +23,7 @@ from pah.data.given_images import GivenData, as_data_set, is_hugging_face
 from pah.data.given_pixels import decode_given
 from pah.data.labelled_splits import read_labelled_splits
 from pah.data.listing import select_test_fifth
-from pah.data.located import locate, locate_in_memory
+from pah.data.located import LocatedSource, locate, locate_in_memory
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 
 FINGERPRINT_ROWS = 4096  # images whose bytes are read at a time
@@ -157,8 +157,35 @@ def load_source(
         return encoded
 
     decoded = decode_once(key, read, image_size, options.max_megapixels)
-    source = _source(name, decoded, every_class_in_both)
-    return replace(source, skipped=located.missing + source.skipped, conversions=located.notes + source.conversions)
+    return _with_notes(_source(name, decoded, every_class_in_both), located)
+
+
+def count_images(data: str, options: ReadOptions = DEFAULT_READING) -> Source:
+    """Return a data set of a folder or the hub with its labels and without its images, which may be of any sizes.
+
+    Every image is a single black pixel.
+
+    Args:
+        data: A path or a hub id, as `load_source` takes it.
+        options: How the labels are read.
+
+    Raises:
+        InputError: the data are missing, unreadable or not a complete data set.
+    """
+    with reading(data):
+        located = locate(data, options)
+        encoded = read_labelled_splits(located.tables, data, located.how)
+
+    train, test = encoded.train.labels, encoded.test.labels
+    black = [np.zeros((len(labels), 1, 1, 1), np.uint8) for labels in (train, test)]
+    counted = DecodedDataSet(encoded.class_names, black[0], train, black[1], test, encoded.record)
+    return _with_notes(_source(data, counted, every_class_in_both=True), located)
+
+
+def _with_notes(source: Source, located: LocatedSource) -> Source:
+    """Return a source with the notes on the place of its files."""
+    skipped, conversions = located.missing + source.skipped, located.notes + source.conversions
+    return replace(source, skipped=skipped, conversions=conversions)
 
 
 def _key_options(options: ReadOptions, image_size: int | None, fingerprint: str | None) -> list[str | int | None]:

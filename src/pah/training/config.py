@@ -17,6 +17,7 @@ from pah.core.config import InputError, derived_seed, require, require_types, un
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import find_benchmark
 from pah.data.read_options import ReadOptions
+from pah.data.sources import Source
 from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
@@ -186,10 +187,15 @@ def load_stream(config: RunConfig) -> Stream:
     Raises:
         InputError: the data cannot be read, or cannot be split as asked.
     """
-    chosen = find_benchmark(config.benchmark)
-    source = chosen.load_source(config.data, config.image_size, config.read_options)
+    return stream_of(
+        config, find_benchmark(config.benchmark).load_source(config.data, config.image_size, config.read_options)
+    )
+
+
+def stream_of(config: RunConfig, source: Source) -> Stream:
+    """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked."""
     classes = config.stream.classes or len(source.class_names)
-    tasks = config.stream.tasks or chosen.tasks or max(1, min(5, classes // 2))
+    tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
     stream = make_stream(source, config.stream, tasks, config.seed)
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
