@@ -221,12 +221,15 @@ def stream_table(stream: Stream) -> Table:
 
 
 def stream_as_dict(config: RunConfig, stream: Stream) -> dict[str, Any]:
-    """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0."""
+    """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0.
+
+    The image shape (C, H, W) is None if the images have several sizes: then they are only counted, as single pixels.
+    """
     return {
         "benchmark": config.benchmark,
         "origin": stream.origin,
         "notes": list(stream.source.notes) if stream.source else [],
-        "image_shape": list(stream.image_shape),
+        "image_shape": None if stream.image_shape[1:] == (1, 1) else list(stream.image_shape),
         "class_order": config.stream.class_order,
         "seed": config.seed,
         "tasks": [

@@ -19,6 +19,7 @@ from pah.cli.parser import config_of, parse, readable_error
 from pah.cli.printing import json_line, say
 from pah.core.config import InputError, require
 from pah.core.files import locked
+from pah.data.read_options import ReadOptions
 from pah.learner.export import export as write_onnx
 from pah.learner.held_out import DriftError
 from pah.learner.hub import refuse_to_replace
@@ -46,32 +47,32 @@ def learn(console: Console, arguments: list[str]) -> int:
         for name in ("name", "data"):
             if not options[name]:
                 raise InputError(f"{name}: expected --{name} with a value, got none")
-        if options.max_drift is not None and existing is None:
-            say("max_drift: without effect in the first lesson, as there are no old tasks")
         display: LessonDisplay | json_progress.LessonEvents = LessonDisplay(console, options.name, learner)
         if options.progress == "json":
             display = json_progress.LessonEvents(folder, options.name, display.epochs)
         with display:
             try:
-                learner.learn(
-                    options.name,
-                    options.data,
-                    classes=([options.only] if isinstance(options.only, str) else options.only) or None,
-                    label_column=options.label_column,
-                    test_split=options.test_split,
-                    skip_unreadable=options.skip_unreadable,
-                    follow_links=options.follow_links,
-                    max_megapixels=options.max_megapixels,
-                    held_out=_held_out(options.held_out, [task.name for task in learner.tasks]),
-                    max_drift=options.max_drift,
-                    watch=display,
-                )
+                learner.learn(options.name, options.data, watch=display, **_lesson_keywords(options, learner))
             except DriftError as error:
                 display.rolled_back(error)
                 return 1
         learner.write(folder)
     display.done(learner, folder)
     return 0
+
+
+def _lesson_keywords(options: Namespace, learner: ContinualLearner) -> dict[str, Any]:
+    """Return the options of a lesson as arguments of `ContinualLearner.learn`."""
+    for limit in ("max_drift", "max_loss"):
+        if options[limit] is not None and not learner.tasks:
+            say(f"{limit}: without effect in the first lesson, as there are no old tasks")
+    reading = {field.name: options[field.name] for field in dataclasses.fields(ReadOptions)}
+    return reading | {
+        "classes": ([options.only] if isinstance(options.only, str) else options.only) or None,
+        "held_out": _held_out(options.held_out, [task.name for task in learner.tasks]),
+        "max_drift": options.max_drift,
+        "max_loss": options.max_loss,
+    }
 
 
 def export(console: Console, arguments: list[str]) -> int:
@@ -253,13 +254,15 @@ def _learner_folder(command: str, positional: Sequence[str]) -> Path:
 def _held_out(texts: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
     """Return texts such as "birds=photos" as data by task.
 
-    A text is divided at the first "=" before which the name of a task stands, as names and paths may contain "=".
+    Names and paths may contain "=". So a text is divided where the name of a task stands before it, and, if that is
+    possible at several places, where a folder stands after it.
     """
     pairs: dict[str, str] = {}
     for text in texts:
         parts = text.split("=")
         divisions = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
-        task, data = next((pair for pair in divisions if pair[0] in tasks), (divisions or [("", "")])[0])
+        known = [pair for pair in divisions if pair[0] in tasks]
+        task, data = next((pair for pair in known if Path(pair[1]).exists()), (known or divisions or [("", "")])[0])
         if not (task and data):
             raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
         require(task not in pairs, "held_out", f"the task {task!r} once", text)

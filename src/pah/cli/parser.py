@@ -187,6 +187,8 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             help="roll the lesson back if an old task is estimated to lose more accuracy than this, 0 to 1: 0.1 is 10 "
             "points",
         )
+        max_loss_help = "roll the lesson back if an old task loses more than this many points on its held-out images"
+        add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:
         add("--benchmark", type=str, default="split-digits", help="stream to learn; same as BENCHMARK")
