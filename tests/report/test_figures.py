@@ -12,6 +12,7 @@ import os, sys
 from pathlib import Path
 from pah.report.figures import accuracy_against_forgetting, save
 entry = {"forgetting": {"mean": 1.0, "std": 0.1}, "average_accuracy": {"mean": 90.0, "std": 0.2}}
+entry |= {"stored_samples": 0, "parameters_per_new_task": 1, "parameters": 100}
 save(accuracy_against_forgetting({"benchmark": "b", "tasks": 2, "methods": {"pah": entry}}), Path(sys.argv[1]))
 print(os.environ["MPLBACKEND"])
 """
