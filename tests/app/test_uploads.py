@@ -24,6 +24,7 @@ from pah.app import uploads
 from pah.app.uploads import Limits, allowed_folder, summarize, unpack
 from pah.core.config import InputError
 from pah.data.lesson import load_lesson
+from pah.data.read_options import ReadOptions
 
 Files = Mapping[str, bytes | str]
 
@@ -141,7 +142,7 @@ def test_unreadable_files_are_listed_and_not_counted(unpacked: Callable[[Files],
     summary = summarize(unpacked({**digits("one", "two"), **others}))
     assert summary.counts == {"one": 5, "two": 5}
     assert summary.unreadable == tuple(sorted(others))
-    source = load_lesson(summary.folder, 8, skip_unreadable=True)
+    source = load_lesson(summary.folder, 8, options=ReadOptions(skip_unreadable=True))
     assert len(source.train) + len(source.test) == 10
     assert {Path(name).name for name in source.skipped} == {"cut.png", "cut.jpg", "empty.png", "text.png"}
 
@@ -257,7 +258,7 @@ def test_a_class_without_images_is_refused(kind: str, unpacked: Callable[[Files]
     with pytest.raises(InputError, match=expected):
         summarize(folder)
     with pytest.raises(InputError):
-        load_lesson(folder, 8, skip_unreadable=True)
+        load_lesson(folder, 8, options=ReadOptions(skip_unreadable=True))
 
 
 def test_a_class_without_test_images_is_refused(unpacked: Callable[[Files], Path]) -> None:

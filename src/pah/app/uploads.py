@@ -16,8 +16,9 @@ from pah.app.messages import quoted
 from pah.app.zip_upload import LIMITS, Limits, extract
 from pah.core.config import InputError
 from pah.data.image import MAX_PIXELS, decode_image, read_image_size, without_pillow_warnings
-from pah.data.lesson import find_outward_link
-from pah.data.listing import FolderListing, list_images
+from pah.data.links import find_outward_link
+from pah.data.listing import FolderListing
+from pah.data.located import list_images
 
 __all__ = ["Limits", "UploadSummary", "allowed_folder", "summarize", "unpack"]
 

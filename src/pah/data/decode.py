@@ -12,13 +12,13 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import huggingface_hub.constants
 import numpy as np
@@ -41,14 +41,56 @@ Labels: TypeAlias = NDArray[np.int64]
 Stamp: TypeAlias = tuple[str, int, int]  # of a file: absolute path, size and time of the last change
 
 
+class MixedSizesError(InputError):
+    """Images differ in size, and no size is given to which they could be resized."""
+
+
+class BatchTable(Protocol):
+    """A table whose rows are read in order, some at a time, as from a `pyarrow.dataset.Dataset`."""
+
+    def to_batches(self, *, columns: Sequence[str], **options: Any) -> Iterator[pyarrow.RecordBatch]:
+        """Yield the rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class EncodedSplit:
     """One split before decoding."""
 
     name: str  # the data set and its split, for messages
-    table: pyarrow.dataset.Dataset
+    table: BatchTable
     image_column: str  # of the table; its values are structs of bytes and path
     labels: Labels  # (N,)
+    rows: Labels | None = None  # (N,): the rows' numbers in the data set, if only some of its rows are in the table
+
+    def place(self, row: int) -> str:
+        """Return how messages call a row."""
+        return f"{self.name}, row {row if self.rows is None else self.rows[row]}"
+
+
+@dataclass(frozen=True)
+class ReadingRecord:
+    """What was decided while a data set was read; the cache keeps it beside the images.
+
+    Args:
+        notes: What was chosen and what was left out, in words.
+        skipped: Images that were left out because they could not be read.
+        test_split: Name of the split with the test images; None if they are a part of the training images.
+    """
+
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    test_split: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodedDataSet:
+    """A data set before decoding."""
+
+    class_names: tuple[str, ...]
+    train: EncodedSplit
+    test: EncodedSplit
+    record: ReadingRecord
 
 
 @dataclass(frozen=True)
@@ -60,6 +102,7 @@ class DecodedDataSet:
     train_labels: Labels
     test_pixels: Pixels
     test_labels: Labels
+    record: ReadingRecord = ReadingRecord()
 
 
 @contextmanager
@@ -80,7 +123,7 @@ def cache_key(files: Iterable[Path], *options: str | int | None) -> str:
 
 def decode_once(
     key: str,
-    read: Callable[[], tuple[tuple[str, ...], EncodedSplit, EncodedSplit]],
+    read: Callable[[], EncodedDataSet],
     image_size: int | None,
     *,
     known_files: Collection[Path] = (),
@@ -92,7 +135,7 @@ def decode_once(
 
     Args:
         key: The data set's name in the cache, from `cache_key`.
-        read: Returns class names, training split and test split; not called if the data set is in the cache.
+        read: Returns the data set before decoding; not called if it is in the cache.
         image_size: Every image is resized and cropped to this height and width; None keeps the images' own size.
         known_files: The files from which `key` was made; rows that name them need no other check.
         max_megapixels: A larger image is refused.
@@ -104,14 +147,14 @@ def decode_once(
     _make_private(folder.parent)
     if (cached := _load_cached(folder)) is not None:
         return cached
-    class_names, train, test = read()
+    encoded = read()
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock(folder):  # another process may be decoding the same data set: wait, then use its result
             if _load_cached(folder) is None:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
                     decoder = _Decoder(image_size, max_megapixels, frozenset(map(str, known_files)), pool)
-                    _decode_to_folder(folder, class_names, train, test, decoder)
+                    _decode_to_folder(folder, encoded, decoder)
             cached = _load_cached(folder)
     except OSError as error:
         raise InputError(
@@ -176,7 +219,11 @@ def _load_cached(folder: Path) -> DecodedDataSet | None:
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
         arrays = {name: _memory_map(file) for name, file in files.items()}
-        return DecodedDataSet(tuple(described["class_names"]), **arrays)
+        record = described["record"]  # older caches have none: they are decoded again
+        notes, skipped = tuple(record["notes"]), tuple(record["skipped"])
+        return DecodedDataSet(
+            tuple(described["class_names"]), **arrays, record=ReadingRecord(notes, skipped, record["test_split"])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -202,9 +249,7 @@ def _checksum(file: Path) -> int:
     return zlib.crc32(np.memmap(file, mode="r").data)  # about 3 GB/s, faster than the first epoch reads the file
 
 
-def _decode_to_folder(
-    folder: Path, class_names: tuple[str, ...], train: EncodedSplit, test: EncodedSplit, decoder: _Decoder
-) -> None:
+def _decode_to_folder(folder: Path, encoded: EncodedDataSet, decoder: _Decoder) -> None:
     """Decode both splits into a temporary folder, then rename it to `folder`, so that it is complete or missing."""
     for leftover in folder.parent.glob(f"{folder.name}.*/"):  # of killed processes; safe under the lock
         shutil.rmtree(leftover, ignore_errors=True)
@@ -212,13 +257,18 @@ def _decode_to_folder(
         new_folder = Path(temporary) / "set"
         new_folder.mkdir(mode=0o700)
         try:
-            _write_pixels(new_folder, train, test, "L", decoder)
+            _write_pixels(new_folder, encoded, "L", decoder)
         except ColourError:  # usually the first image already is in colour, so that little is decoded twice
-            _write_pixels(new_folder, train, test, "RGB", decoder)
-        np.save(new_folder / "train_labels.npy", train.labels)
-        np.save(new_folder / "test_labels.npy", test.labels)
+            _write_pixels(new_folder, encoded, "RGB", decoder)
+        np.save(new_folder / "train_labels.npy", encoded.train.labels)
+        np.save(new_folder / "test_labels.npy", encoded.test.labels)
         checksums = {name: _checksum(new_folder / f"{name}.npy") for name in ARRAYS}
-        described = {"class_names": class_names, "checksums": checksums, "row_files": decoder.row_files}
+        described = {
+            "class_names": encoded.class_names,
+            "checksums": checksums,
+            "record": asdict(encoded.record),
+            "row_files": decoder.row_files,
+        }
         (new_folder / "set.json").write_text(json.dumps(described), encoding="utf-8")
         for file in new_folder.iterdir():
             file.chmod(0o600)
@@ -226,12 +276,12 @@ def _decode_to_folder(
         new_folder.rename(folder)
 
 
-def _write_pixels(folder: Path, train: EncodedSplit, test: EncodedSplit, mode: Mode, decoder: _Decoder) -> None:
+def _write_pixels(folder: Path, encoded: EncodedDataSet, mode: Mode, decoder: _Decoder) -> None:
     """Decode the images of both splits and write them to the folder."""
     decoder.start(mode)
     with without_pillow_warnings():
-        _write_batches(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
-        _write_batches(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))
+        for name, split in (("train", encoded.train), ("test", encoded.test)):
+            _write_batches(folder / f"{name}_pixels.npy", len(split.labels), decoder.batches(split))
 
 
 def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
@@ -240,7 +290,7 @@ def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
     The file is not memory-mapped: on a full disk a failed write is an error, but a store to a mapped page kills the
     process.
     """
-    first = next(batches)
+    first = next(batches)  # (0, C, H, W) if there are no images
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -267,7 +317,7 @@ class _Decoder:
         self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) and name of the first image
 
     def batches(self, split: EncodedSplit) -> Iterator[Pixels]:
-        """Yield the images of a split, in order, as batches (B, C, H, W)."""
+        """Yield the images of a split, in order, as batches (B, C, H, W); of an empty split, one batch of none."""
         import datasets  # the import takes a second; data sets in the cache do not need it
 
         start = 0
@@ -277,11 +327,14 @@ class _Decoder:
                 columns=[split.image_column], batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0
             ):
                 rows = datasets.Image().cast_storage(batch.column(0)).to_pylist()
-                named_rows = [(row, _image_name(row, f"{split.name}, row {start + i}")) for i, row in enumerate(rows)]
+                named_rows = [(row, image_name(row, split.place(start + i))) for i, row in enumerate(rows)]
                 if named_rows:
                     self._note_files(rows)  # before they are read: a change that comes later is noticed
                     yield self._decode(named_rows)
                 start += len(rows)
+        if not start:
+            height, width, channels = self.first[0] if self.first else (1, 1, 1)
+            yield np.empty((0, channels, height, width), np.uint8)
 
     def _note_files(self, rows: list[Any]) -> None:
         """Record the files that rows name; decoding reports those that cannot be read."""
@@ -311,12 +364,12 @@ class _Decoder:
         self.first = self.first or (image.shape, name)
         (height, width, _), first_name = self.first
         if image.shape[:2] != (height, width):
-            raise InputError(
+            raise MixedSizesError(
                 f"expected images of one size, got {width}x{height} ({first_name}) and "
                 f"{image.shape[1]}x{image.shape[0]} ({name}); `--image_size N` resizes all of them to N x N"
             )
 
 
-def _image_name(row: Mapping[str, Any] | None, place: str) -> str:
+def image_name(row: Mapping[str, Any] | None, place: str) -> str:
     """Return how messages call an image: by its file if it has one, otherwise by its place in the table."""
     return str(row["path"]) if row and row["bytes"] is None and row["path"] else place
