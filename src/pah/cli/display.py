@@ -85,6 +85,8 @@ class RunDisplay:
 
     def _show_epoch(self, event: EpochDone, progress: Progress) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        if event.validation_accuracy is not None:
+            terms += f"  validation {event.validation_accuracy:.1f} %"
         self.console.print(
             f"{self.method}  task {event.task + 1}/{len(progress.stream.tasks)}  "
             f"epoch {event.epoch + 1}/{progress.config.training.epochs_of(event.task)}  {terms}  "

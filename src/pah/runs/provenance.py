@@ -61,7 +61,7 @@ def begin(config: RunConfig, stream: Stream, device: torch.device) -> Provenance
         "device": device_name(device),
         "processes": distributed.world_size(),
         "versions": versions(),
-        "commit": commit(),  # now, because the source files may change during the run
+        "commit": commit(),
     }
     parts = [_position(TrainState()) | conditions]
     return Provenance(stream.data_fingerprint, _counts(stream), place, parts)
@@ -96,7 +96,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for conditions in (before, now)
     )
     return [
-        f"{name} {flat_now[name]} instead of {flat_before[name]}"
+        f"{name} {flat_now[name]!s:.16} instead of {flat_before[name]!s:.16}"
         for name in flat_now
         if flat_before.get(name) is not None and flat_now[name] != flat_before[name]
     ]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -177,8 +178,12 @@ def versions() -> dict[str, str]:
     return package_versions | {"threads": str(torch.get_num_threads())}
 
 
+@cache
 def commit() -> str | None:
-    """Return the commit of the source code, with "+changes" if files differ from it; None outside a git checkout."""
+    """Return the commit of the source code, with "+changes" if files differ from it; None outside a git checkout.
+
+    It is looked up once, because the source files may change later, but not what this process has loaded of them.
+    """
     source_folder = Path(__file__).parents[1]  # of the package pah
 
     def git(*arguments: str) -> str:

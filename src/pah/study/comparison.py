@@ -15,6 +15,7 @@ from pah.methods import METHODS
 from pah.runs.folder import METRICS
 from pah.study import tuning
 from pah.study.bootstrap import CorrectMask, Interval
+from pah.study.conditions import require_same_data
 from pah.study.grid import (
     Cell,
     Engine,
@@ -39,11 +40,16 @@ class Comparison:
     seeds: tuple[int, ...]
     folder: Path
     trials: int = 0  # per method, to tune its options; 0 uses the options as given
+    data_fingerprint: str | None = None  # of the data that each cell must have; None before `prepare`
 
     def cells(self, configs: Sequence[RunConfig]) -> list[Cell]:
         """Return the runs, ordered by seed: all methods with the first seed come first."""
         return [
-            Cell(dataclasses.replace(config, seed=seed), self.folder / f"{config.method}-seed{seed}")
+            Cell(
+                dataclasses.replace(config, seed=seed),
+                self.folder / f"{config.method}-seed{seed}",
+                self.data_fingerprint,
+            )
             for seed in self.seeds
             for config in configs
         ]
@@ -51,20 +57,25 @@ class Comparison:
     def trial_cells(self) -> list[Cell]:
         """Return the runs that tune options."""
         folder = self.folder / "tuning"
-        return [cell for config in self.configs for cell in tuning.trial_cells(config, self.trials, folder)]
+        cells = [cell for config in self.configs for cell in tuning.trial_cells(config, self.trials, folder)]
+        return [dataclasses.replace(cell, data_fingerprint=self.data_fingerprint) for cell in cells]
 
 
-def prepare(comparison: Comparison) -> None:
-    """Check the data and the options, and create or check the study folder.
+def prepare(comparison: Comparison) -> Comparison:
+    """Check the data and the options, create or check the study folder, and return the comparison on these data alone.
 
     Raises:
-        InputError: bad data, a method that cannot learn the stream, or a folder that holds something else.
+        InputError: bad data, a method that cannot learn the stream, or a folder that holds something else or runs on
+            other data.
     """
-    for config in comparison.configs:
+    stream = load_stream(comparison.configs[0])
+    for config in comparison.configs[1:]:
         load_stream(config)
     cells = comparison.trial_cells() if comparison.trials else comparison.cells(comparison.configs)
     require_matching_folders(cells)
+    require_same_data(comparison.folder, stream)
     claim_folder(comparison.folder, comparison.configs[0])
+    return dataclasses.replace(comparison, data_fingerprint=stream.data_fingerprint)
 
 
 def tune_options(

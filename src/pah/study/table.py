@@ -8,6 +8,7 @@ from typing import Any
 
 from pah.core.config import InputError
 from pah.study.bootstrap import CorrectMask, Interval, paired_bootstrap
+from pah.study.conditions import conditions_paragraph, different_conditions, require_one_data_set
 
 REFERENCE = "pah"  # the method that the others are compared with
 TIME_REFERENCE = "finetune"  # the method whose time counts as 1
@@ -59,7 +60,7 @@ def summarise(
         missing: a {"method", "seed", "reason"} for each cell that failed or did not run.
 
     Raises:
-        InputError: no run, an incomplete run, two runs of one method and seed, or runs on different benchmarks.
+        InputError: no run, an incomplete run, two runs of one method and seed, or runs on different benchmarks or data.
     """
     _require_comparable(runs)
     by_method: dict[str, list[Mapping[str, Any]]] = {}
@@ -73,6 +74,7 @@ def summarise(
             name: summarise_seeds(seeds, intervals.get(name), reference_seconds) for name, seeds in by_method.items()
         },
         "missing": [{key: cell[key] for key in ("method", "seed", "reason")} for cell in missing],
+        "conditions": different_conditions(runs),
     }
 
 
@@ -105,6 +107,7 @@ def _require_comparable(runs: Sequence[Mapping[str, Any]]) -> None:
         if _shared_facts(run) != _shared_facts(runs[0]):
             expected, received = _shared_facts(runs[0]), _shared_facts(run)
             raise InputError(f"{_cell_label(run)}: expected a run on {expected}, got {received}")
+    require_one_data_set((_cell_label(run), run) for run in runs)
     label, times = Counter(map(_cell_label, runs)).most_common(1)[0]
     if times > 1:
         raise InputError(f"{label}: expected one run, got {times}")
@@ -159,6 +162,7 @@ def as_markdown(summary: Mapping[str, Any]) -> str:
     header, *rows = table_rows(summary)
     parts = [markdown_table([header, ["---", *["---:"] * (len(header) - 1)], *rows])]
     parts.append("{benchmark}, {tasks} tasks, measured on {evaluated_on} images. ".format(**summary) + legend(summary))
+    parts += conditions_paragraph(summary)
     parts += missing_paragraph((_cell_label(cell), cell["reason"]) for cell in summary["missing"])
     return "\n\n".join(parts) + "\n"
 

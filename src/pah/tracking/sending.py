@@ -113,7 +113,8 @@ class Sender:
     def _epoch_point(self, line: Mapping[str, Any]) -> Point:
         """Return the numbers of one epoch, from a line of the log."""
         step = self._epochs_of_tasks(line["task"]) + line["epoch"] + 1
-        plain = {name: line[name] for name in ("lr", "images_per_second")}
+        names = ("lr", "images_per_second", "validation_accuracy")  # the last one only if it was measured
+        plain = {name: line[name] for name in names if name in line}
         return step, {"task": line["task"] + 1, **plain, **{f"terms/{k}": v for k, v in line["terms"].items()}}
 
     def _task_point(self, matrix: Matrix) -> Point:
