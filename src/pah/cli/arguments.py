@@ -1,6 +1,7 @@
 """Normalize the arguments of a command line: full option names, and the options of a YAML file as arguments."""
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,15 @@ FLAGS = {  # options without a value
     "-h",
     "--print_config",
 }
-SWITCHES = {"--training.sync_batch_norm"}  # options that mean true without a value
+SWITCHES = {"--training.sync_batch_norm", "--training.measure_transfer"}  # options that mean true without a value
+NUMBER_LISTS = {  # options that take numbers with commas between them -> a number of the list, and an example
+    "--stream.class_order": (r"(-?\d{1,9})()", "seed, natural or labels with commas between them, such as 3,1,4,0"),
+    "--stream.sizes": (
+        r"(\d{1,9})(?: *[xX*] *(\d{1,4}))?",
+        "numbers of classes with commas between them, such as 50,10x5",
+    ),
+}
+WORDS = ("seed", "natural", "null")  # values of these options that are no lists
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the default name
 
 
@@ -75,6 +84,28 @@ def merge_repeated(arguments: Sequence[str], option: str) -> list[str]:
     values = [argument.removeprefix(start) for argument in arguments if argument.startswith(start)]
     rest = [argument for argument in arguments if not argument.startswith(start)]
     return [*rest, start + json.dumps(values)] if values else rest
+
+
+def with_number_lists(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with lists of numbers as JSON: "--stream.sizes=50,10x2" -> "--stream.sizes=[50, 10, 10]".
+
+    Raises:
+        InputError: an option of `NUMBER_LISTS` has another value than such a list.
+    """
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in NUMBER_LISTS and equals and value not in WORDS:
+            pattern, expected = NUMBER_LISTS[name]
+            words = value.strip().removeprefix("[").removesuffix("]").split(",")
+            matches = [re.fullmatch(pattern, word.strip()) for word in words]
+            found = [match for match in matches if match]
+            if len(found) < len(matches):
+                raise InputError(f"{name.removeprefix('--')}: expected {expected}, got {value!r}")
+            numbers = [int(match[1]) for match in found for _ in range(int(match[2] or 1))]
+            argument = f"{name}={json.dumps(numbers)}"
+        result.append(argument)
+    return result
 
 
 def without_unused_options(arguments: Iterable[str]) -> list[str]:

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.cli.arguments import SHORT_NAMES, as_arguments, as_text, flatten_groups, without_unused_options
+from pah.cli.arguments import (
+    SHORT_NAMES,
+    as_arguments,
+    as_text,
+    flatten_groups,
+    with_number_lists,
+    without_unused_options,
+)
 from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATOR, Command
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
@@ -30,8 +37,10 @@ STREAM_OPTIONS = (  # options that have no meaning for a lesson
     "stream.first",
     "stream.classes",
     "stream.class_order",
+    "stream.order_seed",
     "training.evaluate_on",
     "training.test_batch_norm",
+    "training.measure_transfer",
 )
 
 
@@ -46,7 +55,7 @@ def parse(arguments: list[str], command: Command, base_defaults: Mapping[str, ob
     Raises:
         InputError: an option is unknown or has a value of another type.
     """
-    arguments = without_unused_options(arguments)
+    arguments = without_unused_options(with_number_lists(arguments))
     choices = _choices(arguments, command, base_defaults)
     sets_buffer = any(argument.startswith("--method.buffer") for argument in arguments)
     if sets_buffer and not hasattr(METHODS[choices.method].options, "buffer"):

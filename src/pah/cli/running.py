@@ -117,7 +117,7 @@ def data(console: Console, arguments: list[str]) -> int:
     console.print(
         f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}, from {stream.origin}", highlight=False
     )
-    console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
+    console.print(display.class_order_line(config, stream), highlight=False)
     console.print(display.stream_table(stream))
     return 0
 
