@@ -68,7 +68,8 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
         name, equals, value = argument.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
         name = SHORT_NAMES.get(name, name)
-        if name in FLAGS or (name in SWITCHES and not equals):
+        has_value = bool(equals) or (bool(remaining) and remaining[0] in ("true", "false"))
+        if name in FLAGS or (name in SWITCHES and not has_value):
             options.append(name + equals + value if name in FLAGS else f"{name}=true")
             continue
         if not equals and remaining and not remaining[0].startswith("--"):
@@ -109,7 +110,10 @@ def with_number_lists(arguments: Iterable[str]) -> list[str]:
 
 
 def without_unused_options(arguments: Iterable[str]) -> list[str]:
-    """Return the arguments without the YAML options of a method or backbone that other arguments replace."""
+    """Return the arguments without the YAML options of a method or backbone that other arguments replace.
+
+    The options of a YAML file that has a list of numbers as text, such as 50,10x5, become arguments.
+    """
     result: list[str] = []
     arguments = list(arguments)
     values = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
@@ -125,7 +129,8 @@ def without_unused_options(arguments: Iterable[str]) -> list[str]:
             if (name := values.get(f"{group}.name")) and options.get(f"{group}.name", default or name) != name
         ]
         used = {name: value for name, value in options.items() if name.partition(".")[0] not in replaced}
-        result += [argument] if used == options else as_arguments(as_text(used))
+        has_texts = any(isinstance(options.get(name.removeprefix("--")), str) for name in NUMBER_LISTS)
+        result += [argument] if used == options and not has_texts else as_arguments(as_text(used))
     return result
 
 

@@ -3,11 +3,13 @@
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pah.study.bootstrap import CorrectMask
 from pah.study.table import (
+    BOLD,
     BOUNDS,
     NO_VALUE,
     best_without_samples,
@@ -29,6 +31,7 @@ LATEX_ESCAPES = {
     "±": r"$\pm$",
     NO_VALUE: "--",
 }
+BOLD_BEGIN = BOLD.partition(":")[0]  # of the legend's sentence on Markdown, where any best method is bold
 LATEX_NOTE = (
     "Bold: the highest mean AA of the methods without stored samples, except the bounds ({bounds}), if its difference "
     "to each of the others is significant over at least two seeds. Put \\usepackage{{booktabs}} into the preamble."
@@ -79,7 +82,8 @@ def as_latex(summary: Mapping[str, Any]) -> str:
             accuracy = titles.index("AA")
             cells[accuracy] = f"\\textbf{{{cells[accuracy]}}}"
         body.append(_latex_row(cells))
-    explanation = legend(summary).partition("\n\nBold:")[0] + "\n\n" + LATEX_NOTE.format(bounds=", ".join(BOUNDS))
+    note = textwrap.fill(LATEX_NOTE.format(bounds=", ".join(BOUNDS)), width=118)
+    explanation = f"{legend(summary).partition(BOLD_BEGIN)[0]}{note}"
     comment = [f"% {line}".rstrip() for line in explanation.splitlines()]
     head = [f"\\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", "\\toprule", _latex_row(map(_latex_cell, titles))]
     return "\n".join([*comment, *head, "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]) + "\n"
