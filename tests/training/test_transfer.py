@@ -30,6 +30,11 @@ MEASURED = {
 }
 
 
+def test_the_option_needs_no_value() -> None:
+    words = ([], ["--training.measure_transfer"], ["--training.measure_transfer", "true"])
+    assert [tiny(*given).training.measure_transfer for given in words] == [False, True, True]
+
+
 def read(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return found

@@ -39,6 +39,8 @@ STREAM_OPTIONS = (  # options that have no meaning for a lesson
     "stream.classes",
     "stream.class_order",
     "stream.order_seed",
+    "stream.sizes",
+    "stream.images",
     "training.evaluate_on",
     "training.test_batch_norm",
     "training.measure_transfer",

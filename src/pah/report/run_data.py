@@ -143,9 +143,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         matrix = [[None if value is None else float(value) for value in row] for row in content["accuracy_matrix"]]
     except (TypeError, ValueError):
         matrix = []
-    known = (value for row in matrix for value in row if value is not None)
-    if not matrix or any(len(row) != i for i, row in enumerate(matrix, 1)) or not all(map(math.isfinite, known)):
+    known = [value for row in matrix for value in row if value is not None]
+    if not known or any(len(row) != i for i, row in enumerate(matrix, 1)) or not all(map(math.isfinite, known)):
         raise InputError(f"{path}: expected an accuracy matrix whose row i has i numbers, got another")
+    curve = content.get("class_incremental_curve", matrix)  # runs of older versions have none
+    if not isinstance(curve, list) or len(curve) != len(matrix):
+        raise InputError(f"{path}: expected a class-incremental curve of {len(matrix)} numbers, got {curve!r:.80}")
     return content | {"accuracy_matrix": matrix} | metrics.summary(matrix)
 
 
@@ -167,6 +170,8 @@ def _metrics_so_far(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if not state.matrix:
         position = f"in task {state.task + 1} (epochs done: {state.epoch}, steps of the next: {state.step})"
         raise InputError(f"{folder}: expected a run that has learned a task, got one that is still {position}")
+    if all(accuracy is None for accuracy in state.matrix[-1]):
+        raise InputError(f"{folder}: expected a run that has learned a task with test images, got none yet")
     return facts_of_config | {
         "accuracy_matrix": state.matrix,
         **metrics.summary(state.matrix),

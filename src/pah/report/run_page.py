@@ -144,7 +144,7 @@ def _accuracy(run: Run, finetune: Run | None) -> Section:
 def _averages(run: Run) -> Table:
     """Return the accuracies over all tasks seen after each task, and their means over the run."""
     given = curves.average_accuracies(run.matrix)
-    not_given = run.metrics.get("class_incremental_curve", [None] * len(given))  # older runs lack it
+    not_given = run.metrics.get("class_incremental_curve") or [None] * len(given)  # older runs lack it
     rows = [[str(k), curves.cell(one), other] for k, (one, other) in enumerate(zip(given, not_given, strict=True), 1)]
     means = ("average_incremental_accuracy", "average_class_incremental_accuracy")
     rows.append(["mean", *(run.metrics.get(key) for key in means)])

@@ -12,7 +12,7 @@ from typing import Any
 
 from pah.core import files
 from pah.methods import METHODS
-from pah.runs.folder import METRICS
+from pah.runs.folder import METRICS, PREDICTIONS
 from pah.study import tuning
 from pah.study.bootstrap import CorrectMask
 from pah.study.grid import (
@@ -120,7 +120,10 @@ def summarise_folder(folder: Path, missing: Sequence[dict[str, Any]]) -> dict[st
     runs = [files.read_json(path) for path in folder.glob(f"*-seed*/{METRICS}")]
     runs.sort(key=lambda metrics: (order.index(metrics["method"]), metrics["seed"]))
     answers: dict[str, dict[int, list[CorrectMask]]] = {}
+    reference_seeds = {run["seed"] for run in runs if run["method"] == REFERENCE}
     for method, seed in ((run["method"], run["seed"]) for run in runs):
-        answers.setdefault(method, {})[seed] = correct_answers(folder / f"{method}-seed{seed}")
+        run_folder = folder / f"{method}-seed{seed}"
+        if seed in reference_seeds or (run_folder / PREDICTIONS).is_file():  # committed runs may lack their predictions
+            answers.setdefault(method, {})[seed] = correct_answers(run_folder)
     summary = summarise(runs, difference_intervals(answers, REFERENCE), missing)
     return summary | {"significantly_best": significantly_best(summary["methods"], answers)}
