@@ -129,7 +129,8 @@ def without_unused_options(arguments: Iterable[str]) -> list[str]:
             if (name := values.get(f"{group}.name")) and options.get(f"{group}.name", default or name) != name
         ]
         used = {name: value for name, value in options.items() if name.partition(".")[0] not in replaced}
-        has_texts = any(isinstance(options.get(name.removeprefix("--")), str) for name in NUMBER_LISTS)
+        lists = [options.get(name.removeprefix("--")) for name in NUMBER_LISTS]
+        has_texts = any(isinstance(value, str) and value not in WORDS for value in lists)
         result += [argument] if used == options and not has_texts else as_arguments(as_text(used))
     return result
 
