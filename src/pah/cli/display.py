@@ -14,7 +14,7 @@ from pah.data.stream import Stream
 from pah.runs.diagnosis import TaskDiagnosis
 from pah.runs.run import Progress
 from pah.study.ablation import panel_rows
-from pah.study.table import table_rows
+from pah.study.table import NO_VALUE, table_rows
 from pah.training.config import RunConfig
 from pah.training.state import EpochDone, StepDone, TaskBegun, TaskDone
 
@@ -96,7 +96,7 @@ class RunDisplay:
         )
 
     def _show_task(self, event: TaskDone, progress: Progress) -> None:
-        accuracies = " ".join(f"{accuracy:.1f}" for accuracy in event.accuracies)
+        accuracies = " ".join(_accuracy_text(accuracy) for accuracy in event.accuracies)
         self.console.print(
             f"{self.method}  learned task {event.task + 1} ({progress.stream.tasks[event.task].name}); "
             f"accuracy on each task so far, %: {accuracies}",
@@ -144,8 +144,12 @@ def matrix_table(results: dict[str, Any]) -> Table:
     for k in range(len(results["accuracy_matrix"])):
         table.add_column(f"on {k + 1}", justify="right")
     for k, row in enumerate(results["accuracy_matrix"]):
-        table.add_row(str(k + 1), *(f"{accuracy:.1f}" for accuracy in row))
+        table.add_row(str(k + 1), *map(_accuracy_text, row))
     return table
+
+
+def _accuracy_text(accuracy: float | None) -> str:
+    return NO_VALUE if accuracy is None else f"{accuracy:.1f}"
 
 
 LEGEND = "in %: AA average accuracy, FM forgetting, BWT backward transfer, LA learning accuracy"
@@ -165,7 +169,8 @@ def summary_table(all_results: list[dict[str, Any]]) -> Table:
     for title in columns:
         table.add_column(title, justify="right")
     for results in all_results:
-        table.add_row(results["method"], *(f"{results[key]:.2f}" for key in columns.values()))
+        values = (results[key] for key in columns.values())
+        table.add_row(results["method"], *(NO_VALUE if value is None else f"{value:.2f}" for value in values))
     return table
 
 
@@ -209,6 +214,16 @@ def diagnosis_table(diagnoses: Sequence[TaskDiagnosis]) -> Table:
     )
     table.add_row("mean", "", "", "", "", f"{lost:.1f}", f"{features:.1f}", f"{head:.1f}", "", "")
     return table
+
+
+def class_order_line(config: RunConfig, stream: Stream) -> str:
+    """Return how a stream's classes are ordered, and how many classes of the data set it leaves out."""
+    order, order_seed = config.stream.class_order, config.stream.order_seed
+    line = f"class order: {'as listed' if isinstance(order, tuple) else order}, seed {config.seed}"
+    if order_seed is not None:
+        line = f"class order: stream.order_seed {order_seed}, seed {config.seed}"
+    left_out = stream.classes_left_out
+    return f"{line}; classes left out: {left_out}" if left_out else line
 
 
 def stream_table(stream: Stream) -> Table:

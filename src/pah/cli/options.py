@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jsonargparse import Namespace
 
-from pah.cli.arguments import FLAGS, SHORT_NAMES, merge_repeated, with_full_names
+from pah.cli.arguments import FLAGS, NUMBER_LISTS, SHORT_NAMES, merge_repeated, with_full_names
 from pah.cli.json_progress import require_progress
 from pah.cli.parser import config_of, parse, with_changes
 from pah.core.config import InputError, require, unknown_name_error
@@ -217,7 +217,7 @@ def _parse_factors(base: RunConfig, texts: Sequence[str]) -> dict[str, list[str]
             raise unknown_name_error("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
         are_lists = all(value.startswith("[") for value in values)
-        is_allowed = are_lists or not isinstance(known[name], list)
+        is_allowed = are_lists or f"--{name}" in NUMBER_LISTS or not isinstance(known[name], list)
         require(is_allowed, f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors

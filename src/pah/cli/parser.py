@@ -10,7 +10,15 @@ from typing import Any, NamedTuple, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.cli.arguments import SHORT_NAMES, as_arguments, as_text, flatten_groups, without_unused_options
+from pah.cli.arguments import (
+    NUMBER_LISTS,
+    SHORT_NAMES,
+    as_arguments,
+    as_text,
+    flatten_groups,
+    with_number_lists,
+    without_unused_options,
+)
 from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATOR, Command
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
@@ -31,8 +39,12 @@ STREAM_OPTIONS = (  # options that have no meaning for a lesson
     "stream.first",
     "stream.classes",
     "stream.class_order",
+    "stream.order_seed",
+    "stream.sizes",
+    "stream.images",
     "training.evaluate_on",
     "training.test_batch_norm",
+    "training.measure_transfer",
 )
 
 
@@ -47,7 +59,7 @@ def parse(arguments: list[str], command: Command, base_defaults: Mapping[str, ob
     Raises:
         InputError: an option is unknown or has a value of another type.
     """
-    arguments = without_unused_options(arguments)
+    arguments = with_number_lists(without_unused_options(arguments))
     choices = _choices(arguments, command, base_defaults)
     sets_buffer = any(argument.startswith("--method.buffer") for argument in arguments)
     if sets_buffer and not hasattr(METHODS[choices.method].options, "buffer"):
@@ -308,6 +320,9 @@ def config_of(options: Namespace) -> RunConfig:
 def readable_error(message: str, parser: ArgumentParser) -> InputError:
     """Return jsonargparse's message as one line in the style of this program, with the nearest name if unknown."""
     line = " ".join(message.split())
+    list_option = re.search(r"(stream\.\w+)\W*: Does not validate .*Given value: (.*)", line)
+    if list_option and f"--{list_option[1]}" in NUMBER_LISTS:
+        return InputError(f"{list_option[1]}: expected {NUMBER_LISTS[f'--{list_option[1]}'][1]}, got {list_option[2]}")
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", line, re.I) or re.search(
         r"Option '([\w.]+)' is not accepted", line
     )

@@ -156,7 +156,7 @@ def _list_benchmark(console: Console, config: RunConfig, as_json: bool) -> None:
     console.print(f"{images}, from {stream.origin}", highlight=False)
     for note in stream.source.notes if stream.source else ():
         console.print(note, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"class order: {config.stream.class_order}, seed {config.seed}", highlight=False)
+    console.print(display.class_order_line(config, stream), highlight=False)
     console.print(display.stream_table(stream))
 
 

@@ -18,7 +18,7 @@ from pah.data.augment import AugmentOptions
 from pah.data.sources import Images, Source
 from pah.data.task import Batch, Examples, Normalization, Step, Task
 
-ClassOrder = Literal["seed", "natural"]
+ClassOrder = Literal["seed", "natural"] | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,14 @@ class StreamOptions:
             first tasks get one class more.
         first: Learn only this number of tasks, the first ones; all unless given.
         classes: Use only this number of classes, the first ones of the class order; all unless given.
-        class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
+        class_order: Shuffle the classes by the run's seed ("seed"), take them in the data set's own order ("natural"),
+            or in the order of these labels, each once, such as 3,1,4,0; classes that are not among them are not used.
+        order_seed: Shuffle the classes by this seed instead of the run's, so that runs with several seeds have one
+            class order: the order that the run's seed of this value gives.
         validation: Share of each class's training images that is held out, never trained on.
-        sizes: Number of classes of each task, for tasks of unequal size; `tasks` is then their number.
+        sizes: Number of classes of each task, for tasks of unequal size, such as 50,10x5 for one task of 50 classes and
+            five of 10; `tasks` is then their number. They add up to `classes`, or to the number of labels in
+            `class_order`, if one is given, and else to at most all classes.
         images: Largest number of training images of each class, drawn by the seed from those that are not held out.
     """
 
@@ -43,6 +48,7 @@ class StreamOptions:
     validation: float = 0.0
     sizes: tuple[int, ...] | None = None
     images: int | None = None
+    order_seed: int | None = None
 
     def __post_init__(self) -> None:
         require(self.tasks is None or self.tasks >= 1, "stream.tasks", "at least 1", self.tasks)
@@ -52,6 +58,18 @@ class StreamOptions:
         sizes = self.sizes
         require(sizes is None or min(sizes, default=0) >= 2, "stream.sizes", "at least 2 classes a task", sizes)
         require(self.images is None or self.images >= 1, "stream.images", "at least 1", self.images)
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raise InputError unless the class order and its seed are valid for some data set."""
+        order, order_seed = self.class_order, self.order_seed
+        if isinstance(order, tuple):
+            require(len(order) >= 2, "stream.class_order", "at least 2 labels", order)
+            repeated = next((label for k, label in enumerate(order) if label in order[:k]), None)
+            require(repeated is None, "stream.class_order", "each label once, and not again", repeated)
+        require(order_seed is None or 0 <= order_seed < 2**63, "stream.order_seed", "0 to 2^63 - 1", order_seed)
+        by_seed = order_seed is None or order == "seed"
+        require(by_seed, "stream.order_seed", "none, as stream.class_order is not seed", order_seed)
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,7 @@ class Stream:
         image_shape: Channels, height, width.
         origin: Where the images come from, in words.
         source: The data set of which it consists, if it is known.
+        classes_left_out: Number of classes of the data set that the options leave out of the stream.
     """
 
     tasks: tuple[Task, ...]
@@ -71,6 +90,7 @@ class Stream:
     image_shape: tuple[int, int, int]
     origin: str
     source: Source | None = field(default=None, repr=False, compare=False)
+    classes_left_out: int = 0
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -123,7 +143,8 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
         require(consistent, "stream.tasks", f"{count}, the number of stream.sizes, or none", options.tasks)
         tasks = count
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
-    groups = _class_groups(source.class_names, options, tasks, seed, smallest)[: options.first]
+    all_groups = _class_groups(len(source.class_names), options, tasks, seed, smallest)
+    groups = all_groups[: options.first]
     classes = len(source.class_names)
     train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
@@ -138,7 +159,9 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
         for k, (labels, *examples) in enumerate(parts)
     )
     _, *shape = source.train.pixels.shape
-    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin, source)
+    image_shape = shape[0], shape[1], shape[2]
+    left_out = classes - sum(map(len, all_groups))
+    return Stream(stream_tasks, normalization, image_shape, source.origin, source, left_out)
 
 
 def training_batches(
@@ -194,24 +217,39 @@ def evaluation_batches(
         yield x.contiguous(memory_format=torch.channels_last), y
 
 
-def _class_groups(
-    class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int, smallest: int
-) -> list[tuple[int, ...]]:
-    """Return the data set's labels of each task."""
-    total, sizes = len(class_names), options.sizes
-    used = options.classes if options.classes is not None else sum(sizes) if sizes else total
-    require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
-    require(sizes is None or sum(sizes) == used, "stream.sizes", f"sizes that add up to {used} classes", sizes)
+def _class_groups(total: int, options: StreamOptions, tasks: int, seed: int, smallest: int) -> list[tuple[int, ...]]:
+    """Return the data set's labels of each task, given the data set's number of classes."""
+    order, sizes = _ordered_classes(total, options, seed), options.sizes
+    listed = isinstance(options.class_order, tuple)
+    available = f"{len(order)} {'labels of stream.class_order' if listed else 'classes of the data set'}"
+    used = options.classes if options.classes is not None else sum(sizes) if sizes else len(order)
+    if sizes:
+        required = options.classes or (len(order) if listed else None)
+        fits = sum(sizes) == required if required else sum(sizes) <= len(order)
+        expected = f"{required} classes" if required else f"at most the {available}"
+        got = f"{', '.join(map(str, sizes))}, which add up to {sum(sizes)}"
+        if not fits:
+            raise InputError(f"stream.sizes: expected sizes that add up to {expected}, got {got}")
+    require(used <= len(order), "stream.classes", f"at most the {available}", used)
     if smallest * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
             f"which leaves a task with a single class; at most {used // 2} tasks"
         )
-    order = torch.arange(total)
-    if options.class_order == "seed":
-        order = torch.randperm(total, generator=generator(seed, "class order"))
     parts = order[:used].split(list(sizes)) if sizes else order[:used].tensor_split(tasks)
     return [tuple(part.tolist()) for part in parts]
+
+
+def _ordered_classes(total: int, options: StreamOptions, seed: int) -> Tensor:
+    """Return the labels of the data set's `total` classes in the order in which they are learned."""
+    if isinstance(options.class_order, tuple):
+        wrong = next((label for label in options.class_order if not 0 <= label < total), None)
+        require(wrong is None, "stream.class_order", f"labels of the data set, 0 to {total - 1}", wrong)
+        return torch.tensor(options.class_order)
+    if options.class_order == "natural":
+        return torch.arange(total)
+    order_seed = seed if options.order_seed is None else options.order_seed
+    return torch.randperm(total, generator=generator(order_seed, "class order"))
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:

@@ -112,9 +112,10 @@ def _train(
         heads = method.network.heads
         if isinstance(event, TaskBegun) and isinstance(heads, GeneratedHeads):
             watch(PrototypesInitialized(task.index, heads.prototypes.tasks[task.index].detach().cpu().clone()))
-        if on_validation and isinstance(event, EpochDone) and len(task.validation):
+        if on_validation and isinstance(event, EpochDone):
             (accuracy,), _ = evaluate(method, (task,), on_validation)
-            watch(Validated(task.index, event.epoch, accuracy))
+            if accuracy is not None:  # it is None without validation images
+                watch(Validated(task.index, event.epoch, accuracy))
     require_finite(method, state)
 
 

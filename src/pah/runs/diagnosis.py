@@ -90,7 +90,10 @@ def diagnose(config: RunConfig, folder: Path) -> list[TaskDiagnosis]:
     require_same_data(metrics, stream, folder)
     methods = [load_snapshot(config, stream, folder, k) for k in range(len(stream.tasks))]
     flip = config.training.flip_test
-    return [_diagnose_task(task, methods, metrics["accuracy_matrix"], flip) for task in stream.tasks[:-1]]
+    measured = [task for task in stream.tasks[:-1] if len(task.test)]
+    if len(stream.tasks) > 1 and not measured:
+        raise InputError(f"{folder}: expected test images of an old task, got none")
+    return [_diagnose_task(task, methods, metrics["accuracy_matrix"], flip) for task in measured]
 
 
 def load_snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Method:

@@ -27,9 +27,11 @@ from pah.learner.store import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.training import metrics
-from pah.training.config import RunConfig
+from pah.training.config import RunConfig, build_method
 from pah.training.evaluation import TaskPredictions
+from pah.training.loop import begin
 from pah.training.state import TrainState
+from pah.training.transfer import measure_readiness
 
 Moment = Literal["start", "learned"]  # before and after a task's own training
 
@@ -39,7 +41,7 @@ def save_network(path: Path, method: Method) -> None:
     files.write_file(path, store.serialize_weights(method.network))
 
 
-def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: list[list[float]]) -> None:
+def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: metrics.Matrix) -> None:
     """Write the finished network as a learner, with its tasks and accuracies.
 
     It is calibrated if the run has validation images. It holds no dates, so equal runs write equal files.
@@ -54,7 +56,7 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
             for task in stream.tasks
         ),
         history=tuple(
-            Lesson(name, None, dict(zip(names, accuracies, strict=False)))
+            Lesson(name, None, {old: value for old, value in zip(names, accuracies, strict=False) if value is not None})
             for name, accuracies in zip(names, matrix, strict=True)
         ),
     )
@@ -150,10 +152,14 @@ def results(
         "seed": config.seed,
         "evaluated_on": config.training.evaluate_on,
         "class_order": stream.class_order,
+        "classes_left_out": stream.classes_left_out,
         "task_names": [task.name for task in stream.tasks],
         "accuracy_matrix": state.matrix,
         **metrics.summary(state.matrix),
         "class_incremental_accuracy": state.class_incremental[-1],
+        "class_incremental_curve": state.class_incremental,
+        "average_class_incremental_accuracy": metrics.mean_or_none(state.class_incremental),
+        **(_forward_transfer(config, stream, method, state) if config.training.measure_transfer else {}),
         "parameters": parameters
         | {"total": parameters["backbone"] + parameters["hypernetwork"] + sum(parameters["per_task"])},
         "stored_samples": method.stored_samples,
@@ -165,6 +171,25 @@ def results(
         "versions": versions(),
         "commit": revision,
         **(validated if config.training.validates else {}),
+    }
+
+
+def _forward_transfer(config: RunConfig, stream: Stream, method: Method, state: TrainState) -> dict[str, Any]:
+    """Return the part of `metrics.json` on forward transfer; it measures an untrained network."""
+    untrained = build_method(config, stream.image_shape).to(method.device)
+    measured = []
+    for task in stream.tasks:
+        untrained.release()
+        begin(untrained, task, config.seed)
+        measured.append(measure_readiness(untrained, task, config.training))
+    heads, features = zip(*measured, strict=True)
+    return {
+        "forward_transfer": metrics.forward_transfer(state.head_before, heads),
+        "feature_forward_transfer": metrics.forward_transfer(state.features_before, features),
+        "accuracy_before_learning": state.head_before,
+        "accuracy_untrained": list(heads),
+        "feature_accuracy_before_learning": state.features_before,
+        "feature_accuracy_untrained": list(features),
     }
 
 

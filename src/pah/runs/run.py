@@ -1,7 +1,6 @@
 """A run: the training of a configuration in a folder, from the beginning or from a checkpoint."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,6 +49,7 @@ from pah.runs.saved_state import load_state, restore, save_state
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.evaluation import evaluate, predict_tasks
 from pah.training.loop import epochs_are_over, train
+from pah.training.metrics import average_accuracy
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
 
 
@@ -293,7 +293,8 @@ def _write_results(
     metrics = results(config, stream, method, state, provenance.parts[-1]["commit"]) | provenance.metrics()
     if config.training.flip_test:  # the metrics without mirror images, for comparison
         without_flip = dataclasses.replace(config.training, flip_test=False)
-        metrics["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, without_flip)[0])
+        accuracies, _ = evaluate(method, stream.tasks, without_flip)
+        metrics["average_accuracy_without_flip"] = average_accuracy([accuracies])
     if distributed.is_main_process():
         save_model(folder / MODEL, config, stream, method, state.matrix)
         save_predictions(folder / PREDICTIONS, predictions)

@@ -18,13 +18,13 @@ from pah.study.bootstrap import CorrectMask
 from pah.study.conditions import conditions_paragraph, different_conditions, require_same_data
 from pah.study.grid import Cell, Outcome, claim_folder, correct_answers, require_matching_folders
 from pah.study.table import (
-    COLUMNS,
     column_titles,
     difference_intervals,
+    explain_columns,
     format_value,
-    interval_level,
     markdown_table,
     missing_paragraph,
+    percent_columns,
     row_cells,
     summarise_seeds,
 )
@@ -193,13 +193,14 @@ def _panel_summary(ablation: Ablation, panel: Panel, finished: Mapping[str, Any]
 def panel_rows(summary: Mapping[str, Any], panel: Mapping[str, Any]) -> list[list[str]]:
     """Return the texts of a panel's table: the column titles, then one row per configuration."""
     cells = summary["cells"]
+    columns = percent_columns(cells).values()
     rows = []
     for row in panel["rows"]:
         first, *rest = map(format_value, row["values"])
         if row["cell"] == BASE:
             first = f"{first} ({BASE})"
-        rows.append([first, *rest, *row_cells(cells[row["cell"]])])
-    return [[*panel["short"], *column_titles(BASE, BASE, interval_level(cells))], *rows]
+        rows.append([first, *rest, *row_cells(cells[row["cell"]], columns)])
+    return [[*panel["short"], *column_titles(BASE, BASE, cells)], *rows]
 
 
 def as_markdown(summary: Mapping[str, Any]) -> str:
@@ -210,8 +211,7 @@ def as_markdown(summary: Mapping[str, Any]) -> str:
         parts.append(markdown_table([header, ["---", *["---:"] * (len(header) - 1)], *rows]))
     cells = summary["cells"].values()
     tasks, images = (" or ".join(dict.fromkeys(str(cell[key]) for cell in cells)) for key in ("tasks", "evaluated_on"))
-    level = interval_level(summary["cells"])
-    columns = COLUMNS.format(reference=BASE, rows="cells", unit="the base", level=level)
+    columns = explain_columns(BASE, "cells", "the base", summary["cells"])
     parts.append(LEGEND.format(benchmark=summary["benchmark"], tasks=tasks, images=images, columns=columns, base=BASE))
     parts += conditions_paragraph(summary)
     parts += missing_paragraph((f"{cell['cell']}, seed {cell['seed']}", cell["reason"]) for cell in summary["missing"])

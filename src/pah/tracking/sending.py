@@ -119,7 +119,8 @@ class Sender:
 
     def _task_point(self, matrix: Matrix) -> Point:
         """Return the accuracies and metrics after a task; the last row of `matrix` belongs to it."""
-        accuracies = {f"accuracy/task_{k:02}": accuracy for k, accuracy in enumerate(matrix[-1], start=1)}
+        named = {f"accuracy/task_{k:02}": accuracy for k, accuracy in enumerate(matrix[-1], start=1)}
+        accuracies = {name: accuracy for name, accuracy in named.items() if accuracy is not None}
         return self._epochs_of_tasks(len(matrix)), accuracies | metrics.summary(matrix)
 
 

@@ -194,9 +194,12 @@ def load_stream(config: RunConfig) -> Stream:
 
 def stream_of(config: RunConfig, source: Source) -> Stream:
     """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked."""
-    classes = config.stream.classes or len(source.class_names)
+    order = config.stream.class_order
+    classes = config.stream.classes or len(order if isinstance(order, tuple) else source.class_names)
     tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
     stream = make_stream(source, config.stream, tasks, config.seed)
+    if config.training.evaluate_on == "test" and not any(len(task.test) for task in stream.tasks):
+        raise InputError(f"{source.origin}: expected test images, got none in any class")
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
 

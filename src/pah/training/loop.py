@@ -22,6 +22,7 @@ from pah.training.checkpoint import optimizer_tensors
 from pah.training.evaluation import evaluate
 from pah.training.options import TrainingOptions
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
+from pah.training.transfer import measure_readiness
 
 
 def train(
@@ -46,7 +47,10 @@ def train(
     """
     for task in stream.tasks[state.task :]:
         seen = stream.tasks[: task.index + 1]
-        yield from learn_task(method, seen, options, augment, seed, state)
+        for event in learn_task(method, seen, options, augment, seed, state):
+            if options.measure_transfer and isinstance(event, TaskBegun):
+                _measure_transfer(method, task, options, state)
+            yield event
         started = time.perf_counter()
         accuracies, class_incremental = evaluate(method, seen, options)
         state.matrix.append(accuracies)
@@ -54,6 +58,15 @@ def train(
         state.task, state.began, state.epoch, state.best_epoch = task.index + 1, False, 0, None
         state.seconds += time.perf_counter() - started
         yield TaskDone(task.index, accuracies)
+
+
+def _measure_transfer(method: Method, task: Task, options: TrainingOptions, state: TrainState) -> None:
+    """Add the accuracy on a task that was just begun to the state."""
+    started = time.perf_counter()
+    readiness = measure_readiness(method, task, options)
+    state.head_before.append(readiness.head)
+    state.features_before.append(readiness.features)
+    state.seconds += time.perf_counter() - started
 
 
 def learn_task(

@@ -38,6 +38,8 @@ class TrainingOptions:
         test_batch_norm: At test time, batch norm uses its running statistics ("running") or those of the test batch
             ("batch"). A test batch holds images of a single task. The published code of PAH uses "batch", which is not
             a fair evaluation.
+        measure_transfer: Measure forward transfer: evaluate each task also before its first step, and an untrained
+            network at the end.
     """
 
     epochs: int = 15
@@ -52,6 +54,7 @@ class TrainingOptions:
     sync_batch_norm: bool = False
     flip_test: bool = False
     test_batch_norm: BatchNormStatistics = "running"
+    measure_transfer: bool = False
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pah.methods.base import Terms
+from pah.training.metrics import Accuracy
 
 
 @dataclass
@@ -21,8 +22,10 @@ class TrainState:
     train_seconds: float = 0.0  # in steps alone
     seconds: float = 0.0  # in all, evaluation included
     images: int = 0
-    matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
-    class_incremental: list[float] = field(default_factory=list)  # percent, after each task
+    matrix: list[list[Accuracy]] = field(default_factory=list)  # accuracy, percent
+    class_incremental: list[Accuracy] = field(default_factory=list)  # percent, after each task
+    head_before: list[Accuracy] = field(default_factory=list)  # on each task before its first step, if measured
+    features_before: list[Accuracy] = field(default_factory=list)  # the same with the nearest class mean
     scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 loss scaler
     best_epoch: int | None = None  # of this task, by its validation images; None if they are not used
     best_accuracy: float = 0.0  # after that epoch, on the validation images, percent
@@ -96,10 +99,10 @@ class PrototypesInitialized:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task was learned; `accuracies` are those on every task seen, in percent."""
+    """A task was learned; `accuracies` are those on every task seen, in percent; None without test images."""
 
     task: int
-    accuracies: list[float]
+    accuracies: list[Accuracy]
 
 
 Event = TaskBegun | PrototypesInitialized | StepDone | EpochDone | Validated | TaskDone
