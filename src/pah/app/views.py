@@ -1,16 +1,17 @@
 """The content of the page as HTML. Text from visitors is escaped, and every image has an alternative text."""
 
 import base64
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pah.app.answers import Answer
-from pah.app.messages import without_paths
+from pah.app.accuracies import HELD_OUT, OWN, last_accuracies, lessons_since
+from pah.app.answers import Answer, Refusal
+from pah.app.messages import plain, shortened, without_paths
 from pah.app.prototype_images import PrototypeImages
 from pah.app.uploads import UploadSummary
 from pah.core.config import InputError
@@ -20,7 +21,6 @@ PROTOTYPE_NOTES = {  # what a learner contains of its training images, by `proto
     "semantic": "whose prototypes started as thumbnails of training images",
     "mean": "whose prototypes started as the mean images of their classes",
 }
-MAX_NAMES = 10  # unreadable files that are named
 STATES = {
     "waiting": "waits for the lesson before it",
     "running": "is being taught",
@@ -30,6 +30,11 @@ STATES = {
     "done": "is done: keep it or roll it back",
 }
 PrototypeUri = Callable[[str, str], str | None]  # (task, class) -> data URI of the prototype's image
+
+
+def escape(text: str) -> str:
+    """Return a text as HTML: nothing in it is markup, breaks its line or changes the direction of what follows."""
+    return html.escape(plain(text))
 
 
 def data_uri(image: Image.Image) -> str:
@@ -55,9 +60,9 @@ def note(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{content}</p>'
 
 
-def refusal(error: InputError) -> str:
-    """Return an error's message as a paragraph, without paths of the server."""
-    return note(without_paths(str(error)), "error")
+def refusal(error: InputError, folders: Sequence[Path] = ()) -> str:
+    """Return an error's message as a paragraph, without paths of the server, such as those of these folders."""
+    return note(without_paths(str(error), *folders, instead="the learner"), "error")
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
@@ -72,17 +77,31 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     )
 
 
-def answer_cards(
-    answers: Sequence[Answer], images: Sequence[Image.Image], task_given: bool, prototype_uri: PrototypeUri
+class AskedImage(NamedTuple):
+    """An image of a question: its file's name, the answer or what is wrong with it, and its thumbnail."""
+
+    name: str
+    result: Answer | Refusal
+    thumbnail: Image.Image | None
+
+
+def answer_cards(asked: Sequence[AskedImage], task_given: bool, prototype_uri: PrototypeUri) -> str:
+    """Return a line for each unreadable image and a card for each other one.
+
+    A card has the image's class, the probabilities, and the prototypes of the most probable classes.
+    """
+    refusals = "".join(note(result.reason, "error") for _, result, _ in asked if isinstance(result, Refusal))
+    cards = "".join(
+        _answer_card(i, name, result, image, task_given, prototype_uri)
+        for i, (name, result, image) in enumerate(asked, start=1)
+        if not isinstance(result, Refusal) and image is not None
+    )
+    return refusals + f'<div class="cards">{cards}</div>'
+
+
+def _answer_card(
+    number: int, name: str, answer: Answer, image: Image.Image, task_given: bool, prototype_uri: PrototypeUri
 ) -> str:
-    """Return a card for each image: its class, the probabilities, and the prototypes of the most probable classes."""
-    return '<div class="cards">' + "".join(
-        _answer_card(i, answer, image, task_given, prototype_uri)
-        for i, (answer, image) in enumerate(zip(answers, images, strict=True), start=1)
-    ) + "</div>"  # fmt: skip
-
-
-def _answer_card(number: int, answer: Answer, image: Image.Image, task_given: bool, prototype_uri: PrototypeUri) -> str:
     label = "None of these" if answer.label is None else answer.label
     probability = f"Task {answer.task}: {100 * answer.task_probability:.0f} %"
     task = f"Task {answer.task}, as chosen" if task_given else probability
@@ -96,6 +115,7 @@ def _answer_card(number: int, answer: Answer, image: Image.Image, task_given: bo
     shown = img(data_uri(image), f"Image {number} that you asked about", "asked")
     return (
         f'<article class="card" aria-label="Answer {number}">{shown}<div><h3>{escape(label)}</h3>'
+        f'<p class="file">{escape(shortened(name))}</p>'
         f'<p class="task">{escape(nearest + task)}</p><ul class="bars">{bars}</ul></div></article>'
     )
 
@@ -117,10 +137,9 @@ def upload_summary(summary: UploadSummary, samples: Mapping[str, Sequence[Image.
     ]
     total = sum(summary.counts.values())
     sentences = [f"{len(summary.counts)} classes, {total} images that can be read, of {summary.sizes}."]
-    if unreadable := summary.unreadable:
-        more = f" and {len(unreadable) - MAX_NAMES} more" if len(unreadable) > MAX_NAMES else ""
-        sentences.append(f"Unreadable, will be left out: {', '.join(unreadable[:MAX_NAMES])}{more}.")
-    return note(" ".join(sentences)) + table(["class", "images", "samples"], rows, "What was understood")
+    return note(" ".join([*sentences, *summary.notes])) + table(
+        ["class", "images", "samples"], rows, "What was understood"
+    )
 
 
 def lesson_section(lesson: Mapping[str, Any]) -> str:
@@ -164,6 +183,7 @@ def _result(new_task: str, result: Mapping[str, Any]) -> str:
             escape(name) + (" (new)" if name == new_task else ""),
             "not known before" if name == new_task else percent(result["before"].get(name)),
             percent(result["after"].get(name)),
+            "–" if name not in result["after"] else OWN if name == new_task else "its check images",
             "–" if name not in result["drift"] else f"{100 * result['drift'][name]:.1f} %",
         ]
         for name in names
@@ -172,7 +192,7 @@ def _result(new_task: str, result: Mapping[str, Any]) -> str:
     unmeasured = [name for name in names if name not in result["after"]]
     if unmeasured:
         notes += note(f"No check images of {', '.join(unmeasured)} were kept, so their loss is only estimated.")
-    titles = ["task", "accuracy before", "accuracy after", "lost (estimate)"]
+    titles = ["task", "accuracy before", "accuracy after", "measured on", "lost (estimate)"]
     return table(titles, rows, "Every task before and after the lesson") + notes
 
 
@@ -194,29 +214,34 @@ def learner_overview(learner: ContinualLearner, prototypes: Sequence[PrototypeIm
 
 
 def _tasks(learner: ContinualLearner) -> str:
+    last = last_accuracies(learner.history, learner.tasks)
     rows = [
         [
             escape(task.name),
             escape(", ".join(task.classes)),
             "–" if task.images is None else str(task.images),
             escape((task.taught or "–")[:10]),
+            escape(str(last.get(task.name, "–"))),
         ]
         for task in learner.tasks
     ]
-    return table(["task", "classes", "images", "taught"], rows, "Tasks")
+    return table(["task", "classes", "images", "taught", "accuracy, measured last"], rows, "Tasks")
 
 
 def _history(learner: ContinualLearner) -> str:
     names = [task.name for task in learner.tasks]
+    since = {task.name: lessons_since(learner.history, task) for task in learner.tasks}
     rows = [
         [
             escape(lesson.name),
-            *(percent(lesson.accuracies.get(name)) for name in names),
+            *(percent(lesson.accuracies.get(name) if lesson in since[name] else None) for name in names),
             f"{100 * max(lesson.drift.values()):.1f} %" if lesson.drift else "–",
         ]
         for lesson in learner.history
     ]
-    return table(["after lesson", *names, "largest loss (estimate)"], rows, "Accuracy of each task after each lesson")
+    meaning = f"The accuracy of a lesson's own task was measured on {OWN}, that of earlier tasks on {HELD_OUT}."
+    titles = ["after lesson", *names, "largest loss (estimate)"]
+    return table(titles, rows, "Accuracy of each task after each lesson") + note(meaning)
 
 
 def _prototypes(prototypes: Sequence[PrototypeImages]) -> str:
