@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -173,6 +174,70 @@ def test_a_full_queue_and_a_name_that_is_taken_are_refused(taught: Service, monk
         taught.queue.pause(running["id"])
 
 
+def test_names_with_spaces_at_an_end_are_refused_and_not_changed(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    for name in (" fish", "fish ", "fish\N{NO-BREAK SPACE}"):
+        with pytest.raises(InputError, match="name: expected"):
+            teach(taught, name, archive)
+    assert taught.lessons() == []
+    with pytest.raises(InputError, match="name: expected 1 to 40 letters"):
+        OpenLearner(None, tmp_path / "learners").choose("new ")
+
+
+@pytest.mark.parametrize("epochs", [2.5, None, float("nan"), float("inf"), True, 0, 501])
+def test_epochs_are_refused_and_not_rounded(taught: Service, tmp_path: Path, epochs: float | None) -> None:
+    with pytest.raises(InputError, match=f"epochs: expected a whole number from 1 to 500, got {epochs}"):
+        taught.teach("fish", class_zip(tmp_path / "two.zip", "xy"), "", epochs, 8, True)
+
+
+def test_a_taught_learner_keeps_its_image_size(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with pytest.raises(InputError, match=r"^image size: expected 8, which this learner has, got 64$"):
+        taught.teach("fish", archive, "", 1, 64, True)
+    assert taught.fixed_size == 8
+    for size in (None, 0, 8.0):
+        lesson = taught.teach("fish", archive, "", 1, size, True)
+        taught.queue.stop(lesson["id"])
+
+
+def test_the_first_lesson_of_a_new_learner_decides_the_image_size_of_the_others(tmp_path: Path) -> None:
+    service, archive = Service(tmp_path / "new"), class_zip(tmp_path / "two.zip", "xy", images=100)
+    try:
+        assert service.fixed_size is None
+        with pytest.raises(InputError, match="image size: expected a whole number from 8 to 256, got 7"):
+            service.teach("fish", archive, "", 1, 7, True)
+        service.teach("fish", archive, "", 500, 16, True)
+        assert service.fixed_size == 16
+        assert service.next_digits is None, "digits do not fit a learner of photos"
+        with pytest.raises(InputError, match="image size: expected 16"):
+            service.teach("birds", archive, "", 1, 32, True)
+    finally:
+        service.close()
+
+
+def test_a_zip_and_a_folder_at_once_are_refused(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with pytest.raises(InputError, match="images: expected a zip or a folder, got both: a zip and 'pets'"):
+        taught.teach("fish", archive, "pets", 1, 8, True)
+    with pytest.raises(InputError, match="got both"):
+        taught.describe_upload(archive, "pets")
+
+
+def test_files_that_a_lesson_leaves_out_are_counted_when_it_is_queued(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with zipfile.ZipFile(archive, "a") as opened:
+        for name in ("photos/x/a.txt", "photos/y/b.TXT", "photos/notes.pdf"):
+            opened.writestr(name, "text")
+        opened.writestr("photos/x/bad.png", "no image")
+    lesson = teach(taught, "fish", archive)
+    assert lesson["left_out"] == [
+        "Unreadable, will be left out: x/bad.png.",
+        "No images of a class, will be left out: 2 .txt, 1 .pdf.",
+    ]
+    taught.queue.stop(lesson["id"])
+    assert "2 .txt, 1 .pdf" in taught.describe_upload(archive, "")
+
+
 def test_a_learner_that_another_program_taught_meanwhile_is_not_replaced(taught: Service, tmp_path: Path) -> None:
     teach(taught, "insects", class_zip(tmp_path / "insects.zip", "kl"))
     done = wait_for_state(taught, "done")
@@ -273,6 +338,74 @@ def test_answers_downloads_and_refusals_over_http(taught: Service, address: str)
         assert str(taught.folder.parent) not in str(error.value)
     for file in (taught.folder / "learner.json", "/etc/hostname", Path(__file__)):
         assert httpx.get(f"{address}gradio_api/file={file}", cookies=client.cookies).status_code in (403, 404)
+    client.close()
+
+
+def odd_images(folder: Path) -> list[Path]:
+    """Write images whose pixels depend on how a file is read, and return their files."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8)
+    colour = Image.fromarray(pixels[..., :3])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    Image.fromarray(pixels).save(folder / "alpha.png")
+    colour.save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "16 bits.png")
+    colour.quantize(8).save(folder / "animated.gif", save_all=True, append_images=[colour.rotate(180).quantize(8)])
+    colour.save(folder / "photo.jfif", "JPEG")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_answers_are_those_of_the_command_and_a_bad_file_is_named(
+    taught: Service, address: str, tmp_path: Path
+) -> None:
+    files = odd_images(tmp_path)
+    (tmp_path / "bäd #1.png").write_bytes(b"no image")
+    client = Client(address, auth=("me", "secret"), verbose=False)
+    for unknown in (False, True):
+        expected = ContinualLearner.load(taught.folder).predict([str(file) for file in files], unknown=unknown)
+        asked = client.predict([handle_file(str(f)) for f in files], "", unknown, api_name="/ask")
+        each = client.predict(
+            [handle_file(str(f)) for f in (*files[:2], tmp_path / "bäd #1.png", *files[2:])],
+            "",
+            unknown,
+            api_name="/ask_each",
+        )
+        bad = each.pop(2)
+        assert set(bad) == {"file", "error"}
+        assert bad["error"].startswith("bäd #1.png: expected an image, got: ")
+        assert [answer.pop("file") for answer in each] == [file.name for file in files]
+        for prediction, *answers in zip(expected, asked, each, strict=True):
+            for answer in answers:
+                assert (answer["label"], answer["task"]) == (prediction.label, prediction.task)
+                assert answer["probability"] == prediction.probability
+    client.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_each_download_is_the_learner_as_it_is_and_uploads_of_queued_lessons_are_deleted(
+    taught: Service, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = OpenLearner(None, tmp_path / "learners")
+    opened.upload_folder, opened.service = tmp_path / "uploads", taught
+    opened.upload_folder.mkdir()
+    first_file, second = opened.write_download("report"), opened.write_download("report")
+    assert first_file != second, "a visitor's file does not change while it is fetched"
+    monkeypatch.setattr("pah.app.open_learner.DOWNLOAD_SECONDS", -1)
+    third = opened.write_download("report")
+    assert [file for file in (first_file, second, third) if file.exists()] == [third]
+    client = Client(address, auth=("me", "secret"), verbose=False)
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    uploads = {*Path(tempfile.gettempdir()).glob("pah-app-*/*/two.zip")}
+    for arguments, message in (
+        (("fish", "", 1, 64), "image size: expected 8"),
+        (("fish", "", 1.5), "epochs: expected a whole number"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(handle_file(archive), *arguments, api_name="/teach")
+    lesson = client.predict(handle_file(archive), "fish", "", 1, api_name="/teach")
+    assert uploads == {*Path(tempfile.gettempdir()).glob("pah-app-*/*/two.zip")}
+    client.predict(lesson["id"], api_name="/stop")
     client.close()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pah.app.messages import shortened
 from pah.learner.store import Lesson, TaughtTask
 
 OWN, HELD_OUT = "its own test images", "images that were held out"
@@ -23,7 +24,7 @@ class LastAccuracy:
     measured_on: str
 
     def __str__(self) -> str:
-        when = "right after its lesson" if self.measured_on == OWN else f"after the lesson {self.lesson}"
+        when = "right after its lesson" if self.measured_on == OWN else f"after the lesson {shortened(self.lesson)}"
         return f"{self.percent:.1f}\N{NO-BREAK SPACE}%, {when}, on {self.measured_on}"
 
 

@@ -120,7 +120,10 @@ class AcceptedLearner:
             predictions = learner.predict(pixels.transpose(0, 2, 3, 1), task, unknown=unknown)
             tasks = [prediction.task for prediction in predictions]
             shares = _class_probabilities(learner.predictor, torch.from_numpy(pixels), tasks)
-        return [Answer(*prediction, classes) for prediction, classes in zip(predictions, shares, strict=True)]
+        return [
+            Answer(p.label, p.task, p.probability, p.task_probability, classes)
+            for p, classes in zip(predictions, shares, strict=True)
+        ]
 
 
 def _class_probabilities(

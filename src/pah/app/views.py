@@ -37,6 +37,11 @@ def escape(text: str) -> str:
     return html.escape(plain(text))
 
 
+def shown_name(name: str) -> str:
+    """Return a name of a task or class as HTML, shortened, which breaks its line rather than the page."""
+    return f'<span class="name">{escape(shortened(name))}</span>'
+
+
 def data_uri(image: Image.Image) -> str:
     """Return an image as a data URI."""
     data = io.BytesIO()
@@ -67,7 +72,7 @@ def refusal(error: InputError, folders: Sequence[Path] = ()) -> str:
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """Return a table, which scrolls in its own box on a narrow screen. The cells must be HTML already."""
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    head = "".join(f'<th scope="col">{shown_name(title)}</th>' for title in titles)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
@@ -103,18 +108,19 @@ def _answer_card(
     number: int, name: str, answer: Answer, image: Image.Image, task_given: bool, prototype_uri: PrototypeUri
 ) -> str:
     label = "None of these" if answer.label is None else answer.label
-    probability = f"Task {answer.task}: {100 * answer.task_probability:.0f} %"
-    task = f"Task {answer.task}, as chosen" if task_given else probability
-    nearest = f"Nearest known class: {answer.shares[0].label}. " if answer.label is None else ""
+    probability = f"Task {shortened(answer.task)}: {100 * answer.task_probability:.0f} %"
+    task = f"Task {shortened(answer.task)}, as chosen" if task_given else probability
+    nearest = f"Nearest known class: {shortened(answer.shares[0].label)}. " if answer.label is None else ""
     bars = "".join(
-        f'<li><span class="bar-name">{_prototype(share.label, answer.task, prototype_uri)}{escape(share.label)}</span>'
+        f'<li><span class="bar-name">{_prototype(share.label, answer.task, prototype_uri)}'
+        f"{shown_name(share.label)}</span>"
         f'<meter min="0" max="1" value="{share.probability:.4f}" aria-label="probability of {escape(share.label)}">'
         f'</meter><span class="bar-value">{100 * share.probability:.1f} %</span></li>'
         for share in answer.shares
     )
     shown = img(data_uri(image), f"Image {number} that you asked about", "asked")
     return (
-        f'<article class="card" aria-label="Answer {number}">{shown}<div><h3>{escape(label)}</h3>'
+        f'<article class="card" aria-label="Answer {number}">{shown}<div><h3>{shown_name(label)}</h3>'
         f'<p class="file">{escape(shortened(name))}</p>'
         f'<p class="task">{escape(nearest + task)}</p><ul class="bars">{bars}</ul></div></article>'
     )
@@ -129,7 +135,7 @@ def upload_summary(summary: UploadSummary, samples: Mapping[str, Sequence[Image.
     """Return what an upload holds, with sample images by class."""
     rows = [
         [
-            escape(name),
+            shown_name(name),
             str(count),
             "".join(img(data_uri(s), f"{name}, sample {i}") for i, s in enumerate(samples.get(name, ()), start=1)),
         ]
@@ -145,7 +151,7 @@ def upload_summary(summary: UploadSummary, samples: Mapping[str, Sequence[Image.
 def lesson_section(lesson: Mapping[str, Any]) -> str:
     """Return a lesson's state and progress, or its result."""
     name, state, progress = lesson["name"], lesson["state"], lesson["progress"]
-    head = f"<h3>{escape(name)}</h3><p role='status'>Lesson <b>{escape(name)}</b> {STATES[state]}.</p>"
+    head = f"<h3>{shown_name(name)}</h3><p role='status'>Lesson <b>{shown_name(name)}</b> {STATES[state]}.</p>"
     if state == "done":
         return f'<section class="lesson done">{head}{_result(name, lesson["result"])}</section>'
     if state == "failed":
@@ -180,7 +186,7 @@ def _result(new_task: str, result: Mapping[str, Any]) -> str:
     names = [*dict.fromkeys([*result["drift"], *result["after"]])]
     rows = [
         [
-            escape(name) + (" (new)" if name == new_task else ""),
+            shown_name(name) + (" (new)" if name == new_task else ""),
             "not known before" if name == new_task else percent(result["before"].get(name)),
             percent(result["after"].get(name)),
             "–" if name not in result["after"] else OWN if name == new_task else "its check images",
@@ -217,8 +223,8 @@ def _tasks(learner: ContinualLearner) -> str:
     last = last_accuracies(learner.history, learner.tasks)
     rows = [
         [
-            escape(task.name),
-            escape(", ".join(task.classes)),
+            shown_name(task.name),
+            ", ".join(map(shown_name, task.classes)),
             "–" if task.images is None else str(task.images),
             escape((task.taught or "–")[:10]),
             escape(str(last.get(task.name, "–"))),
@@ -233,7 +239,7 @@ def _history(learner: ContinualLearner) -> str:
     since = {task.name: lessons_since(learner.history, task) for task in learner.tasks}
     rows = [
         [
-            escape(lesson.name),
+            shown_name(lesson.name),
             *(percent(lesson.accuracies.get(name) if lesson in since[name] else None) for name in names),
             f"{100 * max(lesson.drift.values()):.1f} %" if lesson.drift else "–",
         ]
@@ -249,8 +255,8 @@ def _prototypes(prototypes: Sequence[PrototypeImages]) -> str:
         return note("This learner has no prototypes to show.")
     rows = [
         [
-            escape(prototype.label),
-            escape(prototype.task),
+            shown_name(prototype.label),
+            shown_name(prototype.task),
             _saved_prototype(prototype.start, f"{prototype.label} at its start"),
             _saved_prototype(prototype.learned, f"{prototype.label} after its own lesson"),
             img(data_uri(prototype.today), f"{prototype.label} today", "prototype"),
