@@ -140,7 +140,9 @@ def test_unreadable_files_are_listed_and_not_counted(unpacked: Callable[[Files],
     }
     summary = summarize(unpacked({**digits("one", "two"), **others}))
     assert summary.counts == {"one": 5, "two": 5}
-    assert summary.unreadable == tuple(sorted(others))
+    left_out = {"two/phone.HEIC", "two/deep/notes.txt", "cover.png"}
+    assert {*summary.unreadable, *summary.left_out} == {*others}
+    assert left_out - {*summary.unreadable} >= {"two/deep/notes.txt", "cover.png"}
     source = load_lesson(summary.folder, 8, skip_unreadable=True)
     assert len(source.train) + len(source.test) == 10
     assert {Path(name).name for name in source.skipped} == {"cut.png", "cut.jpg", "empty.png", "text.png"}
@@ -151,6 +153,40 @@ def test_only_images_are_written(unpacked: Callable[[Files], Path]) -> None:
     files = {**digits("val", "two"), "train-0.parquet": b"PAR1", "data/train-0.parquet": b"PAR1"}
     with pytest.raises(InputError, match="class 'data': expected at least 2 readable images, got 0"):
         summarize(unpacked({**files, "val/val_annotations.txt": b"0.png\tn01\n"}))
+
+
+def test_files_that_no_lesson_uses_are_counted_by_suffix(unpacked: Callable[[Files], Path]) -> None:
+    others = {
+        "a.txt": b"",
+        "one/b.TXT": b"",
+        "one/c": b"",
+        ".thumbs/one/0.png": digit(1),
+        "one/._0.png": b"",
+        "d.pdf": b"",
+    }
+    summary = summarize(unpacked({**digits("one", "two"), **others}))
+    assert summary.left_out == (".thumbs/one/0.png", "a.txt", "d.pdf", "one/b.TXT", "one/c")
+    counts = "2 .txt, 1 .pdf, 1 without a suffix, 1 .png"
+    assert sorted(summary.notes[0].removesuffix(".").partition(": ")[2].split(", ")) == sorted(counts.split(", "))
+
+
+@pytest.mark.parametrize("around", ["", "train/", "photos/"])
+def test_images_in_folders_below_a_class_folder_belong_to_the_class(
+    around: str, unpacked: Callable[[Files], Path]
+) -> None:
+    """As in a lesson of the same folder: what `pah learn --data` counts, the page counts."""
+    files = {
+        **digits("one", "two", around=around),
+        f"{around}one/more/0.png": digit(0, 8),
+        f"{around}one/9.png": digit(0, 9),
+    }
+    if around == "train/":
+        files |= digits("one", "two", around="test/")
+    folder = unpacked(files)
+    assert len([*folder.rglob("*.png")]) == len(files)
+    summary, source = summarize(folder), load_lesson(folder, 8)
+    assert sum(summary.counts.values()) == len(source.train) + len(source.test)
+    assert sum(summary.counts.values()) + len(summary.left_out) == len(files)
 
 
 def test_letters_with_accents_are_equal_from_every_system(unpacked: Callable[[Files], Path]) -> None:
@@ -183,8 +219,6 @@ HOSTILE: dict[str, tuple[str | zipfile.ZipInfo, str]] = {
     "line separator": ("one/a\u2028b.png", "no control characters"),
     "twice": ("one/0.png", "each file once"),
     "twice, in other words": ("one/./0.png", "each file once"),
-    "nested": ("one/more/0.png", "got folders in a class"),
-    "nested deeper": ("train/one/more/0.png", "got folders in a class"),
     "LZMA": (entry("one/evil.png", compress_type=zipfile.ZIP_LZMA), "Deflate"),
     "huge image": ("one/evil.png", "at most 50 megapixels"),
 }
@@ -226,7 +260,7 @@ WRONG: dict[str, tuple[Files, str]] = {
     "one class, wrapped": (digits("one", around="photos/"), "expected at least 2 classes, got only 'one'"),
     "no test part": (
         {**digits("one", "two", around="train/"), **digits("one", "two", around="other/")},
-        "'other/one/0.png': expected CLASS/IMAGE",
+        "expected a split train",
     ),
     "no training part": (
         {**digits("one", "two", around="val/"), **digits("one", "two", around="test/")},
