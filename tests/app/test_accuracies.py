@@ -22,14 +22,17 @@ def test_the_page_says_what_an_accuracy_was_measured_on(animals: Path) -> None:
     learner.learn("insects", lesson_images(("bee", "ant")), held_out={"birds": lesson_images(TASKS["birds"], seed=9)})
     learner.save(animals)
     html = views.learner_overview(learner, (), 0)
-    for text in ("after the lesson insects, on images that were held out", "right after its lesson, on its own test"):
+    for text in (
+        "after the lesson insects, on images that were held out (16)",
+        "right after its lesson, on its own test",
+    ):
         assert text in html
     service = Service(animals)
     try:
         birds, fish, insects = service.tasks
     finally:
         service.close()
-    assert (birds["accuracy_after"], birds["accuracy_on"]) == ("insects", HELD_OUT)
+    assert (birds["accuracy_after"], birds["accuracy_on"], birds["accuracy_images"]) == ("insects", HELD_OUT, 16)
     assert (fish["accuracy_after"], fish["accuracy_on"]) == ("fish", OWN)
     assert (insects["accuracy_after"], insects["accuracy_on"]) == ("insects", OWN)
 

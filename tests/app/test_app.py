@@ -266,9 +266,11 @@ def test_a_failed_lesson_gives_its_reason_without_paths(taught: Service, tmp_pat
     )
 
 
-def test_one_class_is_refused_before_a_lesson_is_queued(taught: Service, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least 2 classes, got only 'z'"):
-        teach(taught, "one class", class_zip(tmp_path / "one.zip", "z"))
+def test_a_zip_without_classes_is_refused_before_a_lesson_is_queued(taught: Service, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("notes.txt", "text")
+    with pytest.raises(InputError, match="expected a zip of class folders with images in them, got none"):
+        teach(taught, "none", str(tmp_path / "none.zip"))
     assert not taught.lessons()
     assert not list((taught.queue.home / "lessons").iterdir())
 

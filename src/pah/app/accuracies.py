@@ -17,15 +17,18 @@ class LastAccuracy:
         percent: The accuracy, 0 to 100.
         lesson: Name of the lesson after which it was measured.
         measured_on: `OWN` or `HELD_OUT`.
+        images: Number of these images; None if it was not stored.
     """
 
     percent: float
     lesson: str
     measured_on: str
+    images: int | None = None
 
     def __str__(self) -> str:
+        number = "" if self.images is None else f" ({self.images})"
         when = "right after its lesson" if self.measured_on == OWN else f"after the lesson {shortened(self.lesson)}"
-        return f"{self.percent:.1f}\N{NO-BREAK SPACE}%, {when}, on {self.measured_on}"
+        return f"{self.percent:.1f}\N{NO-BREAK SPACE}%, {when}, on {self.measured_on}{number}"
 
 
 def measured_on(lesson: Lesson, task: str) -> str:
@@ -42,7 +45,9 @@ def lessons_since(history: Sequence[Lesson], task: TaughtTask) -> list[Lesson]:
 def last_accuracies(history: Sequence[Lesson], tasks: Sequence[TaughtTask]) -> dict[str, LastAccuracy]:
     """Return the accuracy of each task that was measured last, by task name; tasks without one are left out."""
     return {
-        task.name: LastAccuracy(lesson.accuracies[task.name], lesson.name, measured_on(lesson, task.name))
+        task.name: LastAccuracy(
+            lesson.accuracies[task.name], lesson.name, measured_on(lesson, task.name), lesson.images.get(task.name)
+        )
         for task in tasks
         for lesson in lessons_since(history, task)
         if task.name in lesson.accuracies

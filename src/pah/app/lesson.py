@@ -25,6 +25,7 @@ from pah.core import files
 from pah.core.config import InputError
 from pah.data.image import first_line
 from pah.data.lesson import LessonData, load_lesson
+from pah.data.read_options import ReadOptions
 from pah.data.sources import Source, load_digits
 from pah.learner.defaults import defaults
 from pah.learner.learner import ContinualLearner
@@ -179,7 +180,7 @@ def teach(request: Request, output: TextIO, controls: Controls) -> dict[str, Any
     save_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
     if request.keep_check:
         channels, size, _ = learner.predictor.record.image_shape
-        source = load_lesson(data, size, channels, classes=classes, skip_unreadable=True)
+        source = load_lesson(data, size, channels, classes=classes, options=ReadOptions(skip_unreadable=True))
         save_check_images(folder / CHECK, learner.tasks[-1], source)
     return {
         "before": before,

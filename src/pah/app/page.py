@@ -12,7 +12,7 @@ from pah.app.messages import plain, shortened
 from pah.app.open_learner import TOUR_NAME, OpenLearner
 from pah.app.service import thumbnail
 from pah.core.config import InputError
-from pah.data.listing import IMAGE_SUFFIXES
+from pah.data.image import IMAGE_SUFFIXES
 
 FIND_OUT = ""  # no task has this name
 MAX_QUEUED = 64  # calls that may wait

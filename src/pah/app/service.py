@@ -76,6 +76,7 @@ class Service:
                 "accuracy": last[task.name].percent if task.name in last else None,
                 "accuracy_after": last[task.name].lesson if task.name in last else None,
                 "accuracy_on": last[task.name].measured_on if task.name in last else None,
+                "accuracy_images": last[task.name].images if task.name in last else None,
             }
             for task in (learner.tasks if learner else ())
         ]

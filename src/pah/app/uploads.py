@@ -18,8 +18,9 @@ from pah.app.messages import quoted
 from pah.app.zip_upload import LIMITS, SYSTEM_FILES, Limits, extract
 from pah.core.config import InputError
 from pah.data.image import MAX_PIXELS, decode_image, read_image_size, without_pillow_warnings
-from pah.data.lesson import find_outward_link
-from pah.data.listing import FolderListing, list_images
+from pah.data.links import find_outward_link
+from pah.data.listing import FolderListing
+from pah.data.located import list_images
 
 __all__ = ["Limits", "UploadSummary", "allowed_folder", "summarize", "unpack"]
 
@@ -111,7 +112,7 @@ def summarize(folder: Path, limits: Limits = LIMITS) -> UploadSummary:
     """Return what `load_lesson` would use of a folder, and which files it could not read.
 
     Raises:
-        InputError: the folder holds one class or too many, a class lacks readable images, or a link leads out of it.
+        InputError: the folder holds too many classes, a class lacks readable images, or a link leads out of it.
     """
     with _plain_file_errors("folder"):
         folder = folder.resolve()
@@ -140,15 +141,13 @@ def summarize(folder: Path, limits: Limits = LIMITS) -> UploadSummary:
 
 
 def _list_classes(folder: Path, limits: Limits) -> FolderListing:
-    """Return the image files of a folder, which must have at least two classes and not too many."""
+    """Return the image files of a folder, which must not have too many classes."""
     root = folder.resolve()
     if (link := find_outward_link(root)) is not None:
         name = link.relative_to(root).as_posix()
         raise InputError(f"{quoted(name)}: expected an image or a folder inside the one named, got a link out of it")
     listing = list_images(folder, "folder")
-    if len(names := listing.class_names) < 2:
-        raise InputError(f"folder: expected at least 2 classes, got only {', '.join(map(quoted, names))}")
-    if len(names) > limits.classes:
+    if len(names := listing.class_names) > limits.classes:
         raise InputError(f"folder: expected at most {limits.classes:,} classes, got {len(names):,}")
     return listing
 
@@ -194,13 +193,11 @@ def _size_range(sizes: set[tuple[int, int]]) -> str:
 
 
 def _class_totals(counts: Mapping[tuple[str, str], int], listing: FolderListing) -> dict[str, int]:
-    """Return the number of images of each class in all splits; each needs enough for a training and a test part."""
+    """Return the number of images of each class in all splits; each class needs images to learn from."""
     totals = {name: sum(counts[split, name] for split in listing.files) for name in listing.class_names}
-    for (split, name), count in counts.items():
-        if listing.test_from_train and totals[name] < 2:
-            raise InputError(f"class {quoted(name)}: expected at least 2 readable images, got {totals[name]}")
-        if not listing.test_from_train and not count:
-            raise InputError(f"class {quoted(name)}: expected readable images in {split}, got none")
+    for name in listing.class_names:
+        if not counts["train", name]:
+            raise InputError(f"class {quoted(name)}: expected readable images to learn from, got none")
     return totals
 
 

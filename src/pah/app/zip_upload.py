@@ -19,8 +19,8 @@ from PIL import Image
 
 from pah.app.messages import quoted
 from pah.core.config import InputError
-from pah.data.image import MAX_PIXELS, read_image_size
-from pah.data.listing import IMAGE_SUFFIXES, TEST_SPLITS
+from pah.data.image import IMAGE_SUFFIXES, MAX_PIXELS, read_image_size
+from pah.data.listing import TEST_SPLITS
 
 SPLITS = {"train", *TEST_SPLITS}
 CHUNK = 2**16  # bytes unpacked at a time

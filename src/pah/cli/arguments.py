@@ -22,14 +22,15 @@ SHORT_NAMES = {  # short name -> full name of an option
 }
 FLAGS = {  # options without a value
     "--overwrite",
-    "--skip_unreadable",
+    "--resume_if_there",
     "--json",
     "--all",
     "--help",
     "-h",
     "--print_config",
 }
-SWITCHES = {"--training.sync_batch_norm"}  # options that mean true without a value
+# options that mean true without a value
+SWITCHES = {"--training.sync_batch_norm", "--skip_unreadable", "--follow_links"}
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the default name
 
 
@@ -53,7 +54,10 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     remaining = deque(arguments)
     while remaining:
         argument = remaining.popleft()
-        if not argument.startswith("-"):
+        if argument == "--":  # all that follows is positional, for names that begin with a dash
+            positional += remaining
+            break
+        if not argument.startswith("-") or argument == "-":
             positional.append(argument)
             continue
         name, equals, value = argument.partition("=")
@@ -124,7 +128,10 @@ def flatten_groups(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
         if key in ("method", "backbone", *OPTION_GROUPS):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: {key}: expected options by name, got {value!r}")
-            options |= {f"{key}.{name}": inner for name, inner in value.items()}
+            named = {f"{key}.{name}": inner for name, inner in value.items()}
         else:
-            options[str(key)] = value
+            named = {str(key): value}
+        if repeated := options.keys() & named.keys():
+            raise InputError(f"{path}: {min(repeated)}: expected once, got it twice")
+        options |= named
     return options

@@ -16,7 +16,7 @@ from pah.runs.run import Progress
 from pah.study.ablation import panel_rows
 from pah.study.table import table_rows
 from pah.training.config import RunConfig
-from pah.training.state import EpochDone, StepDone, TaskDone
+from pah.training.state import EpochDone, StepDone, TaskBegun, TaskDone
 
 MAX_COLUMNS = 6  # of a study's table on a terminal
 SMOOTHING = 0.9  # weight of the old speed at each step
@@ -54,14 +54,20 @@ class RunDisplay:
     def __call__(self, progress: Progress) -> None:
         """Show one event of the run."""
         event = progress.event
-        if isinstance(event, StepDone):
-            if self.live:
-                self._show_step(event, progress)
-        elif isinstance(event, EpochDone):
-            if not self.live:
-                self._show_epoch(event, progress)
+        if isinstance(event, TaskBegun):
+            self._show_notes(event, progress)
+        elif isinstance(event, StepDone) and self.live:
+            self._show_step(event, progress)
+        elif isinstance(event, EpochDone) and not self.live:
+            self._show_epoch(event, progress)
         elif isinstance(event, TaskDone):
             self._show_task(event, progress)
+
+    def _show_notes(self, event: TaskBegun, progress: Progress) -> None:
+        """Show at the start of a run what was left out of its data."""
+        source = progress.stream.source
+        for note in source.notes if source and event.task == 0 else ():
+            self.console.print(note, highlight=False, soft_wrap=True, markup=False)
 
     def _show_step(self, event: StepDone, progress: Progress) -> None:
         state, epochs = progress.state, progress.config.training.epochs_of(progress.state.task)
@@ -212,3 +218,29 @@ def stream_table(stream: Stream) -> Table:
         counts = (len(task.train), len(task.validation), len(task.test))
         table.add_row(str(task.index + 1), ", ".join(task.class_names), *map(str, counts))
     return table
+
+
+def stream_as_dict(config: RunConfig, stream: Stream) -> dict[str, Any]:
+    """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0.
+
+    The image shape (C, H, W) is None if the images have several sizes: then they are only counted, as single pixels.
+    """
+    return {
+        "benchmark": config.benchmark,
+        "origin": stream.origin,
+        "notes": list(stream.source.notes) if stream.source else [],
+        "image_shape": None if stream.image_shape[1:] == (1, 1) else list(stream.image_shape),
+        "class_order": config.stream.class_order,
+        "seed": config.seed,
+        "tasks": [
+            {
+                "task": task.index,
+                "name": task.name,
+                "classes": list(task.class_names),
+                "training": len(task.train),
+                "validation": len(task.validation),
+                "test": len(task.test),
+            }
+            for task in stream.tasks
+        ],
+    }

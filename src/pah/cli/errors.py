@@ -3,6 +3,7 @@
 import re
 import sys
 
+from pah.cli.printing import one_line, say
 from pah.core import distributed
 from pah.core.config import InputError, RecoveryWarning
 
@@ -22,11 +23,12 @@ def user_message(error: Exception, command: str) -> str | None:
 
 def show_warning(message: Warning | str, kind: type[Warning], *_: object) -> None:
     """Print a warning; it replaces `warnings.showwarning`, which would also print a line of code."""
-    print(f"pah: {message}" if kind is RecoveryWarning else f"{kind.__name__}: {message}", file=sys.stderr)
+    text = one_line(str(message))
+    print(f"pah: {text}" if kind is RecoveryWarning else f"{kind.__name__}: {text}", file=sys.stderr)
 
 
 def end_with(message: str, status: int) -> int:
     """Print why the command ends, once for all processes of the command, and return its exit status."""
     if distributed.claim_error_report():
-        print(f"pah: {message}", file=sys.stderr, flush=True)
+        say(message)
     return status

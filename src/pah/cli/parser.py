@@ -16,6 +16,7 @@ from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, find_benchmark
+from pah.data.read_options import ReadOptions
 from pah.learner.defaults import IMAGE_SIZE, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
@@ -163,10 +164,15 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
     add = parser.add_argument
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
     add("--label_column", type=str | None, default=None, help="column with the class, if it cannot be inferred")
+    add("--test_split", type=str | None, default=None, help="split with the test images, if it is not the usual one")
+    add("--skip_unreadable", type=bool, default=False, help="leave out images that cannot be read")
+    add("--follow_links", type=bool, default=False, help="read images to which links lead out of the folder")
+    add("--max_megapixels", type=int, default=ReadOptions.max_megapixels, help="largest image, in million pixels")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
     if command == "learn":
         add("--name", type=str, default="", help="name of the task")
-        add("--only", type=str, default="", help="CLASS,…: learn only these classes of the data")
+        only_help = "CLASS,…: learn only these classes of the data (may be repeated, for names that contain a comma)"
+        add("--only", type=list[str] | str, default=[], metavar="CLASS,...", help=only_help)
         add(
             "--held_out",
             type=list[str],
@@ -181,7 +187,8 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             help="roll the lesson back if an old task is estimated to lose more accuracy than this, 0 to 1: 0.1 is 10 "
             "points",
         )
-        add("--skip_unreadable", action="store_true", help="leave out image files that cannot be read")
+        max_loss_help = "roll the lesson back if an old task loses more than this many points on its held-out images"
+        add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:
         add("--benchmark", type=str, default="split-digits", help="stream to learn; same as BENCHMARK")
@@ -197,6 +204,12 @@ def _add_command_options(parser: ArgumentParser, command: Command) -> None:
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
         add("--beside", type=str, default="", help="METHOD,…: learn the same stream with these methods too")
         add("--overwrite", action="store_true", help="delete the run that the folder holds")
+        add(
+            "--resume_if_there",
+            action="store_true",
+            help="if the folder holds this run, continue it, or print its results if it is finished: one command for "
+            "the first start and for every restart by torchrun or a cluster",
+        )
     elif command == "ablate":
         vary = "NAME=V1,V2,…: run with each of these values of an option (repeat it for another option)"
         grid = "NAME=V1,V2,…: run with all combinations of these values (repeat it for another option)"
@@ -227,6 +240,14 @@ def add_progress(parser: ArgumentParser, track: bool = True) -> None:
     if track:
         track_help = f"TOOL,…: send the results to these trackers: {', '.join(TRACKERS)}"
         parser.add_argument("--track", type=str, default="", help=track_help)
+
+
+def add_resume(parser: ArgumentParser) -> None:
+    """Add the options of a resumed run: the place of its data, and more tasks."""
+    add = parser.add_argument
+    add("--data", type=str | None, default=None, help="folder or hub id where the same data are now")
+    first_help = "go on to the first N tasks, for a run that was made with --stream.first and fewer tasks"
+    add("--first", type=int | None, default=None, metavar="N", help=first_help)
 
 
 def _add_cluster(parser: ArgumentParser) -> None:
@@ -293,6 +314,8 @@ def readable_error(message: str, parser: ArgumentParser) -> InputError:
     if unknown:
         known = [action.dest for action in parser._actions if action.dest not in NOT_IN_YAML]
         return unknown_name_error("option", unknown[1], known)
+    if short := re.search(r"unrecognized arguments: (-[^-].*)", line, re.I):
+        return InputError(f"{short[1]}: expected an option, which begins with --; a file of that name follows --")
     line = re.sub(
         r"argument (--[\w.]+)(?:/--[\w.]+\+)?: expected one argument", r"option \1: expected a value, got none", line
     )

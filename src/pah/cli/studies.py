@@ -1,6 +1,5 @@
 """The commands `pah compare` and `pah ablate`: grids of runs with their tables and figures."""
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pah.cli import display, json_progress, options, watching
+from pah.cli.printing import say
 from pah.cli.stopping import STOPPED, Stop
 from pah.report.ablation import effects
 from pah.report.figures import accuracy_against_forgetting, require_matplotlib, save
@@ -76,7 +76,7 @@ def ablate(console: Console, arguments: list[str]) -> int:
 
 def end_stopped_study(stop: Stop) -> int:
     """Print how to continue, and return the exit status of a process that the signal stopped."""
-    print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
+    say("stopped, the state is saved; the same command continues")
     return stop.status
 
 
@@ -90,5 +90,5 @@ def show_study(console: Console, tables: list[Table], full_table: Path, outcomes
     console.print(f"results in {full_table.parent}", highlight=False, soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.metrics is None]
     for outcome in failed:
-        print(f"pah: {outcome.cell.folder.name} failed: {outcome.reason}", file=sys.stderr)
+        say(f"{outcome.cell.folder.name} failed: {outcome.reason}")
     return 1 if failed else 0

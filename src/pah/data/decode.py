@@ -12,13 +12,13 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import huggingface_hub.constants
 import numpy as np
@@ -27,7 +27,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
-from pah.data.image import ColourError, Mode, Pixels, decode_image, first_line, without_pillow_warnings
+from pah.data.image import MAX_MEGAPIXELS, ColourError, Pixels, decode_image, first_line, without_pillow_warnings
+from pah.data.image_modes import Mode
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -39,14 +40,56 @@ BATCH_ROWS = 512  # images that are decoded at a time; no more are in memory
 Labels: TypeAlias = NDArray[np.int64]
 
 
+class MixedSizesError(InputError):
+    """Images differ in size, and no size is given to which they could be resized."""
+
+
+class BatchTable(Protocol):
+    """A table whose rows are read in order, some at a time, as from a `pyarrow.dataset.Dataset`."""
+
+    def to_batches(self, *, columns: Sequence[str], **options: Any) -> Iterator[pyarrow.RecordBatch]:
+        """Yield the rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class EncodedSplit:
     """One split before decoding."""
 
     name: str  # the data set and its split, for messages
-    table: pyarrow.dataset.Dataset
+    table: BatchTable
     image_column: str  # of the table; its values are structs of bytes and path
     labels: Labels  # (N,)
+    rows: Labels | None = None  # (N,): the rows' numbers in the data set, if only some of its rows are in the table
+
+    def place(self, row: int) -> str:
+        """Return how messages call a row."""
+        return f"{self.name}, row {row if self.rows is None else self.rows[row]}"
+
+
+@dataclass(frozen=True)
+class ReadingRecord:
+    """What was decided while a data set was read; the cache keeps it beside the images.
+
+    Args:
+        notes: What was chosen and what was left out, in words.
+        skipped: Images that were left out because they could not be read.
+        test_split: Name of the split with the test images; None if they are a part of the training images.
+    """
+
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    test_split: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodedDataSet:
+    """A data set before decoding."""
+
+    class_names: tuple[str, ...]
+    train: EncodedSplit
+    test: EncodedSplit
+    record: ReadingRecord
 
 
 @dataclass(frozen=True)
@@ -58,6 +101,7 @@ class DecodedDataSet:
     train_labels: Labels
     test_pixels: Pixels
     test_labels: Labels
+    record: ReadingRecord = ReadingRecord()
 
 
 @contextmanager
@@ -77,14 +121,15 @@ def cache_key(files: Iterable[Path], *options: str | int | None) -> str:
 
 
 def decode_once(
-    key: str, read: Callable[[], tuple[tuple[str, ...], EncodedSplit, EncodedSplit]], image_size: int | None
+    key: str, read: Callable[[], EncodedDataSet], image_size: int | None, max_megapixels: int = MAX_MEGAPIXELS
 ) -> DecodedDataSet:
     """Return the decoded data set from the cache; if it is missing or damaged, decode it into the cache first.
 
     Args:
         key: The data set's name in the cache, from `cache_key`.
-        read: Returns class names, training split and test split; not called if the data set is in the cache.
+        read: Returns the data set before decoding; not called if it is in the cache.
         image_size: Every image is resized and cropped to this height and width; None keeps the images' own size.
+        max_megapixels: A larger image is refused.
 
     Raises:
         InputError: an image is unreadable, images differ in size, or the cache cannot be written.
@@ -92,12 +137,12 @@ def decode_once(
     folder = _cache_folder() / key
     if (cached := _load_cached(folder)) is not None:
         return cached
-    class_names, train, test = read()
+    encoded = read()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # another process may be decoding the same data set: wait, then use its result
             if _load_cached(folder) is None:
-                _decode_to_folder(folder, class_names, train, test, image_size)
+                _decode_to_folder(folder, encoded, image_size, max_megapixels)
             cached = _load_cached(folder)
     except OSError as error:
         raise InputError(
@@ -123,7 +168,11 @@ def _load_cached(folder: Path) -> DecodedDataSet | None:
         if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
             return None
         arrays = {name: _memory_map(file) for name, file in files.items()}
-        return DecodedDataSet(tuple(described["class_names"]), **arrays)
+        record = described["record"]  # older caches have none: they are decoded again
+        notes, skipped = tuple(record["notes"]), tuple(record["skipped"])
+        return DecodedDataSet(
+            tuple(described["class_names"]), **arrays, record=ReadingRecord(notes, skipped, record["test_split"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -143,9 +192,7 @@ def _checksum(file: Path) -> int:
     return zlib.crc32(np.memmap(file, mode="r").data)  # about 3 GB/s, faster than the first epoch reads the file
 
 
-def _decode_to_folder(
-    folder: Path, class_names: tuple[str, ...], train: EncodedSplit, test: EncodedSplit, image_size: int | None
-) -> None:
+def _decode_to_folder(folder: Path, encoded: EncodedDataSet, image_size: int | None, max_megapixels: int) -> None:
     """Decode both splits into a temporary folder, then rename it to `folder`, so that it is complete or missing."""
     for leftover in folder.parent.glob(f"{folder.name}.*/"):  # of killed processes; safe under the lock
         shutil.rmtree(leftover, ignore_errors=True)
@@ -153,24 +200,23 @@ def _decode_to_folder(
         new_folder = Path(temporary) / "set"  # unlike the temporary folder, other users can read it
         new_folder.mkdir()
         try:
-            _write_pixels(new_folder, train, test, "L", image_size)
+            _write_pixels(new_folder, encoded, _Decoder("L", image_size, max_megapixels))
         except ColourError:  # usually the first image already is in colour, so that little is decoded twice
-            _write_pixels(new_folder, train, test, "RGB", image_size)
-        np.save(new_folder / "train_labels.npy", train.labels)
-        np.save(new_folder / "test_labels.npy", test.labels)
+            _write_pixels(new_folder, encoded, _Decoder("RGB", image_size, max_megapixels))
+        np.save(new_folder / "train_labels.npy", encoded.train.labels)
+        np.save(new_folder / "test_labels.npy", encoded.test.labels)
         checksums = {name: _checksum(new_folder / f"{name}.npy") for name in ARRAYS}
-        described = {"class_names": class_names, "checksums": checksums}
+        described = {"class_names": encoded.class_names, "checksums": checksums, "record": asdict(encoded.record)}
         (new_folder / "set.json").write_text(json.dumps(described), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # it exists only if it is damaged
         new_folder.rename(folder)
 
 
-def _write_pixels(folder: Path, train: EncodedSplit, test: EncodedSplit, mode: Mode, image_size: int | None) -> None:
+def _write_pixels(folder: Path, encoded: EncodedDataSet, decoder: _Decoder) -> None:
     """Decode the images of both splits and write them to the folder."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, without_pillow_warnings():
-        decoder = _Decoder(mode, image_size, pool)
-        _write_batches(folder / "train_pixels.npy", len(train.labels), decoder.batches(train))
-        _write_batches(folder / "test_pixels.npy", len(test.labels), decoder.batches(test))
+    with decoder.pool, without_pillow_warnings():
+        for name, split in (("train", encoded.train), ("test", encoded.test)):
+            _write_batches(folder / f"{name}_pixels.npy", len(split.labels), decoder.batches(split))
 
 
 def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
@@ -179,7 +225,7 @@ def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
     The file is not memory-mapped: on a full disk a failed write is an error, but a store to a mapped page kills the
     process.
     """
-    first = next(batches)
+    first = next(batches)  # (0, C, H, W) if there are no images
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -190,14 +236,15 @@ def _write_batches(path: Path, count: int, batches: Iterator[Pixels]) -> None:
 class _Decoder:
     """Decodes splits to one mode, "L" or "RGB", and requires that all images of all splits have one size."""
 
-    def __init__(self, mode: Mode, image_size: int | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, mode: Mode, image_size: int | None, max_megapixels: int) -> None:
         self.mode = mode
         self.size = None if image_size is None else (image_size, image_size)
-        self.pool = pool
+        self.max_megapixels = max_megapixels
+        self.pool = ThreadPoolExecutor(os.cpu_count())
         self.first: tuple[tuple[int, ...], str] | None = None  # shape (H, W, C) and name of the first image
 
     def batches(self, split: EncodedSplit) -> Iterator[Pixels]:
-        """Yield the images of a split, in order, as batches (B, C, H, W)."""
+        """Yield the images of a split, in order, as batches (B, C, H, W); of an empty split, one batch of none."""
         import datasets  # the import takes a second; data sets in the cache do not need it
 
         start = 0
@@ -207,10 +254,13 @@ class _Decoder:
                 columns=[split.image_column], batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0
             ):
                 rows = datasets.Image().cast_storage(batch.column(0)).to_pylist()
-                named_rows = [(row, _image_name(row, f"{split.name}, row {start + i}")) for i, row in enumerate(rows)]
+                named_rows = [(row, image_name(row, split.place(start + i))) for i, row in enumerate(rows)]
                 if named_rows:
                     yield self._decode(named_rows)
                 start += len(rows)
+        if not start:
+            height, width, channels = self.first[0] if self.first else (1, 1, 1)
+            yield np.empty((0, channels, height, width), np.uint8)
 
     def _decode(self, named_rows: list[tuple[Any, str]]) -> Pixels:
         """Return the decoded images (B, C, H, W); each row is given with its name."""
@@ -223,19 +273,20 @@ class _Decoder:
         return np.stack(images).transpose(0, 3, 1, 2)
 
     def _decode_part(self, named_rows: list[tuple[Any, str]]) -> list[Pixels]:
-        return [decode_image(row, name, self.mode, self.size) for row, name in named_rows]
+        limit = self.max_megapixels
+        return [decode_image(row, name, self.mode, self.size, max_megapixels=limit) for row, name in named_rows]
 
     def _check_size(self, image: Pixels, name: str) -> None:
         """Raise InputError unless the image has the size of the first one."""
         self.first = self.first or (image.shape, name)
         (height, width, _), first_name = self.first
         if image.shape[:2] != (height, width):
-            raise InputError(
+            raise MixedSizesError(
                 f"expected images of one size, got {width}x{height} ({first_name}) and "
                 f"{image.shape[1]}x{image.shape[0]} ({name}); `--image_size N` resizes all of them to N x N"
             )
 
 
-def _image_name(row: Mapping[str, Any] | None, place: str) -> str:
+def image_name(row: Mapping[str, Any] | None, place: str) -> str:
     """Return how messages call an image: by its file if it has one, otherwise by its place in the table."""
     return str(row["path"]) if row and row["bytes"] is None and row["path"] else place

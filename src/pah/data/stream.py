@@ -5,7 +5,7 @@ B: images of a batch, C: channels, H and W: height and width.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -63,12 +63,19 @@ class Stream:
         normalization: Applied to every image.
         image_shape: Channels, height, width.
         origin: Where the images come from, in words.
+        source: The data set of which it consists, if it is known.
     """
 
     tasks: tuple[Task, ...]
     normalization: Normalization
     image_shape: tuple[int, int, int]
     origin: str
+    source: Source | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the whole data set (`Source.fingerprint`); None if the data set is not known."""
+        return self.source.fingerprint if self.source else None
 
     @property
     def class_order(self) -> list[int]:
@@ -93,7 +100,7 @@ class Stream:
         return dataclasses.replace(self, tasks=tuple(tasks))
 
 
-def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -> Stream:
+def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, smallest: int = 2) -> Stream:
     """Return the data set as a stream of tasks.
 
     Normalisation uses only the training images of the first task, as later tasks are unknown when training starts.
@@ -103,10 +110,12 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         options: How it is split into tasks.
         tasks: Number of tasks, unless `options.sizes` gives the size of each.
         seed: Orders the classes and draws held-out images.
+        smallest: Smallest number of classes of a task. With 1, as in a lesson, a class may also have a single image,
+            which is trained on and not held out.
 
     Raises:
-        InputError: the options need more classes than there are, a task has a single class, or a class has no
-            training image besides its validation images.
+        InputError: the options need more classes than there are, a task has fewer than `smallest` classes, or a class
+            has no training image besides its validation images.
     """
     if options.sizes:
         count = len(options.sizes)
@@ -114,12 +123,12 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         require(consistent, "stream.tasks", f"{count}, the number of stream.sizes, or none", options.tasks)
         tasks = count
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
-    groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
+    groups = _class_groups(source.class_names, options, tasks, seed, smallest)[: options.first]
     classes = len(source.class_names)
     train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
     for labels in groups:
-        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed)
+        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed, smallest == 1)
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
@@ -129,7 +138,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int) -
         for k, (labels, *examples) in enumerate(parts)
     )
     _, *shape = source.train.pixels.shape
-    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin)
+    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin, source)
 
 
 def training_batches(
@@ -185,13 +194,15 @@ def evaluation_batches(
         yield x.contiguous(memory_format=torch.channels_last), y
 
 
-def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
+def _class_groups(
+    class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int, smallest: int
+) -> list[tuple[int, ...]]:
     """Return the data set's labels of each task."""
     total, sizes = len(class_names), options.sizes
     used = options.classes if options.classes is not None else sum(sizes) if sizes else total
     require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
     require(sizes is None or sum(sizes) == used, "stream.sizes", f"sizes that add up to {used} classes", sizes)
-    if 2 * tasks > used:
+    if smallest * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
             f"which leaves a task with a single class; at most {used // 2} tasks"
@@ -210,12 +221,25 @@ def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
 
 
 def _training_rows(
-    class_names: Sequence[str], rows: Sequence[Tensor], labels: Sequence[int], options: StreamOptions, seed: int
+    class_names: Sequence[str],
+    rows: Sequence[Tensor],
+    labels: Sequence[int],
+    options: StreamOptions,
+    seed: int,
+    for_lesson: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return training rows and validation rows of each of these classes, given all rows of every class."""
+    """Return training rows and validation rows of each of these classes, given all rows of every class.
+
+    In a lesson, a single image of a class is not held out.
+    """
     training, validation = [], []
     for y in labels:
-        train_rows, held_out = _hold_out(rows[y], options.validation, seed, y)
+        if for_lesson and len(rows[y]) == 0:
+            raise InputError(
+                f"class {class_names[y]!r}: expected training images, got only test images; choose the other classes"
+            )
+        share = 0.0 if for_lesson and len(rows[y]) == 1 else options.validation
+        train_rows, held_out = _hold_out(rows[y], share, seed, y)
         if len(train_rows) == 0:
             name = class_names[y]
             raise InputError(f"stream.validation {options.validation}: class {name!r} keeps no training image")

@@ -23,7 +23,7 @@ from pah.data.task import Normalization
 from pah.training.config import OPTION_GROUPS, RunConfig
 
 WEIGHTS_FILE, LEARNER_FILE = "model.safetensors", "learner.json"
-FORMAT = 3  # version of both files
+FORMAT = 4  # version of both files; format 4 says on which images an accuracy was measured
 FORMAT_WITHOUT_CHECKSUM = 1  # it had no training options, no history and no checksum of learner.json either
 FORMAT_WITH_STATISTICS = 3  # earlier formats have no class statistics, and their drift is another quantity
 NEXT_WEIGHTS = f".{WEIGHTS_FILE}.next"  # complete new weights, until learner.json refers to them
@@ -70,7 +70,11 @@ class Lesson:
         drift: For each old task with class statistics, by name, the estimated share of its images that are classified
             worse than before, 0 to 1 (`pah.models.class_statistics.estimate_accuracy_drops`).
         seconds: Duration.
-        notes: Changes that were made to the images.
+        notes: Changes that were made to the images, and what the lesson could not do.
+        before: Accuracy on each held-out task before the lesson, in percent, on the same images as in `accuracies`.
+        images: Number of images of each accuracy, by task name.
+        fingerprints: Fingerprint of these images and their classes, by task name (`pah.learner.measurements`). Two
+            accuracies may be compared if their fingerprints are equal. Older formats have none.
     """
 
     name: str
@@ -79,6 +83,9 @@ class Lesson:
     drift: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    before: Mapping[str, float] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,9 +248,9 @@ def _require_valid(record: Record) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError("tasks: expected at least one, each name once")
     for task in record.tasks:
-        if len(task.classes) < 2 or len(task.labels) != len(task.classes) or task.temperature <= 0:
+        if not task.classes or len(task.labels) != len(task.classes) or task.temperature <= 0:
             raise ValueError(
-                f"task {task.name!r}: expected at least 2 classes, a label each, and a temperature above 0"
+                f"task {task.name!r}: expected at least one class, a label each, and a temperature above 0"
             )
 
 

@@ -1,7 +1,6 @@
 """The files of a finished run: its metrics, predictions, model, snapshots and prototypes."""
 
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -143,6 +142,7 @@ def results(
         revision: The commit of the source code, if known.
     """
     parameters = method.network.count_parameters()
+    validated = {"epochs_trained": state.epochs_trained, "best_epochs": state.best_epochs}
     return {
         "benchmark": config.benchmark,
         "method": config.method,
@@ -158,11 +158,12 @@ def results(
         "stored_samples": method.stored_samples,
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / state.train_seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": None if (peak := peak_memory_mb()) is None else round(peak, 1),
         "device": device_name(method.device),
         "processes": distributed.world_size(),
         "versions": versions(),
         "commit": revision,
+        **(validated if config.training.validates else {}),
     }
 
 
@@ -193,7 +194,11 @@ def commit() -> str | None:
         return None
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory of this process, in MB (2^20 bytes)."""
+def peak_memory_mb() -> float | None:
+    """Return the peak memory of this process, in MB (2^20 bytes); None on Windows, where Python cannot tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

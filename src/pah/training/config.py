@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch.func import functional_call
 from pah.core.config import InputError, derived_seed, require, require_types, unknown_name_error
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import find_benchmark
+from pah.data.read_options import ReadOptions
+from pah.data.sources import Source
 from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
@@ -43,6 +45,10 @@ class RunConfig:
         benchmark: Name of the data set and its split, one of `pah.data.benchmarks.BENCHMARKS`.
         data: Folder or hub id of the images; the benchmark's own source if None.
         label_column: Name of the column with the labels, for data in which it cannot be inferred.
+        test_split: Name of the split with the test images, as in `pah.data.read_options.ReadOptions`.
+        skip_unreadable: Whether to leave out images that cannot be read.
+        follow_links: Whether to read images to which a link leads out of the data set's folder.
+        max_megapixels: Largest number of pixels of one image, in millions.
         image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None.
         seed: Decides class order, initial weights, batches and augmentation; 0 to 2^63 - 1.
         snapshots: Whether to save the network after each task.
@@ -62,6 +68,10 @@ class RunConfig:
     benchmark: str = "split-digits"
     data: str | None = None
     label_column: str | None = None
+    test_split: str | None = None
+    skip_unreadable: bool = False
+    follow_links: bool = False
+    max_megapixels: int = 50
     image_size: int | None = None
     seed: int = 0
     snapshots: bool = False
@@ -76,6 +86,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
+        _ = self.read_options  # refuses values that are out of range
         require(self.image_size is None or 1 <= self.image_size <= 1024, "image_size", "1 to 1024", self.image_size)
         has_evaluation_images = self.training.evaluate_on == "test" or self.stream.validation > 0
         require(
@@ -84,6 +95,16 @@ class RunConfig:
             "stream.validation above 0",
             self.stream.validation,
         )
+        for option in ("patience", "keep_best"):
+            value = getattr(self.training, option)
+            usable = not value or self.stream.validation > 0
+            require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the data set is read."""
+        names = (option.name for option in fields(ReadOptions))
+        return ReadOptions(**{name: getattr(self, name) for name in names})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as `config.yaml` stores it."""
@@ -135,13 +156,24 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the configuration."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A short hash of what decides the training: without the place of the data, and without `stream.first`.
+
+        The data are compared by their own fingerprint, and a run on the first tasks may go on to more of them.
+        """
+        return fingerprint_of(self.as_dict())
 
     @property
     def folder(self) -> Path:
         """The default folder of the run."""
         return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a configuration as `RunConfig.as_dict` returns it or `config.yaml` holds it."""
+    kept = {key: value for key, value in values.items() if key != "data"}
+    if isinstance(kept.get("stream"), Mapping):
+        kept["stream"] = {key: value for key, value in kept["stream"].items() if key != "first"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,10 +187,15 @@ def load_stream(config: RunConfig) -> Stream:
     Raises:
         InputError: the data cannot be read, or cannot be split as asked.
     """
-    chosen = find_benchmark(config.benchmark)
-    source = chosen.load_source(config.data, config.label_column, config.image_size)
+    return stream_of(
+        config, find_benchmark(config.benchmark).load_source(config.data, config.image_size, config.read_options)
+    )
+
+
+def stream_of(config: RunConfig, source: Source) -> Stream:
+    """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked."""
     classes = config.stream.classes or len(source.class_names)
-    tasks = config.stream.tasks or chosen.tasks or max(1, min(5, classes // 2))
+    tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
     stream = make_stream(source, config.stream, tasks, config.seed)
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream

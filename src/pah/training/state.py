@@ -1,6 +1,7 @@
 """The state of training, and the events that training yields."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -23,9 +24,14 @@ class TrainState:
     matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
     class_incremental: list[float] = field(default_factory=list)  # percent, after each task
     scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 loss scaler
+    best_epoch: int | None = None  # of this task, by its validation images; None if they are not used
+    best_accuracy: float = 0.0  # after that epoch, on the validation images, percent
+    epochs_trained: list[int] = field(default_factory=list)  # of each task, if validation images are used
+    best_epochs: list[int] = field(default_factory=list)  # of each task, from 0, if validation images are used
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[str, Terms]] = []  # name and terms of each step that `term_sums` does not include yet
+        self.best_tensors: dict[str, Tensor] = {}  # the method's state after `best_epoch`, if it may be restored
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch ended: its mean loss terms, its last learning rate, and its speed."""
+    """An epoch ended: its mean loss terms, its last learning rate, and its speed.
+
+    With `training.patience` or `training.keep_best` also the accuracy on the task's validation images, in percent, and
+    the epoch with the best one so far.
+    """
 
     task: int
     epoch: int
@@ -59,6 +69,12 @@ class EpochDone:
     lr: float
     seconds: float
     images_per_second: float
+    validation_accuracy: float | None = None
+    best_epoch: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, without those that were not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
