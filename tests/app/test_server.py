@@ -2,6 +2,7 @@
 
 import socket
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_the_uploads_of_a_killed_server_are_deleted_at_the_next_start(opened: Op
 def test_a_file_error_while_the_page_is_served_is_not_taken_for_a_busy_port(
     opened: OpenLearner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server, "_page", lambda _: nullcontext())
     monkeypatch.setattr(server, "_launch", lambda *_: "http://127.0.0.1:1/")
     with pytest.raises(FileNotFoundError, match="of another kind"), serving(opened, ServerOptions(port=0)):
         raise FileNotFoundError("of another kind")

@@ -22,6 +22,7 @@ from pah.app.lesson_queue import LESSON, Lesson
 from pah.app.prototype_images import load_prototype_images
 from pah.app.service import Service, app_folder
 from pah.cli.main import main
+from pah.models.network import GeneratedHeads
 
 
 @pytest.fixture
@@ -103,7 +104,8 @@ def test_files_of_a_task_of_the_same_name_that_was_taught_anew_are_not_used(anim
 
 def load_birds_prototypes(learner: ContinualLearner) -> torch.Tensor:
     heads = learner.predictor.method.network.heads
-    return heads.prototypes.tasks[0].detach().contiguous()  # type: ignore[attr-defined]
+    assert isinstance(heads, GeneratedHeads)
+    return heads.prototypes.tasks[0].detach().contiguous()
 
 
 def test_without_a_learner_nothing_is_deleted(animals: Path) -> None:

@@ -70,6 +70,15 @@ def serving(opened: OpenLearner, options: ServerOptions) -> Iterator[str]:
     Raises:
         InputError: the extra `app` is missing, or the address cannot be used, for example because the port is in use.
     """
+    with closing(opened):
+        port = _free_port(options.host, options.port)  # before the slow import
+        with _page(opened) as page:
+            yield _launch(page, opened, replace(options, port=port))
+
+
+@contextmanager
+def _page(opened: OpenLearner) -> Iterator["gradio.Blocks"]:
+    """Build the page, with a folder for its uploads; both end with the context."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # gradio reads them on import
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # folders that every gradio page would serve
     try:
@@ -79,14 +88,13 @@ def serving(opened: OpenLearner, options: ServerOptions) -> Iterator[str]:
     from pah.app.offline import disable_downloads
     from pah.app.page import build
 
-    with _upload_folder() as folder, closing(opened):
-        port = _free_port(options.host, options.port)
+    with _upload_folder() as folder:
         opened.upload_folder = folder
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         disable_downloads()
         page = build(opened)
         try:
-            yield _launch(page, opened, replace(options, port=port))
+            yield page
         finally:
             page.close(verbose=False)
 
