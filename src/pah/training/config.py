@@ -20,7 +20,7 @@ from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
+from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, TimmOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.training.options import TrainingOptions
@@ -177,7 +177,10 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
-    network = config.method_options.build_network(partial(config.backbone_options.build, channels), image_shape)
+    build_backbone = partial(config.backbone_options.build, channels)
+    if isinstance(config.backbone_options, TimmOptions):
+        build_backbone = partial(config.backbone_options.build, channels, (size[0], size[1]))
+    network = config.method_options.build_network(build_backbone, image_shape)
     backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
@@ -185,8 +188,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     for kind, (height, width) in sizes.items():
         try:
             halves_single_pixel = _halves_single_pixel(backbone, channels, height, width)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # models of other libraries raise many types of exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {kind} of {height}x{width}, got: {reason}"
             ) from None
