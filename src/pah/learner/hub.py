@@ -32,8 +32,7 @@ def model_card(record: Record) -> str:
         f"---\n{header.to_yaml()}\n---",
         "# Continual learner",
         f"A {record.config.method} learner on {record.config.backbone}, for {'grey' if channels == 1 else 'colour'} "
-        f"images of {height}x{width}; it learned {len(record.tasks)} tasks one after another, without keeping their "
-        "images.",
+        f"images of {height}x{width}; it learned {_learned(len(record.tasks))}, without keeping their images.",
         "| task | classes | images | data | taught | accuracy then, % | when last measured, % | measured on |\n"
         "|---|---|---:|---|---|---:|---:|---:|\n" + "\n".join(_task_row(task, record) for task in record.tasks),
         "Accuracies are measured with the task given, on images that were not used for training. The two of a row are "
@@ -43,6 +42,11 @@ def model_card(record: Record) -> str:
         f'learner.predict(["photo.jpg"], task={json.dumps(record.tasks[0].name, ensure_ascii=False)})\n```',
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _learned(tasks: int) -> str:
+    """Return in words how many tasks were learned."""
+    return "one task" if tasks == 1 else f"{tasks} tasks one after another"
 
 
 def _task_row(task: TaughtTask, record: Record) -> str:

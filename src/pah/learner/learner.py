@@ -166,8 +166,9 @@ class ContinualLearner:
                 f"task {name!r}: expected a new name, got one taught before; forget({name!r}) makes room for it"
             )
         arguments.require_limits(max_drift, max_loss, old_tasks, held_out)
+        arguments.require_class_names(data[-1] if isinstance(data, tuple) else ())
         source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
-        arguments.require_class_names(source)
+        arguments.require_class_names(source.class_names)
         checks = {
             task: HeldOutTask(self.predictor.index(task), with_all_images_in_test(self._load(images)[0]))
             for task, images in (held_out or {}).items()

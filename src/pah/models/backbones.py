@@ -3,6 +3,7 @@
 B: number of images, H and W: height and width in pixels, D: number of features.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
@@ -279,11 +279,10 @@ def _output_shape(body: nn.Module, channels: int, height: int, width: int) -> tu
     """
     devices = [torch.device("meta"), next(iter(body.parameters())).device]
     for device in dict.fromkeys(devices):
-        weights = {name: t.to(device) for name, t in (*body.named_parameters(), *body.named_buffers())}
-        x = torch.zeros(1, channels, height, width, device=device)
+        probe = copy.deepcopy(body).to(device)  # some models keep tensors of the last pass
         try:
-            with torch.no_grad(), evaluating(body), torch.random.fork_rng(devices=[]), device:
-                output = functional_call(body, weights, x)
+            with torch.no_grad(), evaluating(probe), torch.random.fork_rng(devices=[]), device:
+                output = probe(torch.zeros(1, channels, height, width))
             return tuple(output.shape) if isinstance(output, Tensor) else None
         except Exception:
             if device == devices[-1]:

@@ -1,5 +1,6 @@
 """The configuration of a run, and what is built from it: the stream of tasks and the untrained method."""
 
+import copy
 import hashlib
 import json
 import math
@@ -215,6 +216,7 @@ def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: 
     # the meta device computes shapes alone: a check must not need the memory of a run, but importing it takes a second
     if height * width > LARGE_IMAGE_PIXELS:
         device = torch.device("meta")
+        backbone = copy.deepcopy(backbone)  # some models keep tensors of the last pass
         weights = {name: tensor.to(device) for name, tensor in weights.items()}
     single_pixel: list[bool] = []
 
