@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_learner import QUICK, TrainingOptions, lesson, refused, same
+from test_learner import QUICK, lesson, refused, same
 
 from pah import ContinualLearner
 from pah.learner.arguments import unknown_rate
 from pah.methods import METHODS
+from pah.methods.pah import PAHOptions
+from pah.training.options import TrainingOptions
 
+new_learner: Any = ContinualLearner  # to give it arguments of other types
 QUICKEST = dataclasses.replace(QUICK, training=TrainingOptions(epochs=1, batch_size=64))
 
 
@@ -35,7 +38,8 @@ def test_names_that_cannot_be_saved_are_refused_before_training(learner: Continu
     refused(lambda: learner.learn(name, lesson(2, 3), watch=never), "task: expected a name")
     if isinstance(name, str | bytes):
         pixels, labels, _ = lesson(2, 3)
-        refused(lambda: learner.learn("fish", (pixels, labels, ["cod", name]), watch=never), "class: expected a name")
+        names: Any = ["cod", name]
+        refused(lambda: learner.learn("fish", (pixels, labels, names), watch=never), "class: expected a name")
 
 
 def test_names_in_any_language_are_allowed(learner: ContinualLearner) -> None:
@@ -57,9 +61,9 @@ def test_names_in_any_language_are_allowed(learner: ContinualLearner) -> None:
         (lambda learner: learner.learn("x", lesson(2, 3), max_loss=-1, watch=never), ("max_loss", "0 to 100")),
         (lambda learner: learner.learn("x", lesson(2, 3), held_out=["low"], watch=never), ("held_out", "by task name")),
         (lambda learner: setattr(learner, "config", "fast"), ("config: expected a RunConfig",)),
-        (lambda _: ContinualLearner(backbone=5), ("backbone: expected the name",)),
-        (lambda _: ContinualLearner(image_size="a"), ("image_size: expected a number of pixels", "'a'")),
-        (lambda _: ContinualLearner(config="fast"), ("config: expected a RunConfig",)),
+        (lambda _: new_learner(backbone=5), ("backbone: expected the name",)),
+        (lambda _: new_learner(image_size="a"), ("image_size: expected a number of pixels", "'a'")),
+        (lambda _: new_learner(config="fast"), ("config: expected a RunConfig",)),
     ],
 )
 def test_bad_options_are_refused_in_one_line(
@@ -79,10 +83,12 @@ def test_the_share_of_unknown_images_may_be_a_truth_value() -> None:
 
 
 def test_an_option_that_the_first_lesson_fixed_is_named_with_both_values(learner: ContinualLearner) -> None:
-    def change(**options: object) -> Callable[[], None]:
+    def change(**options: Any) -> Callable[[], None]:
         return lambda: setattr(learner, "config", dataclasses.replace(learner.config, **options))
 
-    other = dataclasses.replace(learner.config.method_options, stability=2.5)
+    options = learner.config.method_options
+    assert isinstance(options, PAHOptions)
+    other = dataclasses.replace(options, stability=2.5)
     refused(change(method_options=other), "method.stability: expected that of the first lesson, 1.0, got 2.5")
     refused(change(seed=7), "seed: expected that of the first lesson, 0, got 7")
     lwf = METHODS["lwf"].options()

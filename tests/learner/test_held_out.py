@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from test_learner import QUICK, TrainingOptions, forgetful, lesson, refused, same
+from test_learner import QUICK, forgetful, lesson, refused, same
 
 from pah import ContinualLearner, DriftError
 from pah.learner.held_out import TaskLoss, refuse_losses
+from pah.training.options import TrainingOptions
 
 CHECKS = lesson(0, 1, 2, part="test")
 

@@ -1,8 +1,8 @@
 """Accuracies are compared only if they were measured on the same images."""
 
 import torch
-from test_learner import DIGITS
 
+from helpers import DIGITS
 from pah.data.sources import Images
 from pah.learner.measurements import Comparison, compare, fingerprint
 from pah.learner.store import Lesson

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_arguments import QUICKEST
-from test_learner import DIGITS
 
+from helpers import DIGITS
 from pah import ContinualLearner
 from pah.learner.privacy import public_note, public_old_note, public_origin
 from pah.learner.store import TaughtTask

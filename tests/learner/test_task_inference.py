@@ -7,13 +7,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_learner import QUICK, TrainingOptions, lesson, refused, same
+from PIL import Image
+from test_learner import QUICK, lesson, refused, same
 
 from pah import ContinualLearner
 from pah.cli import main
 from pah.learner.export import export
 from pah.learner.task_inference import RULES, task_scores
 from pah.methods import METHODS
+from pah.training.options import TrainingOptions
 
 CONFIG = dataclasses.replace(QUICK, training=TrainingOptions(epochs=6, batch_size=32))
 
@@ -88,9 +90,7 @@ def test_it_is_saved_exported_and_forgotten(
     session = onnxruntime.InferenceSession(tmp_path / "one.onnx")
     (probabilities,) = session.run(None, {"images": pixels[:5, None]})
     assert probabilities.tolist() == [[1.0]] * 5
-    file = tmp_path / "3.npy.png"
-    from PIL import Image
-
+    file = tmp_path / "3.png"
     Image.fromarray(pixels[0]).save(file)
     assert main(["predict", str(tmp_path / "digits"), str(file), "--task", "three"]) == 0
     assert "three: a single class, so its probability within the task is always 1" in capsys.readouterr().out
