@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from test_learner import QUICK, lesson, refused, same
 
+from helpers import DIGITS
 from pah import ContinualLearner
 from pah.cli import main
+from pah.data.sources import Images, Source
 from pah.learner.export import export
 from pah.learner.task_inference import RULES, task_scores
 from pah.methods import METHODS
@@ -36,6 +38,16 @@ def test_a_task_of_one_class_wins_its_own_images_and_not_the_others(learner: Con
     three = learner.evaluate(lesson(3, part="test"), "three", **options)  # type: ignore[arg-type]
     assert min(low.accuracy, three.accuracy) > 80
     assert three.of_class == {"digit 3": three.accuracy}
+
+
+def test_an_evaluation_takes_one_image_of_one_class(learner: ContinualLearner) -> None:
+    rows = (DIGITS.test.labels == 1).nonzero().squeeze(1)[:1]
+    one = Images(DIGITS.test.pixels[rows], torch.zeros(1, dtype=torch.int64))
+    result = learner.predictor.evaluate(Source("one", ("digit 1",), one, one), 0, None)
+    assert (result.accuracy, result.images, dict(result.of_class)) == (100, 1, {"digit 1": 100})
+    none = Images(one.pixels[:0], one.labels[:0])
+    source = Source("none", ("digit 1",), one, none)
+    refused(lambda: learner.predictor.evaluate(source, 0, None), "none: expected images to evaluate")
 
 
 def test_a_single_class_may_come_first() -> None:
