@@ -93,4 +93,5 @@ class LessonEvents(AbstractContextManager["LessonEvents"]):
     def done(self, learner: ContinualLearner, folder: Path) -> None:
         """Write `done` with the accuracies in percent, the estimated loss of each old task (drift) and the notes."""
         lesson = learner.history[-1]
-        write_event("done", **self.lesson, accuracies=lesson.accuracies, drift=lesson.drift, notes=lesson.notes)
+        fields = {key: getattr(lesson, key) for key in ("accuracies", "before", "images", "drift", "notes")}
+        write_event("done", **self.lesson, **fields)

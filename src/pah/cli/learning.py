@@ -21,9 +21,10 @@ from pah.core.config import InputError, require
 from pah.core.files import locked
 from pah.data.read_options import ReadOptions
 from pah.learner.export import export as write_onnx
-from pah.learner.held_out import DriftError
+from pah.learner.held_out import DriftError, plural
 from pah.learner.hub import refuse_to_replace
 from pah.learner.learner import ContinualLearner
+from pah.learner.measurements import Comparison, compare
 from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.study.ablation import flat_options
 from pah.training.state import EpochDone, Event, StepDone
@@ -123,12 +124,13 @@ def show_learner(console: Console, folder: Path) -> None:
         markup=False,
     )
     table = Table()
-    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "from"):
-        table.add_column(title, justify="right" if title.endswith("%") or title == "images" else "left")
+    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "measured on", "from"):
+        table.add_column(title, justify="left" if title in ("task", "classes", "taught", "from") else "right")
     for task in learner.tasks:
         table.add_row(*_task_row(task, learner))
     console.print(table)
-    console.print("then: accuracy right after the lesson; last: when it was last measured", highlight=False)
+    legend = "then and last: the first and the last accuracy measured on the same images; measured on: their number"
+    console.print(legend, highlight=False, soft_wrap=True)
 
 
 def print_learner(folder: Path) -> None:
@@ -163,11 +165,11 @@ def print_learner(folder: Path) -> None:
 
 def _task_row(task: TaughtTask, learner: ContinualLearner) -> list[str]:
     """Return a task's row in the list of what a learner knows."""
-    accuracies = [lesson.accuracies[task.name] for lesson in learner.history if task.name in lesson.accuracies]
-    first_and_last = accuracies[:1] + accuracies[-1:]
-    shown = [f"{accuracy:.1f}" for accuracy in first_and_last] or ["-", "-"]
-    images = "-" if task.images is None else str(task.images)
-    return [task.name, ", ".join(task.classes), images, (task.taught or "-")[:10], *shown, task.data or "-"]
+    accuracy = compare(learner.history, task.name) or Comparison(None, None, None)
+    shown = ["-" if value is None else f"{value:.1f}" for value in (accuracy.then, accuracy.last)]
+    counts = ["-" if count is None else str(count) for count in (task.images, accuracy.images)]
+    taught = (task.taught or "-")[:10]
+    return [task.name, ", ".join(task.classes), counts[0], taught, *shown, counts[1], task.data or "-"]
 
 
 class LessonDisplay:
@@ -226,14 +228,16 @@ class LessonDisplay:
 
 
 def _lesson_table(learner: ContinualLearner) -> Table:
-    """Return the accuracies that were measured after the last lesson, and the estimated losses of old tasks."""
+    """Return the accuracies before and after the last lesson, and the estimated losses of old tasks."""
     lesson = learner.history[-1]
-    table = Table("task", Column("accuracy, %", justify="right"), Column("lost, % (estimate)", justify="right"))
+    titles = ("accuracy before, %", "after, %", "measured on", "lost, % (estimate)")
+    table = Table("task", *(Column(title, justify="right") for title in titles))
     for task in learner.tasks:
-        accuracy, drift = lesson.accuracies.get(task.name), lesson.drift.get(task.name)
-        table.add_row(
-            task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{100 * drift:.1f}"
-        )
+        accuracies = (lesson.before.get(task.name), lesson.accuracies.get(task.name))
+        before, after = ("-" if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies)
+        images, drift = lesson.images.get(task.name), lesson.drift.get(task.name)
+        measured_on = "-" if images is None else plural(images, "image")
+        table.add_row(task.name, before, after, measured_on, "-" if drift is None else f"{100 * drift:.1f}")
     return table
 
 

@@ -193,11 +193,16 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             help="images of an old task on which its accuracy is measured after the lesson (may be repeated)",
         )
         add(
+            "--max_loss",
+            type=float | None,
+            default=None,
+            help="undo the lesson if an old task loses more points of accuracy than this on its --held_out images",
+        )
+        add(
             "--max_drift",
             type=float | None,
             default=None,
-            help="roll the lesson back if an old task is estimated to lose more accuracy than this, 0 to 1: 0.1 is 10 "
-            "points",
+            help="the same as a share, 0 to 1, also for tasks without held-out images, whose loss is estimated",
         )
         max_loss_help = "roll the lesson back if an old task loses more than this many points on its held-out images"
         add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)

@@ -57,6 +57,8 @@ def predict(console: Console, arguments: list[str]) -> int:
             if reader_has_left() and options.csv is None:
                 return 0
     _say_what_is_missing(run, paths)
+    if single := [task.name for task in learner.tasks if task.name in run.tasks and len(task.classes) == 1]:
+        say(f"{', '.join(map(one_line, single))}: a single class, so its probability within the task is always 1")
     if options.csv is not None and not options.json:
         console.print(f"{run.answered} answers in {options.csv}", highlight=False, soft_wrap=True)
     return 2 if run.unreadable and not options.skip_unreadable else 0
@@ -114,6 +116,7 @@ class _Run:
         if options.unknown is not None:
             self.how["unknown"] = options.unknown
         self.answered = self.unreadable = 0
+        self.tasks: set[str] = set()  # of the answers
 
     def answers(self, files: Iterable[str]) -> Iterator[tuple[int, list[Answer]]]:
         """Yield the number of files of each chunk, and the answers for those that can be read."""
@@ -139,6 +142,7 @@ class _Run:
         images = np.stack(pixels).transpose(0, 2, 3, 1)
         predictions = self.learner.predict(images, self.options.task, **self.how)
         threshold = self.options.threshold
+        self.tasks |= {prediction.task for prediction in predictions}
         return [
             Answer(file, prediction, None if threshold is None else prediction.probability < threshold)
             for file, prediction in zip(files, predictions, strict=True)

@@ -9,7 +9,6 @@ from types import UnionType
 import numpy as np
 
 from pah.core.config import InputError, require
-from pah.data.sources import Source
 from pah.training.config import RunConfig
 
 FIXED_OPTIONS = ("method", "method_options", "backbone", "backbone_options", "image_size", "seed")  # by first lesson
@@ -31,10 +30,11 @@ def require_name(kind: str, name: object) -> str:
     return name
 
 
-def require_class_names(source: Source) -> None:
-    """Raise InputError unless the names of all classes are printable text in one line."""
-    for name in source.class_names:
-        require_name("class", name)
+def require_class_names(names: object) -> None:
+    """Raise InputError if a class name is text or bytes, but not printable text in one line."""
+    for name in names if isinstance(names, Sequence) else ():
+        if isinstance(name, str | bytes):
+            require_name("class", name)
 
 
 def is_number(value: object) -> bool:

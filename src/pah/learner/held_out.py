@@ -138,7 +138,7 @@ def make_lesson(
         result: The result of the lesson.
         source: The images of the lesson.
         seconds: Duration of the lesson.
-        notes: Its notes.
+        notes: Its notes, which already name files relative to the folders of the images.
         held_out: The held-out images of old tasks, by task name.
         before: The accuracies on these before the lesson.
         after: The accuracies on these after it.

@@ -22,6 +22,7 @@ from pah.learner.hub import download, refuse_to_replace, upload, write_learner
 from pah.learner.lesson import run_lesson
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Evaluation, Predictor
+from pah.learner.privacy import public_note
 from pah.learner.restore import restore_predictor
 from pah.learner.store import Lesson, TaughtTask
 from pah.learner.task_inference import DEFAULT_RULE, Rule, require_rule
@@ -170,6 +171,7 @@ class ContinualLearner:
         result = run_lesson(self._predictor, self.config, name, source, watch, self._device, validate)
         after = measure(result.predictor, checks)
         refuse_losses(task_losses(result.drift, before, after), max_drift, max_loss)
+        notes = tuple(public_note(note, (data, *(held_out or {}).values())) for note in notes)
         notes += result.notes + notes_on_limits(old_tasks, result.drift, checks, max_loss)
         lesson = make_lesson(name, result, source, time.monotonic() - started, notes, checks, before, after)
         predictor = result.predictor

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pah.data.sources import Images
 from pah.learner.store import Lesson
 
-DIGEST_BYTES = 16
+DIGEST_BYTES = 8  # short, because a long history stores one for each task and lesson
 
 
 class Measurement(NamedTuple):
@@ -32,12 +32,12 @@ class Comparison(NamedTuple):
 
     Attributes:
         then: The first one, in percent; None if it is not known to be of the same images.
-        last: The last one, in percent.
+        last: The last one, in percent; None if there is none.
         images: Number of images; None if it was not stored.
     """
 
     then: float | None
-    last: float
+    last: float | None
     images: int | None
 
 

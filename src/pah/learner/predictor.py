@@ -278,6 +278,7 @@ class Predictor:
                 f"{images.origin}: expected classes of task {task.name!r} ({', '.join(task.classes)}), "
                 f"got {foreign[0]!r}"
             )
+        require(len(images.test) > 0, str(images.origin), "images to evaluate", "none")
         labels = torch.tensor([positions[name] for name in images.class_names])[images.test.labels]
         candidates = [task_index] if rule is None else list(range(len(self.record.tasks)))
         batches = list(self.predict_batches(images.test.pixels, candidates, rule or "softmax"))

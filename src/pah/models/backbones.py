@@ -3,15 +3,19 @@
 B: number of images, H and W: height and width in pixels, D: number of features.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
+from pah.models.modes import evaluating
 
 MIN_SAFE_CHANNELS = 16  # with fewer input channels, torch's strided 1x1 convolution is wrong (see `StridedPointwise`)
 
@@ -179,11 +183,16 @@ class TimmOptions:
     pretrained: bool = False
     model: str = ""  # the <name> of `timm:<name>`, not an option of its own
 
-    def build(self, channels: int) -> Backbone:
-        """Return the model without its classifier. D depends on the model.
+    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+        """Return the model without its classifier. D is the number of features that it returns for an image.
+
+        Args:
+            channels: Number of channels of the images.
+            size: Height and width of the images; the size for which the model was made if None.
 
         Raises:
-            InputError: timm is not installed, does not know the model, or cannot build it or load its weights.
+            InputError: timm is not installed, does not know the model, or cannot build it or load its weights; or the
+                model does not return one vector for an image of this size.
         """
         try:
             import timm
@@ -195,16 +204,44 @@ class TimmOptions:
             raise unknown_name_error("timm backbone", self.model, timm.list_models())
         try:
             with hub_access(not self.pretrained or hub_is_reachable()):
-                body = timm.create_model(
-                    self.model, pretrained=self.pretrained, num_classes=0, in_chans=channels, global_pool="avg"
-                )
-        except (OSError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+                body = self._create(channels)
+        except Exception as error:  # the models of timm raise many types of exceptions
             expected, hint = f"a model for images of {channels} channels", ""
             if self.pretrained:
                 expected, hint = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{hint}") from None
-        return Backbone(body, int(body.num_features))  # type: ignore[arg-type]
+        height, width = size or tuple(getattr(body, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:])
+        return Backbone(body, self._count_features(body, channels, height, width))
+
+    def _create(self, channels: int) -> nn.Module:
+        """Return the model with the mean as its pooling, or with its own pooling if it allows no other."""
+        import timm
+
+        create = partial(timm.create_model, self.model, pretrained=self.pretrained, num_classes=0, in_chans=channels)
+        start = torch.get_rng_state()
+        try:
+            return create(global_pool="avg")
+        except (AssertionError, TypeError, ValueError, NotImplementedError):
+            torch.set_rng_state(start)
+            return create()
+
+    def _count_features(self, body: nn.Module, channels: int, height: int, width: int) -> int:
+        """Return D, the length of the vector that the model returns for one image of zeros.
+
+        Raises:
+            InputError: the model does not accept the image, or returns something else.
+        """
+        image = f"images of {height}x{width}"
+        try:
+            shape = _output_shape(body, channels, height, width)
+        except Exception as error:  # the models of timm raise many types of exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"backbone timm:{self.model}: expected one that takes {image}, got: {reason}") from None
+        if shape is None or len(shape) != 2:
+            got = "no tensor" if shape is None else "x".join(map(str, shape))
+            raise InputError(f"backbone timm:{self.model}: expected one vector for each of {image}, got {got}")
+        return shape[1]
 
 
 BackboneOptions = ConvNetOptions | ResNet18Options | SlimResNet18Options | ResNet32Options | TimmOptions
@@ -232,6 +269,25 @@ def backbone_options(name: str, values: Mapping[str, Any]) -> BackboneOptions:
     if name not in BACKBONES:
         raise unknown_name_error("backbone", name, [*BACKBONES, "timm:<name>"])
     return BACKBONES[name](**values)
+
+
+def _output_shape(body: nn.Module, channels: int, height: int, width: int) -> tuple[int, ...] | None:
+    """Return the shape of what a model returns for one image; None if it returns no tensor.
+
+    The model runs in eval mode. Only shapes are computed, because a large model would take seconds, unless the model
+    needs values to compute them.
+    """
+    devices = [torch.device("meta"), next(iter(body.parameters())).device]
+    for device in dict.fromkeys(devices):
+        probe = copy.deepcopy(body).to(device)  # some models keep tensors of the last pass
+        try:
+            with torch.no_grad(), evaluating(probe), torch.random.fork_rng(devices=[]), device:
+                output = probe(torch.zeros(1, channels, height, width))
+            return tuple(output.shape) if isinstance(output, Tensor) else None
+        except Exception:
+            if device == devices[-1]:
+                raise
+    return None
 
 
 def _is_strided_pointwise(layer: nn.Conv2d) -> bool:

@@ -18,10 +18,12 @@ from torch import Tensor
 from pah.core import distributed, files
 from pah.core.config import InputError
 from pah.core.devices import device_name
+from pah.data.sources import Images
 from pah.data.stream import Stream
 from pah.data.task import Normalization
 from pah.learner import store
 from pah.learner.calibration import calibrate, calibrate_among_all
+from pah.learner.measurements import fingerprint
 from pah.learner.predictor import Predictor
 from pah.learner.store import Lesson, Record, TaughtTask
 from pah.methods.base import Method
@@ -47,6 +49,12 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
     It is calibrated if the run has validation images. It holds no dates, so equal runs write equal files.
     """
     names = [task.name for task in stream.tasks]
+    measured = [task.test if config.training.evaluate_on == "test" else task.validation for task in stream.tasks]
+    counts = [len(part) for part in measured]
+    fingerprints = [
+        fingerprint(Images(part.pixels[part.rows], part.labels), task.class_names)
+        for task, part in zip(stream.tasks, measured, strict=True)
+    ]
     record = Record(
         config=config,
         image_shape=stream.image_shape,
@@ -56,7 +64,13 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
             for task in stream.tasks
         ),
         history=tuple(
-            Lesson(name, None, {old: value for old, value in zip(names, accuracies, strict=False) if value is not None})
+            Lesson(
+                name,
+                None,
+                {old: value for old, value in zip(names, accuracies, strict=False) if value is not None},
+                images=dict(zip(names[: len(accuracies)], counts, strict=False)),
+                fingerprints=dict(zip(names[: len(accuracies)], fingerprints, strict=False)),
+            )
             for name, accuracies in zip(names, matrix, strict=True)
         ),
     )

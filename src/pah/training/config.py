@@ -1,5 +1,6 @@
 """The configuration of a run, and what is built from it: the stream of tasks and the untrained method."""
 
+import copy
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
+from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, TimmOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.training.options import TrainingOptions
@@ -217,7 +218,10 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
-    network = config.method_options.build_network(partial(config.backbone_options.build, channels), image_shape)
+    build_backbone = partial(config.backbone_options.build, channels)
+    if isinstance(config.backbone_options, TimmOptions):
+        build_backbone = partial(config.backbone_options.build, channels, (size[0], size[1]))
+    network = config.method_options.build_network(build_backbone, image_shape)
     backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
@@ -225,8 +229,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
     for kind, (height, width) in sizes.items():
         try:
             halves_single_pixel = _halves_single_pixel(backbone, channels, height, width)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # models of other libraries raise many types of exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {kind} of {height}x{width}, got: {reason}"
             ) from None
@@ -252,6 +256,7 @@ def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: 
     # the meta device computes shapes alone: a check must not need the memory of a run, but importing it takes a second
     if height * width > LARGE_IMAGE_PIXELS:
         device = torch.device("meta")
+        backbone = copy.deepcopy(backbone)  # some models keep tensors of the last pass
         weights = {name: tensor.to(device) for name, tensor in weights.items()}
     single_pixel: list[bool] = []
 
