@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_an_order_seed_gives_one_class_order_to_all_seeds() -> None:
         ({"order_seed": 1, "class_order": "natural"}, "stream.order_seed: expected none, as stream.class_order is"),
     ],
 )
-def test_class_orders_and_sizes_that_do_not_fit_are_refused(options: dict[str, object], line: str) -> None:
+def test_class_orders_and_sizes_that_do_not_fit_are_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=line) as caught:
         digits(tasks=1, **options)
     assert "\n" not in str(caught.value)

@@ -31,7 +31,7 @@ MEASURED = {
 
 
 def test_the_option_needs_no_value() -> None:
-    words = ([], ["--training.measure_transfer"], ["--training.measure_transfer", "true"])
+    words: tuple[list[str], ...] = ([], ["--training.measure_transfer"], ["--training.measure_transfer", "true"])
     assert [tiny(*given).training.measure_transfer for given in words] == [False, True, True]
 
 

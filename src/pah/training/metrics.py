@@ -7,8 +7,9 @@ al. 2017, iCaRL (average incremental accuracy).
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-Accuracy = float | None  # in percent; None without images
+Accuracy = float | Any  # in percent; None without images. As Any, it needs no check where there surely are images
 Matrix = Sequence[Sequence[Accuracy]]
 
 
