@@ -2,7 +2,7 @@
 
 import pytest
 
-from pah.training.metrics import average_accuracies, forward_transfer, summary
+from pah.training.metrics import Matrix, average_accuracies, forward_transfer, summary
 
 
 def test_metrics_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_forward_transfer_is_the_gain_over_an_untrained_network_on_later_tasks()
 
 
 def test_a_task_without_test_images_counts_in_no_mean() -> None:
-    matrix: list[list[float | None]] = [[None], [None, 80.0], [None, 60.0, 90.0]]
+    matrix: Matrix = [[None], [None, 80.0], [None, 60.0, 90.0]]
     assert average_accuracies(matrix) == [None, 80.0, 75.0]
     assert summary(matrix) == pytest.approx(
         {

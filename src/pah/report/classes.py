@@ -6,6 +6,7 @@ from typing import NamedTuple
 from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
 from pah.report.run_data import Run
 from pah.training.evaluation import TaskPredictions, percent
+from pah.training.metrics import Accuracy
 
 MAX_CONFUSIONS = 20  # rows of a table of confusions
 
@@ -19,7 +20,7 @@ class ClassResult(NamedTuple):
     task: int
     name: str
     images: int
-    accuracy: float | None
+    accuracy: Accuracy
     taken_for: str | None
 
 
