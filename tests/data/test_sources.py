@@ -595,7 +595,9 @@ def test_errors_of_the_hub_become_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(located, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with refused(r"'photos': .* got no folder photos here, and no data set photos on the hub \(Config .*\); use --data"):
+    with refused(
+        r"'photos': .* got no folder photos here, and no data set photos on the hub \(Config .*\); use --data"
+    ):
         load_source("photos")
 
 

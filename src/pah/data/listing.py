@@ -30,7 +30,8 @@ class FolderListing:
         annotation_files: Files that assign classes to images.
         notes: What was chosen, in words.
         missing: Files that the annotations name and that do not exist.
-        numeric_names: Whether class names that are whole numbers have the numbers' order.
+        from_metadata: Whether a column of a metadata file names the classes. Those that are whole numbers have the
+            numbers' order.
     """
 
     files: Mapping[str, LabelledFiles]
@@ -39,13 +40,13 @@ class FolderListing:
     annotation_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    numeric_names: bool = False
+    from_metadata: bool = False
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their labels."""
         names = {name for split in self.files.values() for _, name in split}
-        return sort_names(names | {folder.name for folder in self.class_folders}, numeric=self.numeric_names)
+        return sort_names(names | {folder.name for folder in self.class_folders}, numeric=self.from_metadata)
 
 
 def sort_names(names: Iterable[str], *, numeric: bool) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +110,9 @@ def locate_in_memory(data: datasets.Dataset | datasets.DatasetDict, options: Rea
     has_splits = isinstance(data, datasets.DatasetDict)
     splits = {str(split): part for split, part in data.items()} if has_splits else {"train": data}
     tables = _split_tables(splits, "data set", options)
-    fingerprint = "/".join(splits[split]._fingerprint for split in tables)
+    fingerprint = "/".join(
+        f"{name}={splits[name]._fingerprint}" if has_splits else data._fingerprint for name in tables
+    )
     return LocatedSource(tables, [], TableReading(options, has_splits=has_splits), fingerprint)
 
 
@@ -152,7 +154,8 @@ def _locate_images(folder: Path, listing: FolderListing, options: ReadOptions) -
     present = [file for file in image_files if not options.skip_unreadable or file.exists()]
     tables = {split: cache(partial(_image_table, listing.class_names, files)) for split, files in listing.files.items()}
     paths = FilePaths(folder, options.follow_links, checked=True)
-    how = TableReading(options, paths, keep_all_names=True, divide_by_name=True, has_splits=False)
+    asked = replace(options, label_column=None) if listing.from_metadata else options
+    how = TableReading(asked, paths, keep_all_names=True, divide_by_name=True, has_splits=False)
     return LocatedSource(
         tables,
         [*listing.annotation_files, *listing.class_folders, *present],

@@ -70,7 +70,7 @@ def list_metadata(folder: Path, data: str, options: ReadOptions, *, only_beside:
     used = ["train"] if test is None else ["train", test]
     annotations = tuple(file for name, file in tables.items() if name in ("", *used))
     return FolderListing(
-        {name: listed[name] for name in used}, [], test is None, annotations, notes, tuple(missing), numeric_names=True
+        {name: listed[name] for name in used}, [], test is None, annotations, notes, tuple(missing), from_metadata=True
     )
 
 
