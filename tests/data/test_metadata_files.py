@@ -30,6 +30,11 @@ def test_flat_images_have_the_classes_of_the_metadata(tmp_path: Path) -> None:
             assert source.notes == ("left out: 1 .png outside the class folders",)
 
 
+def flat_without_text(root: Path) -> Path:
+    (flat_images(root, 4) / "metadata.csv").write_bytes(b"file_name,label\n\xe9.png,cat\n")
+    return root
+
+
 def test_splits_have_their_own_metadata(tmp_path: Path) -> None:
     flat_images(tmp_path / "train", 6)
     flat_images(tmp_path / "test", 4)
@@ -52,10 +57,13 @@ def test_class_folders_are_preferred_to_a_metadata_file_about_them(tmp_path: Pat
     for name in ("cat", "dog"):
         for i in range(5):
             save(picture(i), tmp_path / name / f"{i}.png")
-    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/0.png,big\ndog/0.png,small\n")
-    source = load_source(str(tmp_path))
-    assert source.class_names == ("cat", "dog")
-    assert source.conversions == ("left out: 1 .csv",)
+    for text in ("file_name,label\ncat/0.png,big\n", "file_name,label\n0.png,big\n", "file_name\n\udce9.png\n"):
+        (tmp_path / "metadata.csv").write_bytes(text.encode(errors="surrogateescape"))
+        source = load_source(str(tmp_path))
+        assert source.class_names == ("cat", "dog")
+        assert source.conversions == ("left out: 1 .csv",)
+    with refused("metadata.csv: expected a table in UTF-8"):
+        load_source(str(flat_without_text(tmp_path / "flat")))
 
 
 def test_bad_metadata_is_refused(tmp_path: Path) -> None:

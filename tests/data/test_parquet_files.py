@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_sets import NAMES, counts, encoded, features, refused, write_parquet
+from data_sets import NAMES, counts, encoded, features, picture, refused, save, write_parquet
 from pah.data.lesson import load_lesson
 from pah.data.read_options import ReadOptions
 from pah.data.sources import load_source
@@ -68,7 +68,9 @@ def test_a_test_split_without_labels_gives_way(tmp_path: Path, test: object) -> 
 def test_the_test_split_can_be_named(tmp_path: Path) -> None:
     for split, labels in (("train", LABELS), ("test", [0, 1, 2]), ("extra", [0, 1, 2] * 2)):
         write_parquet(tmp_path / f"{split}-0.parquet", labels)
-    assert load_source(str(tmp_path)).notes == ("not used: the Parquet files of extra",)
+    save(picture(0), tmp_path / "pictures" / "0.png")
+    left_out = "left out: 1 image files, as the Parquet files are used"
+    assert load_source(str(tmp_path)).notes == ("not used: the Parquet files of extra", left_out)
     assert len(load_source(str(tmp_path), options=ReadOptions(test_split="extra")).test) == 6
     with refused("unknown test_split", "'extras'", "did you mean 'extra'"):
         load_source(str(tmp_path), options=ReadOptions(test_split="extras"))

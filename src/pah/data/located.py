@@ -18,8 +18,10 @@ from pah.data.image import first_line
 from pah.data.labelled_splits import TableReading
 from pah.data.links import refuse_outward_links
 from pah.data.listing import (
+    IMAGE_PLACE,
     TEST_SPLITS,
     FolderListing,
+    count_left_out,
     describe_left_out,
     list_class_folders,
     list_tiny_imagenet,
@@ -78,7 +80,7 @@ def list_folder(folder: Path, data: str, options: ReadOptions = DEFAULT_READING)
     class_folders = None
     if listing is None:
         class_folders = list_class_folders(folder, data, options.test_split)
-        if class_folders is None or len(class_folders.class_names) < 2:
+        if class_folders is None or len(class_folders.class_names) < 2:  # otherwise the metadata are about these
             listing = list_metadata(folder, data, options, only_beside=False)
     listing = listing or class_folders
     if listing is None or not any(listing.files.values()):
@@ -138,6 +140,8 @@ def _locate_parquet(folder: Path, data: str, options: ReadOptions) -> LocatedSou
     tables = {split: cache(partial(_parquet_table, files)) for split, files in files_by_split.items()}
     all_files = [file for files in files_by_split.values() for file in files]
     notes = (f"not used: the Parquet files of {', '.join(others)}",) if others else ()
+    images = sum(count for kind, count in count_left_out(folder, ()).items() if kind.endswith(IMAGE_PLACE))
+    notes += (f"left out: {images} image files, as the Parquet files are used",) if images else ()
     how = TableReading(options, FilePaths(folder, options.follow_links))
     return LocatedSource(tables, all_files, how, notes=notes)
 
