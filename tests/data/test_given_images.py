@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
@@ -36,6 +36,10 @@ class Photos(torch.utils.data.Dataset[tuple[Any, int]]):
         if index >= len(self):
             raise IndexError
         return self.images[index], LABELS[index]
+
+
+def lesson(data: Any) -> Source:
+    return load_lesson(data, 6)
 
 
 def expected() -> Source:
@@ -110,7 +114,7 @@ def test_a_dict_of_splits() -> None:
 
 @pytest.mark.parametrize("data", [None, 3, {"cat"}, (IMAGES,), [1, 2], {"cat": "photos"}, object()])
 def test_other_data_are_refused_with_what_is_taken(data: Any) -> None:
-    for load in (load_source, lambda data: load_lesson(data, 6)):
+    for load in (load_source, lesson):
         with refused("data: expected a folder, a hub id, ", "PyTorch"):
             load(data)
 
@@ -163,7 +167,7 @@ def test_class_names_without_images_are_dropped(names: list[str] | None) -> None
     some = data_set(LABELS, names).filter(lambda row: row["label"] != 1)
     both = datasets.DatasetDict({"train": some, "test": some})
     shown = "1" if names is None else "cat"
-    for load in (load_source, lambda data: load_lesson(data, 6)):
+    for load in (load_source, lesson):
         for data in (some, both):
             source = load(data)
             assert source.class_names == (("0", "2") if names is None else ("bird", "dog"))

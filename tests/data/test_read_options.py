@@ -26,7 +26,7 @@ def test_values_out_of_range_are_refused() -> None:
 
 def test_commands_have_the_options() -> None:
     for command in ("run", "compare", "ablate", "data", "learn"):
-        config = config_of(parse([*GIVEN], command))  # type: ignore[arg-type]
+        config = config_of(parse([*GIVEN], command))
         assert config.read_options == ReadOptions(None, "odd", True, True, 70)
         assert RunConfig.from_dict(config.as_dict()) == config
     assert RunConfig().read_options == ReadOptions()

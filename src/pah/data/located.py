@@ -139,7 +139,7 @@ def _locate_parquet(folder: Path, data: str, options: ReadOptions) -> LocatedSou
         require_all_shards(files, data)
     tables = {split: cache(partial(_parquet_table, files)) for split, files in files_by_split.items()}
     all_files = [file for files in files_by_split.values() for file in files]
-    notes = (f"not used: the Parquet files of {', '.join(others)}",) if others else ()
+    notes: tuple[str, ...] = (f"not used: the Parquet files of {', '.join(others)}",) if others else ()
     images = sum(count for kind, count in count_left_out(folder, ()).items() if kind.endswith(IMAGE_PLACE))
     notes += (f"left out: {images} image files, as the Parquet files are used",) if images else ()
     how = TableReading(options, FilePaths(folder, options.follow_links))
