@@ -283,6 +283,8 @@ def test_a_class_without_images_is_refused(kind: str, unpacked: Callable[[Files]
     folder = unpacked({**digits("one", "two"), **files})
     with pytest.raises(InputError, match=expected):
         summarize(folder)
+    if kind == "a single one":  # a lesson would learn it, but the page wants images for testing
+        return
     with pytest.raises(InputError):
         load_lesson(folder, 8, options=ReadOptions(skip_unreadable=True))
 
@@ -490,7 +492,7 @@ def test_only_plain_files_are_opened(tmp_path: Path) -> None:
     """A pipe would block the server for ever, and the list of left-out files could be a link to any text file."""
     folder = folder_of(tmp_path / "open", digits("one", "two"))
     os.mkfifo(folder / "one" / "pipe.png")
-    (folder / "two" / "folder.png").mkdir()
+    (folder / "two" / "folder.png").mkdir()  # a folder, whatever its name
     (tmp_path / "secret.txt").write_text("password\n")
     (folder / uploads.LEFT_OUT).symlink_to(tmp_path / "secret.txt")
     summary = summarize(folder)

@@ -608,6 +608,7 @@ def test_a_data_set_in_the_cache_needs_no_hub(tmp_path: Path, cache: Path, monke
     builder.download_and_prepare(output_dir=str(cache.parent / "owner___shapes" / "default" / "0.0.0" / "hash"))
     source = load_source("owner/shapes")
     assert source.origin == "owner/shapes"
+    assert source.notes == ("images of owner/shapes on the Hugging Face hub, as there is no folder of this name here",)
     assert equal_sources(source, load_source(str(local)))
     assert not datasets.config.HF_HUB_OFFLINE
     assert not datasets.are_progress_bars_disabled()

@@ -54,6 +54,8 @@ def load_lesson(
 
 def _without_empty_classes(source: Source) -> Source:
     """Return the source with notes on classes without test images; InputError if a class has no images at all."""
+    if not source.class_names:
+        raise InputError(f"{source.origin}: expected at least one class, got none")
     counts = [images.labels.bincount(minlength=len(source.class_names)) for images in (source.train, source.test)]
     for name, train, test in zip(source.class_names, *(count.tolist() for count in counts), strict=True):
         if not train + test:

@@ -14,6 +14,7 @@ from pah.data.image import IMAGE_SUFFIXES
 
 TEST_SPLITS = ("test", "valid", "validation", "val")  # the first one that exists and has labels is used
 
+IMAGE_PLACE = " outside the class folders"  # said of image files that are not used
 UPLOAD_LIST = ".left-out"  # the web page's own list of what it did not unpack
 
 LabelledFiles: TypeAlias = list[tuple[Path, str]]  # image file and name of its class
@@ -30,7 +31,8 @@ class FolderListing:
         annotation_files: Files that assign classes to images.
         notes: What was chosen, in words.
         missing: Files that the annotations name and that do not exist.
-        numeric_names: Whether class names that are whole numbers have the numbers' order.
+        from_metadata: Whether a column of a metadata file names the classes. Those that are whole numbers have the
+            numbers' order.
     """
 
     files: Mapping[str, LabelledFiles]
@@ -39,13 +41,13 @@ class FolderListing:
     annotation_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    numeric_names: bool = False
+    from_metadata: bool = False
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their labels."""
         names = {name for split in self.files.values() for _, name in split}
-        return sort_names(names | {folder.name for folder in self.class_folders}, numeric=self.numeric_names)
+        return sort_names(names | {folder.name for folder in self.class_folders}, numeric=self.from_metadata)
 
 
 def sort_names(names: Iterable[str], *, numeric: bool) -> list[str]:
@@ -138,7 +140,8 @@ def describe_test_choice(test: str | None, without_labels: Sequence[str], unused
         unused: Splits that were not needed.
     """
     notes = []
-    reason = f", as {' and '.join(without_labels)} has no images with labels" if without_labels else ""
+    has = "have" if len(without_labels) > 1 else "has"
+    reason = f", as {' and '.join(without_labels)} {has} no images with labels" if without_labels else ""
     if test is None:
         reason = reason or ", as there is no test split"
         notes.append(f"a fixed fifth of the images of each class is for testing{reason}")
@@ -219,10 +222,16 @@ def _nested_note(class_folders: Mapping[str, Path]) -> tuple[str, ...]:
 
 def describe_left_out(folder: Path, used: Collection[Path]) -> tuple[str, ...]:
     """Return in words which files of a folder are not used, counted by suffix; empty if all are used."""
-    counts: Counter[str] = Counter()
-    _count_left_out(folder, set(used), counts)
+    counts = count_left_out(folder, used)
     parts = [f"{count} {kind}" for kind, count in sorted(counts.items()) if count]
     return (f"left out: {', '.join(parts)}",) if parts else ()
+
+
+def count_left_out(folder: Path, used: Collection[Path]) -> Mapping[str, int]:
+    """Return the number of files of a folder that are not used, by their kind in words."""
+    counts: Counter[str] = Counter()
+    _count_left_out(folder, set(used), counts)
+    return counts
 
 
 def _count_left_out(folder: Path, used: Collection[Path], counts: Counter[str]) -> None:
@@ -236,7 +245,7 @@ def _count_left_out(folder: Path, used: Collection[Path], counts: Counter[str]) 
                 _count_left_out(path, used, counts)
             elif path not in used and not entry.is_dir():
                 suffix = path.suffix.lower()
-                place = " outside the class folders" if suffix in IMAGE_SUFFIXES else ""
+                place = IMAGE_PLACE if suffix in IMAGE_SUFFIXES else ""
                 counts[f"{suffix}{place}" if suffix else "without suffix"] += 1
 
 

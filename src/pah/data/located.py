@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,10 @@ from pah.data.image import first_line
 from pah.data.labelled_splits import TableReading
 from pah.data.links import refuse_outward_links
 from pah.data.listing import (
+    IMAGE_PLACE,
     TEST_SPLITS,
     FolderListing,
+    count_left_out,
     describe_left_out,
     list_class_folders,
     list_tiny_imagenet,
@@ -78,7 +80,7 @@ def list_folder(folder: Path, data: str, options: ReadOptions = DEFAULT_READING)
     class_folders = None
     if listing is None:
         class_folders = list_class_folders(folder, data, options.test_split)
-        if class_folders is None or len(class_folders.class_names) < 2:
+        if class_folders is None or len(class_folders.class_names) < 2:  # otherwise the metadata are about these
             listing = list_metadata(folder, data, options, only_beside=False)
     listing = listing or class_folders
     if listing is None or not any(listing.files.values()):
@@ -110,7 +112,9 @@ def locate_in_memory(data: datasets.Dataset | datasets.DatasetDict, options: Rea
     has_splits = isinstance(data, datasets.DatasetDict)
     splits = {str(split): part for split, part in data.items()} if has_splits else {"train": data}
     tables = _split_tables(splits, "data set", options)
-    fingerprint = "/".join(splits[split]._fingerprint for split in tables)
+    fingerprint = "/".join(
+        f"{name}={splits[name]._fingerprint}" if has_splits else data._fingerprint for name in tables
+    )
     return LocatedSource(tables, [], TableReading(options, has_splits=has_splits), fingerprint)
 
 
@@ -135,7 +139,9 @@ def _locate_parquet(folder: Path, data: str, options: ReadOptions) -> LocatedSou
         require_all_shards(files, data)
     tables = {split: cache(partial(_parquet_table, files)) for split, files in files_by_split.items()}
     all_files = [file for files in files_by_split.values() for file in files]
-    notes = (f"not used: the Parquet files of {', '.join(others)}",) if others else ()
+    notes: tuple[str, ...] = (f"not used: the Parquet files of {', '.join(others)}",) if others else ()
+    images = sum(count for kind, count in count_left_out(folder, ()).items() if kind.endswith(IMAGE_PLACE))
+    notes += (f"left out: {images} image files, as the Parquet files are used",) if images else ()
     how = TableReading(options, FilePaths(folder, options.follow_links))
     return LocatedSource(tables, all_files, how, notes=notes)
 
@@ -152,7 +158,8 @@ def _locate_images(folder: Path, listing: FolderListing, options: ReadOptions) -
     present = [file for file in image_files if not options.skip_unreadable or file.exists()]
     tables = {split: cache(partial(_image_table, listing.class_names, files)) for split, files in listing.files.items()}
     paths = FilePaths(folder, options.follow_links, checked=True)
-    how = TableReading(options, paths, keep_all_names=True, divide_by_name=True, has_splits=False)
+    asked = replace(options, label_column=None) if listing.from_metadata else options
+    how = TableReading(asked, paths, keep_all_names=True, divide_by_name=True, has_splits=False)
     return LocatedSource(
         tables,
         [*listing.annotation_files, *listing.class_folders, *present],

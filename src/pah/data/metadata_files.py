@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pah.core.config import InputError
+from pah.data.image import first_line
 from pah.data.links import resolve_inside
 from pah.data.listing import (
     TEST_SPLITS,
@@ -41,7 +42,8 @@ def list_metadata(folder: Path, data: str, options: ReadOptions, *, only_beside:
         folder: The data set's folder, resolved.
         data: Its name, for messages.
         options: How it is read.
-        only_beside: Take metadata files only if some of their images are directly beside them, not in folders.
+        only_beside: Take metadata files only if some of their images are directly beside them, not in folders, and
+            leave out metadata files that cannot be read.
 
     Returns:
         The listing; None if there is no metadata file with a column `file_name`.
@@ -51,11 +53,11 @@ def list_metadata(folder: Path, data: str, options: ReadOptions, *, only_beside:
             label.
     """
     files = {"": folder} | {child.name: child for child in subfolders(folder)}
-    tables = {name: file for name, place in files.items() if (file := _metadata_file(place)) is not None}
+    tables = {name: file for name, place in files.items() if (file := _metadata_file(place, only_beside)) is not None}
+    if not tables:
+        return None
     tables = {"": tables[""]} if "" in tables else tables
     rows = {name: _read(file, folder, data, options) for name, file in tables.items()}
-    if not rows or (only_beside and not any("/" not in row.file for part in rows.values() for row in part)):
-        return None
     splits = _by_split(rows[""]) if "" in rows else rows
     missing: list[str] = []
     listed = {
@@ -70,21 +72,37 @@ def list_metadata(folder: Path, data: str, options: ReadOptions, *, only_beside:
     used = ["train"] if test is None else ["train", test]
     annotations = tuple(file for name, file in tables.items() if name in ("", *used))
     return FolderListing(
-        {name: listed[name] for name in used}, [], test is None, annotations, notes, tuple(missing), numeric_names=True
+        {name: listed[name] for name in used}, [], test is None, annotations, notes, tuple(missing), from_metadata=True
     )
 
 
-def _metadata_file(folder: Path) -> Path | None:
+def _metadata_file(folder: Path, only_beside: bool) -> Path | None:
     """Return the metadata file of a folder that has the column of files; None if there is none."""
     for name in METADATA_FILES:
         file = folder / name
-        if file.is_file() and FILE_COLUMN in next(iter(_records(file)), {}):
+        if not file.is_file():
+            continue
+        try:
+            names = [record.get(FILE_COLUMN) for record in _records(file)]
+        except InputError:
+            if only_beside:
+                continue
+            raise
+        named = [name for name in names if name and isinstance(name, str)]
+        if named and (not only_beside or any("/" not in name and (folder / name).is_file() for name in named)):
             return file
     return None
 
 
 def _records(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a metadata file; ValueError for a line of JSON that is no object."""
+    """Yield the rows of a metadata file; InputError if it is no table."""
+    try:
+        yield from _rows(file)
+    except (ValueError, csv.Error) as error:  # another encoding is a ValueError, too
+        raise InputError(f"{file.name}: expected a table in UTF-8, got: {first_line(error)}") from error
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if file.suffix == ".csv":
             yield from csv.DictReader(lines)
