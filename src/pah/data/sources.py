@@ -96,7 +96,7 @@ def _checksum(tensor: Tensor) -> int:
     checksum = 0
     for rows in tensor.split(FINGERPRINT_ROWS):
         values = rows.cpu().numpy()
-        checksum = zlib.crc32(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data, checksum)
     return checksum
 
 
