@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,7 +163,13 @@ def test_a_run_goes_on_to_more_tasks_as_if_it_had_begun_with_them(
 def test_a_run_that_dies_on_its_way_to_more_tasks_goes_on_to_them(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
     config, folder = tiny("--stream.first", "3"), tmp_path / "run"
     start_run(tiny("--stream.first", "1"), folder)
-    run_until_death(config, folder, 1, ONLY_AT_TASK_ENDS, run=partial(resume_run, more_tasks=True))
+    model = (folder / "model" / "learner.json").read_bytes()
+    go_on = partial(resume_run, more_tasks=True)
+    run_until_death(config, folder, EVENTS_PER_TASK + 1, ONLY_AT_TASK_ENDS, run=go_on)
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "model" / "learner.json").read_bytes() == model  # until the run is finished again
+    (folder / "report.html").unlink()
+    shutil.rmtree(folder / "figures")
     assert main(["resume", str(folder)]) == 0
     assert_same_run(folder, uninterrupted(config))
 

@@ -21,7 +21,7 @@ class InputError(Exception):
 
 
 class RecoveryWarning(UserWarning):
-    """Work goes on, but something differs: a damaged file was skipped, or a run is resumed with other versions.
+    """Work goes on, but not everything is as it was: a damaged file was skipped, or a run has other versions now.
 
     The message says what is different and what was done. Commands print it.
     """

@@ -194,9 +194,11 @@ def _class_names(folder: Path, run_metrics: Mapping[str, Any], config: Mapping[s
     path, learned = folder / MODEL / LEARNER_FILE, len(run_metrics["accuracy_matrix"])
     if path.is_file():
         try:
-            return [[str(name) for name in task["classes"]] for task in files.read_json(path)["tasks"]]
+            names = [[str(name) for name in task["classes"]] for task in files.read_json(path)["tasks"]]
         except (KeyError, TypeError):
             raise InputError(f"{path}: expected a learner, got JSON of something else") from None
+        if len(names) >= learned:  # otherwise the run goes on to more tasks than this model has
+            return names
     if "class_order" not in run_metrics:
         return None
     labels = iter(run_metrics["class_order"])
