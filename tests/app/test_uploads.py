@@ -143,7 +143,7 @@ def test_unreadable_files_are_listed_and_not_counted(unpacked: Callable[[Files],
     assert summary.unreadable == tuple(sorted(others))
     source = load_lesson(summary.folder, 8, skip_unreadable=True)
     assert len(source.train) + len(source.test) == 10
-    assert {Path(name).name for name in source.skipped} == {"cut.png", "cut.jpg", "empty.png", "text.png"}
+    assert {Path(name).name for name in source.skipped} == {"cut.png", "cut.jpg", "empty.png", "text.png", "phone.HEIC"}
 
 
 def test_only_images_are_written(unpacked: Callable[[Files], Path]) -> None:
