@@ -8,7 +8,7 @@ import yaml
 from conftest import assert_same_run, run_until_death, tiny
 from pah.cli import main, options
 from pah.core.config import InputError
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.runs.run import resume_run, start_run
 from pah.study import ablation
 

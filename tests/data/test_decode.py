@@ -14,7 +14,7 @@ from PIL import Image
 
 from pah.cli import main
 from pah.data import decode
-from pah.data.decode import cache_folder, clear_cache
+from pah.data.decode_cache import cache_folder, clear_cache
 from pah.data.sources import load_source
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})

@@ -10,7 +10,8 @@ import torch
 from helpers import DIGITS, digits
 from pah.core.config import InputError, generator
 from pah.data.augment import AugmentOptions, augment
-from pah.data.stream import StreamOptions, evaluation_batches, make_stream, number_of_batches, training_batches
+from pah.data.stream import evaluation_batches, make_stream, number_of_batches, training_batches
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Examples
 
 PLAIN = AugmentOptions()

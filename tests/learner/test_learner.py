@@ -12,7 +12,7 @@ import torch
 from helpers import DIGITS
 from pah import ContinualLearner, DriftError, InputError, TaughtTask
 from pah.data.augment import AugmentOptions
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Examples
 from pah.learner.defaults import DEFAULT
 from pah.learner.drift import fit_feature_map

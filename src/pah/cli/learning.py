@@ -15,7 +15,8 @@ from rich.table import Column, Table
 from pah.cli import json_progress
 from pah.cli.arguments import merge_repeated, split_arguments
 from pah.cli.display import time_left
-from pah.cli.parser import config_of, parse, readable_error
+from pah.cli.errors import readable_error
+from pah.cli.parser import config_of, parse
 from pah.cli.printing import json_line, say
 from pah.core.config import InputError, require
 from pah.core.files import locked

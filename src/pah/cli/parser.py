@@ -1,7 +1,6 @@
 """Parse arguments and YAML files into checked options: jsonargparse parses them, the dataclasses check them."""
 
 import dataclasses
-import re
 from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pah.cli.arguments import (
-    NUMBER_LISTS,
     SHORT_NAMES,
     as_arguments,
     as_text,
@@ -19,6 +17,7 @@ from pah.cli.arguments import (
     with_number_lists,
     without_unused_options,
 )
+from pah.cli.errors import readable_error
 from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATOR, Command
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
@@ -33,7 +32,6 @@ from pah.study.ray_driver import ClusterOptions
 from pah.tracking.trackers import TRACKERS
 from pah.training.config import OPTION_GROUPS, RunConfig
 
-NOT_IN_YAML = {"help", "print_config", "print_shtab"}  # options of the parser that a YAML file cannot set
 STREAM_OPTIONS = (  # options that have no meaning for a lesson
     "stream.tasks",
     "stream.first",
@@ -320,26 +318,3 @@ def config_of(options: Namespace) -> RunConfig:
     """Return the configuration; the dataclass that owns an option refuses a value that is out of range."""
     values = options.as_dict()
     return RunConfig.from_dict({key: values[key] for key in RunConfig().as_dict() if key in values})
-
-
-def readable_error(message: str, parser: ArgumentParser) -> InputError:
-    """Return jsonargparse's message as one line in the style of this program, with the nearest name if unknown."""
-    line = " ".join(message.split())
-    list_option = re.search(r"(stream\.\w+)\W*: Does not validate .*Given value: (.*)", line)
-    if list_option and f"--{list_option[1]}" in NUMBER_LISTS:
-        return InputError(f"{list_option[1]}: expected {NUMBER_LISTS[f'--{list_option[1]}'][1]}, got {list_option[2]}")
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)", line, re.I) or re.search(
-        r"Option '([\w.]+)' is not accepted", line
-    )
-    if unknown:
-        known = [action.dest for action in parser._actions if action.dest not in NOT_IN_YAML]
-        return unknown_name_error("option", unknown[1], known)
-    if short := re.search(r"unrecognized arguments: (-[^-].*)", line, re.I):
-        return InputError(f"{short[1]}: expected an option, which begins with --; a file of that name follows --")
-    line = re.sub(
-        r"argument (--[\w.]+)(?:/--[\w.]+\+)?: expected one argument", r"option \1: expected a value, got none", line
-    )
-    line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
-    line = re.sub(r"<class '(\w+)'>|typing\.(?=Literal)", r"\1", line)
-    line = re.sub(r"Expected a Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
-    return InputError(re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", line))

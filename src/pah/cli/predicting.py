@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pah.cli.arguments import split_arguments
+from pah.cli.errors import readable_error
 from pah.cli.image_paths import ImagePaths
-from pah.cli.parser import add_device, readable_error
+from pah.cli.parser import add_device
 from pah.cli.printing import PlainConsole, json_line, one_line, say
 from pah.core.config import InputError, require
 from pah.core.streams import reader_has_left

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from pah.cli.arguments import split_arguments
-from pah.cli.parser import readable_error
+from pah.cli.errors import readable_error
 from pah.cli.printing import say
 from pah.core.config import InputError
 from pah.report.write import write_report

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pah.cli.errors import readable_error
 from pah.cli.options import ProgressOptions, progress_options
-from pah.cli.parser import add_device, add_progress, add_resume, readable_error
+from pah.cli.parser import add_device, add_progress, add_resume
 from pah.core.config import InputError, require
 from pah.core.devices import DeviceName
 from pah.runs.folder import CONFIG

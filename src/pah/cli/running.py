@@ -18,7 +18,8 @@ from pah.core.config import InputError, unknown_name_error
 from pah.core.devices import find_device
 from pah.core.files import write_json
 from pah.data.benchmarks import BENCHMARKS
-from pah.data.decode import MixedSizesError, cache_folder, clear_cache
+from pah.data.decode import MixedSizesError
+from pah.data.decode_cache import cache_folder, clear_cache
 from pah.data.sources import count_images
 from pah.data.stream import Stream
 from pah.learner.store import LEARNER_FILE

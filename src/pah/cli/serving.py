@@ -16,7 +16,7 @@ from rich.console import Console
 from pah.app.open_learner import OpenLearner
 from pah.app.server import ServerOptions, serving
 from pah.cli.arguments import split_arguments
-from pah.cli.parser import readable_error
+from pah.cli.errors import readable_error
 from pah.core.config import InputError
 
 LEARNERS = "learners"  # default folder of the learners to choose from

@@ -12,7 +12,8 @@ import pyarrow
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
-from pah.data.decode import Labels, reading
+from pah.data.decode import reading
+from pah.data.decode_cache import Labels
 from pah.data.links import resolve_inside
 
 if TYPE_CHECKING:

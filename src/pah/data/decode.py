@@ -5,40 +5,42 @@ Shapes: N images of C channels, H x W pixels; C is 1 when every image is grey, o
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
 import os
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
-import huggingface_hub.constants
 import numpy as np
 import pyarrow
-from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from pah.core.config import InputError
+from pah.data.decode_cache import (
+    ARRAYS,
+    DecodedDataSet,
+    Labels,
+    ReadingRecord,
+    Stamp,
+    cache_folder,
+    checksum_of,
+    load_cached,
+    lock_data_set,
+    make_private,
+    stamp_of,
+)
 from pah.data.image import MAX_MEGAPIXELS, ColourError, Pixels, decode_image, first_line, without_pillow_warnings
 from pah.data.image_modes import Mode
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
-VERSION = 2  # of the cache's layout and of the decoding; with another version, older folders are no longer used
-ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # files of the cache, fields of DecodedDataSet
 BATCH_ROWS = 512  # images that are decoded at a time; no more are in memory
-
-Labels: TypeAlias = NDArray[np.int64]
-Stamp: TypeAlias = tuple[str, int, int]  # of a file: absolute path, size and time of the last change
 
 
 class MixedSizesError(InputError):
@@ -69,21 +71,6 @@ class EncodedSplit:
 
 
 @dataclass(frozen=True)
-class ReadingRecord:
-    """What was decided while a data set was read; the cache keeps it beside the images.
-
-    Args:
-        notes: What was chosen and what was left out, in words.
-        skipped: Images that were left out because they could not be read.
-        test_split: Name of the split with the test images; None if they are a part of the training images.
-    """
-
-    notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    test_split: str | None = None
-
-
-@dataclass(frozen=True)
 class EncodedDataSet:
     """A data set before decoding."""
 
@@ -93,18 +80,6 @@ class EncodedDataSet:
     record: ReadingRecord
 
 
-@dataclass(frozen=True)
-class DecodedDataSet:
-    """Memory-mapped arrays, copied where written to: pixels uint8 (N, C, H, W), labels int64 (N,)."""
-
-    class_names: tuple[str, ...]
-    train_pixels: Pixels
-    train_labels: Labels
-    test_pixels: Pixels
-    test_labels: Labels
-    record: ReadingRecord = ReadingRecord()
-
-
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Turn a failure to list or read the data set of that name into an InputError."""
@@ -112,13 +87,6 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"{name}: expected readable data, got: {first_line(error)}") from error
-
-
-def cache_key(files: Iterable[Path], *options: str | int | None) -> str:
-    """Return a name for `files` read with `options`; it changes when a file's name, size or time changes."""
-    stamps = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    text = json.dumps([VERSION, stamps, options])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def decode_once(
@@ -144,18 +112,18 @@ def decode_once(
         InputError: an image is unreadable, images differ in size, or the cache cannot be written.
     """
     folder = cache_folder() / key
-    _make_private(folder.parent)
-    if (cached := _load_cached(folder)) is not None:
+    make_private(folder.parent)
+    if (cached := load_cached(folder)) is not None:
         return cached
     encoded = read()
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _lock(folder):  # another process may be decoding the same data set: wait, then use its result
-            if _load_cached(folder) is None:
+        with lock_data_set(folder):  # another process may be decoding the same data set: wait, then use its result
+            if load_cached(folder) is None:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
                     decoder = _Decoder(image_size, max_megapixels, frozenset(map(str, known_files)), pool)
                     _decode_to_folder(folder, encoded, decoder)
-            cached = _load_cached(folder)
+            cached = load_cached(folder)
     except OSError as error:
         raise InputError(
             f"{folder.parent}: expected space for the decoded images, got: {first_line(error)}; "
@@ -164,89 +132,6 @@ def decode_once(
     if cached is None:
         raise InputError(f"{folder}: expected the data as they were written, got other data; check the disk")
     return cached
-
-
-def cache_folder() -> Path:
-    """Return the folder of decoded data sets, in the cache of `datasets`; importing `datasets` would take a second."""
-    home = Path(huggingface_hub.constants.HF_HOME)
-    return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / "pah"
-
-
-def clear_cache() -> int:
-    """Delete the decoded data sets and return how many bytes this freed.
-
-    A data set that a process is decoding stays. A process that has one open can go on reading it.
-    """
-    folders = [path for path in cache_folder().glob("*/") if not path.is_symlink()]
-    freed = 0
-    for key in sorted({path.name.partition(".")[0] for path in folders}):
-        with suppress(Timeout), _lock(cache_folder() / key, timeout=0):
-            for folder in folders:  # also those that a killed process left
-                if folder.name.partition(".")[0] == key:
-                    size = _size(folder)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    freed += size - _size(folder)
-    return freed
-
-
-def _size(folder: Path) -> int:
-    """Return the number of bytes of the files in a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _lock(folder: Path, timeout: float = -1) -> FileLock:
-    """Return the lock of a data set of the cache; by default it waits for as long as it takes."""
-    return FileLock(f"{folder}.lock", timeout=timeout, mode=0o600)
-
-
-def _make_private(cache: Path) -> None:
-    """Let only the user read a cache that others could read so far; that of another user is left as it is."""
-    with suppress(OSError):
-        if cache.stat().st_mode & 0o077:
-            cache.chmod(0o700)
-            for path in cache.rglob("*"):
-                if not path.is_symlink():
-                    path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-def _load_cached(folder: Path) -> DecodedDataSet | None:
-    """Return the data set in `folder`, or None if it is missing or damaged, so that it is decoded again."""
-    try:
-        described = json.loads((folder / "set.json").read_text(encoding="utf-8"))
-        if any(_stamp(path) != tuple(stamp) for path, stamp in described["row_files"].items()):
-            return None
-        files = {name: folder / f"{name}.npy" for name in ARRAYS}
-        if described["checksums"] != {name: _checksum(file) for name, file in files.items()}:
-            return None
-        arrays = {name: _memory_map(file) for name, file in files.items()}
-        record = described["record"]  # older caches have none: they are decoded again
-        notes, skipped = tuple(record["notes"]), tuple(record["skipped"])
-        return DecodedDataSet(
-            tuple(described["class_names"]), **arrays, record=ReadingRecord(notes, skipped, record["test_split"])
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _stamp(path: str) -> Stamp:
-    """Return what changes when the file at a path, absolute or relative, becomes another one."""
-    stat = os.stat(path)
-    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
-
-
-def _memory_map(file: Path) -> NDArray[Any]:
-    """Return the array in a file, memory-mapped without read-ahead.
-
-    Batches are drawn at random. Read-ahead, megabytes at a time, would displace useful pages from a small memory.
-    """
-    array = np.load(file, mmap_mode="c", allow_pickle=False)
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):  # not on every system
-        array.base.madvise(mmap.MADV_RANDOM)
-    return array  # type: ignore[no-any-return]
-
-
-def _checksum(file: Path) -> int:
-    return zlib.crc32(np.memmap(file, mode="r").data)  # about 3 GB/s, faster than the first epoch reads the file
 
 
 def _decode_to_folder(folder: Path, encoded: EncodedDataSet, decoder: _Decoder) -> None:
@@ -262,7 +147,7 @@ def _decode_to_folder(folder: Path, encoded: EncodedDataSet, decoder: _Decoder) 
             _write_pixels(new_folder, encoded, "RGB", decoder)
         np.save(new_folder / "train_labels.npy", encoded.train.labels)
         np.save(new_folder / "test_labels.npy", encoded.test.labels)
-        checksums = {name: _checksum(new_folder / f"{name}.npy") for name in ARRAYS}
+        checksums = {name: checksum_of(new_folder / f"{name}.npy") for name in ARRAYS}
         described = {
             "class_names": encoded.class_names,
             "checksums": checksums,
@@ -341,7 +226,7 @@ class _Decoder:
         for row in rows:
             if row and row["bytes"] is None and row["path"] and row["path"] not in self.known_files:
                 with suppress(OSError, ValueError):
-                    self.row_files.setdefault(row["path"], _stamp(row["path"]))
+                    self.row_files.setdefault(row["path"], stamp_of(row["path"]))
 
     def _decode(self, named_rows: list[tuple[Any, str]]) -> Pixels:
         """Return the decoded images (B, C, H, W); each row is given with its name."""

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from pah.core.config import InputError
-from pah.data.decode import DecodedDataSet, Labels, MixedSizesError, ReadingRecord
+from pah.data.decode import MixedSizesError
+from pah.data.decode_cache import DecodedDataSet, Labels, ReadingRecord
 from pah.data.given_images import GivenImages
 from pah.data.image import ImageInput, Pixels, read_image_size, to_pixel_array
 from pah.data.labelled_splits import describe_resize, describe_unused_names

@@ -22,7 +22,8 @@ from pah.data.columns import (
     find_label_column,
     read_labels,
 )
-from pah.data.decode import BATCH_ROWS, EncodedDataSet, EncodedSplit, Labels, ReadingRecord, image_name, reading
+from pah.data.decode import BATCH_ROWS, EncodedDataSet, EncodedSplit, image_name, reading
+from pah.data.decode_cache import Labels, ReadingRecord
 from pah.data.image import decode_image, read_image_size, without_pillow_warnings
 from pah.data.listing import choose_test_split, select_test_fifth, sort_names, unknown_split_error
 from pah.data.read_options import ReadOptions

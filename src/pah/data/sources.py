@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pah.core.config import InputError, require
-from pah.data.decode import DecodedDataSet, EncodedDataSet, Labels, cache_key, decode_once, reading
+from pah.data.decode import EncodedDataSet, decode_once, reading
+from pah.data.decode_cache import DecodedDataSet, Labels, cache_key
 from pah.data.given_images import GivenData, as_data_set, is_hugging_face
 from pah.data.given_pixels import decode_given
 from pah.data.labelled_splits import read_labelled_splits

@@ -10,7 +10,8 @@ import torch
 from pah.core.config import InputError, derived_seed
 from pah.core.devices import CPU
 from pah.data.sources import Source
-from pah.data.stream import StreamOptions, make_stream
+from pah.data.stream import make_stream
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Task
 from pah.learner.calibration import calibrate, calibrate_among_all
 from pah.learner.drift import estimate_drift, fit_feature_map, update_statistics

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pah.core.config import InputError
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.report import curves
 from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
 from pah.report.figures import accuracy_against_forgetting

@@ -19,7 +19,8 @@ from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import find_benchmark
 from pah.data.read_options import ReadOptions
 from pah.data.sources import Source
-from pah.data.stream import Stream, StreamOptions, make_stream
+from pah.data.stream import Stream, make_stream
+from pah.data.stream_options import StreamOptions
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
