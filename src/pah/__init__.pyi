@@ -1,6 +1,7 @@
 from .core.config import InputError
 from .data.augment import AugmentOptions
-from .data.stream import Stream, StreamOptions
+from .data.stream import Stream
+from .data.stream_options import StreamOptions
 from .data.task import Task
 from .learner.held_out import DriftError
 from .learner.learner import ContinualLearner
