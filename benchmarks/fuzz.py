@@ -61,7 +61,8 @@ class Result:
         lines = self.err.splitlines()
         if self.status not in (0, 2):
             return f"status {self.status}: {lines[-1] if lines else ''}"
-        if [line for line in lines if not line.startswith("pah: ")] or len(lines) != (self.status == 2):
+        reasons = [line for line in lines if "without effect" not in line]  # such a note may come beside the reason
+        if [line for line in lines if not line.startswith("pah: ")] or len(reasons) != (self.status == 2):
             return f"status {self.status}, stderr: {self.err!r:.300}"
         if self.violations:
             return f"did {', '.join(self.violations)}"

@@ -131,10 +131,10 @@ def data(console: Console, arguments: list[str]) -> int:
         return 0
     if len(positional) == 1 and positional[0] not in BENCHMARKS:
         raise _unknown_data(positional[0])
-    if without_effect := [name for name in named if name.startswith(WITHOUT_EFFECT)]:
-        say(f"without effect on the images and tasks: {', '.join(without_effect)}")
     config = options.data_config([argument for argument in arguments if argument != "--json"])
     _list_benchmark(console, config, as_json="--json" in named)
+    if without_effect := [name for name in named if name.startswith(WITHOUT_EFFECT)]:
+        say(f"without effect on the images and tasks: {', '.join(without_effect)}")
     return 0
 
 
