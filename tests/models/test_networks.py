@@ -9,9 +9,12 @@ from torch import nn
 
 from helpers import changed_tensors, snapshot
 from pah.core.config import InputError
-from pah.models.backbones import BACKBONES, Backbone, SlimResNet18Options, StridedPointwise, TimmOptions
+from pah.models.backbone import Backbone
+from pah.models.backbones import BACKBONES, SlimResNet18Options
 from pah.models.batch_norm_folding import fold_batch_norm
+from pah.models.layers import StridedPointwise
 from pah.models.modes import evaluating, frozen
+from pah.models.timm_backbones import TimmOptions
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def run_lesson(
             infinite.
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
-    stream = make_stream(source, options, 1, config.seed).to(device)
+    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    stream = make_stream(source, options, 1, config.seed, normalization).to(device)
     if previous:
         start = previous.copy()
     else:

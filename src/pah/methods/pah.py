@@ -217,7 +217,9 @@ class PAH(Method):
         options = self.options
         if self.teacher is None or not (options.stability or options.feature_stability or options.head_stability):
             old = range(0)
-        x = torch.cat([batch.x, self.distillation_copies(batch, old)]) if old and options.copies else batch.x
+        # a frozen backbone gets features instead of images: copies of images protect a backbone that learns
+        copies = old and options.copies and batch.x.ndim == 4
+        x = torch.cat([batch.x, self.distillation_copies(batch, old)]) if copies else batch.x
         features = self._student_features(x)  # (N, D)
         rows = self.heads.rows([*old, self.task], detach=old)
         logits = apply_heads(features, rows)  # (N, P + C_task)

@@ -46,6 +46,7 @@ from pah.runs.results import (
 from pah.training import checkpoint
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.evaluation import evaluate, predict_tasks
+from pah.training.features import with_features_if_frozen
 from pah.training.loop import read_terms, replay, require_finite, train
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
 
@@ -113,6 +114,7 @@ def start_run(
     method = build_method(config, stream.image_shape).to(device)
     with _locked_by_main_process(folder):
         distributed.run_on_main_process(lambda: _start_folder(config, folder, overwrite))
+        stream = with_features_if_frozen(stream, method, config)
         return _train(config, folder, stream, method, TrainState(), watch, stop, checkpoint_seconds)
 
 
@@ -142,9 +144,10 @@ def resume_run(
         # before anything is built: a configuration that was changed may be too large to build
         loaded = distributed.run_on_main_process(lambda: _load_checkpoint(config, folder))
         stream = load_stream(config).to(device)
-        method = build_method(config, stream.image_shape).to(device)
+        method = build_method(config, stream.image_shape, start_weights=loaded is None).to(device)
         state = _restore(loaded, folder, config.seed, stream, method) if loaded else TrainState()
         del loaded  # free the memory of its tensors
+        stream = with_features_if_frozen(stream, method, config)
         return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
 
 

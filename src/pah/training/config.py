@@ -20,7 +20,8 @@ from pah.data.stream import Stream, StreamOptions, make_stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, backbone_options
+from pah.models.backbone import Backbone, BackboneOptions
+from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.training.options import TrainingOptions
@@ -159,25 +160,30 @@ def load_stream(config: RunConfig) -> Stream:
     source = chosen.load_source(config.data, config.label_column, config.image_size)
     classes = config.stream.classes or len(source.class_names)
     tasks = config.stream.tasks or chosen.tasks or max(1, min(5, classes // 2))
-    stream = make_stream(source, config.stream, tasks, config.seed)
+    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    stream = make_stream(source, config.stream, tasks, config.seed, normalization)
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
 
 
-def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method:
-    """Return the untrained method on its network; the initial weights depend on the seed alone.
+def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool = True) -> Method:
+    """Return the untrained method on its network; the initial weights depend on the seed and on `weights` alone.
 
     Args:
         config: The run's configuration.
         image_shape: Channels, height and width of the images.
+        start_weights: Whether to load the pretrained weights that the configuration names. It is not needed if saved
+            weights are loaded afterwards.
 
     Raises:
-        InputError: the backbone cannot be built, or does not accept images or prototypes of this size.
+        InputError: the backbone or its weights cannot be had, or it does not accept images or prototypes of this size.
     """
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
-    network = config.method_options.build_network(partial(config.backbone_options.build, channels), image_shape)
+    network = config.method_options.build_network(
+        partial(_build_backbone, config, image_shape, start_weights), image_shape
+    )
     backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
@@ -198,6 +204,26 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
             )
     method = METHODS[config.method].method(network, config.optimizer, config.method_options)
     return method.to(memory_format=torch.channels_last)
+
+
+def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool) -> Backbone:
+    """Return the backbone with its start weights, its input size, and frozen if the configuration says so."""
+    options, (channels, *image_size) = config.backbone_options, image_shape
+    backbone = options.build(channels)
+    side = options.input_size or config.image_size or options.own_input_size
+    if side is not None and (options.input_size or options.scales_prototypes):
+        backbone.input_size = (side, side)
+    elif options.scales_prototypes:
+        backbone.input_size = (image_size[0], image_size[1])
+    if options.has_fixed_input_size and side != options.own_input_size:
+        raise InputError(
+            f"image_size: expected {options.own_input_size}, the only size that {config.backbone} takes, got {side}"
+        )
+    if start_weights:
+        options.load_start_weights(backbone)
+    if options.train == "none":
+        backbone.freeze()
+    return backbone
 
 
 def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: int) -> bool:
