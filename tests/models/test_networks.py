@@ -91,10 +91,12 @@ def test_weights_that_are_not_available_give_one_line_immediately(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr("pah.models.backbones.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("pah.models.timm_backbones.hub_is_reachable", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    options = TimmOptions(pretrained=True, model="resnet10t")
+    backbone = options.build(3)
     with pytest.raises(InputError, match=r"--backbone\.pretrained false needs none"):
-        TimmOptions(pretrained=True, model="resnet18").build(3)
+        options.load_start_weights(backbone)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
