@@ -24,7 +24,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pah.data.augment import AugmentOptions
-from pah.data.stream import Stream, StreamOptions
+from pah.data.stream import Stream
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Task
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions

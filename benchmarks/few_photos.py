@@ -100,7 +100,7 @@ def main() -> int:
     for name in STREAMS:
         stream = SMALL_STREAMS[name]
         source = find_benchmark(name).load_source(
-            str(options.data / stream.data_folder) if stream.data_folder else None, None, None
+            str(options.data / stream.data_folder) if stream.data_folder else None
         )
         for method in options.methods.split(","):
             for seed in map(int, options.seeds.split(",")):

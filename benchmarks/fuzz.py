@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py --only images --case 1234     # repeat one case and print its result
 
 Each case is a complete command on a mutated file: a learner's `learner.json` with a matching checksum, the header of
-its safetensors, YAML configurations, images in seven formats, or TinyImageNet's annotations. Faults are: an exit
+its safetensors, YAML configurations, images in nine formats, or TinyImageNet's annotations. Faults are: an exit
 status other than 0 and 2, a traceback, more than one line on stderr, more than 10 s, more than 1 GB of memory (of the
 process, including libraries), a file written outside the given folder, a started program, and an object made from a
 pickle.
@@ -34,13 +34,13 @@ import numpy as np
 import torch
 import yaml
 from mutations import mutated_bytes, mutated_tree
-from PIL import Image
+from PIL import Image, features
 
 from pah.cli import main
 from pah.data.sources import load_digits
 
 MAX_SECONDS, MAX_MEGABYTES = 10.0, 1024.0
-QUICK = ("--benchmark", "split", "--backbone", "convnet", "--backbone.width", "4", "--image_size", "8")
+QUICK = ("--backbone", "convnet", "--backbone.width", "4", "--image_size", "8")
 FORBIDDEN_EVENTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class"}
 FILE_EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 
@@ -129,6 +129,7 @@ def prepare(folder: Path) -> None:
         colour.convert(mode).save(folder / "pictures" / name, **options)
 
 
+ORIENTED = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"  # EXIF orientation 6
 PICTURES: list[tuple[str, str, dict[str, Any]]] = [
     ("a.png", "RGB", {}),
     ("b.png", "P", {"transparency": 3}),
@@ -143,7 +144,21 @@ PICTURES: list[tuple[str, str, dict[str, Any]]] = [
     ("k.webp", "RGB", {"lossless": True}),
     ("l.ppm", "RGB", {}),
     ("m.pgm", "L", {}),
+    ("n.png", "RGBA", {}),
+    ("o.png", "LA", {}),
+    ("p.png", "L", {"transparency": 7}),
+    ("q.png", "P", {"transparency": bytes(range(0, 256, 4))}),
+    ("r.tif", "RGBA", {}),
+    ("s.tif", "I", {}),
+    ("t.webp", "RGBA", {"lossless": True}),
+    ("u.jpg", "RGB", {"exif": ORIENTED}),
+    ("v.png", "RGB", {"exif": ORIENTED}),
+    ("w.gif", "P", {"transparency": 3}),
+    ("x.dib", "RGB", {}),
+    ("y.pbm", "1", {}),
 ]
+if "avif" in features.get_supported_modules():
+    PICTURES.append(("z.avif", "RGBA", {}))
 
 
 def learner(rng: random.Random, folder: Path, base: Path) -> list[str]:

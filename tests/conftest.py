@@ -25,6 +25,7 @@ VARYING_KEYS = {
     "peak_memory_mb",
     "commit",
     "device",
+    "parts",
 }  # keys that differ between equal runs
 
 BROWSER_FLAGS = (

@@ -6,7 +6,8 @@ from torch import Tensor
 from pah.core.config import generator
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Source, load_digits
-from pah.data.stream import Stream, StreamOptions, make_stream
+from pah.data.stream import Stream, make_stream
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Step, Task
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH, PAHOptions

@@ -16,7 +16,8 @@ from pah.cli import main, options
 from pah.core.config import InputError, require_types
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Images, Source
-from pah.data.stream import Stream, StreamOptions, evaluation_batches, make_stream, training_batches
+from pah.data.stream import Stream, evaluation_batches, make_stream, training_batches
+from pah.data.stream_options import StreamOptions
 from pah.methods import METHODS
 from pah.models.backbones import ConvNetOptions
 from pah.training.config import OPTION_GROUPS, RunConfig, build_method

@@ -133,6 +133,8 @@ def describe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     tasks = len(metrics["task_names"])
     fewest, larger_tasks = divmod(len(metrics["class_order"]), tasks)  # the first `larger_tasks` have one class more
     classes = f"{fewest} to {fewest + 1}" if larger_tasks else str(fewest)
+    if sizes := config.get("stream", {}).get("sizes"):
+        classes = " to ".join(map(str, sorted({min(sizes[:tasks]), max(sizes[:tasks])})))
     training, backbone = config["training"], dict(config["backbone"])
     name = backbone.pop("name")
     options = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in backbone.items())

@@ -1,9 +1,12 @@
 from .core.config import InputError
 from .data.augment import AugmentOptions
-from .data.stream import Stream, StreamOptions
+from .data.stream import Stream
+from .data.stream_options import StreamOptions
 from .data.task import Task
-from .learner.learner import ContinualLearner, DriftError
-from .learner.predictor import Evaluation, Prediction
+from .learner.held_out import DriftError
+from .learner.learner import ContinualLearner
+from .learner.prediction import ClassProbability, Prediction
+from .learner.predictor import Evaluation
 from .learner.store import Lesson, TaughtTask
 from .methods.base import Method, OptimizerOptions
 from .methods.pah import PAH, PAHOptions
@@ -16,6 +19,7 @@ from .training.state import EpochDone, StepDone, TaskBegun, TaskDone, TrainState
 __all__ = [
     "PAH",
     "AugmentOptions",
+    "ClassProbability",
     "ContinualLearner",
     "ConvNetOptions",
     "DriftError",

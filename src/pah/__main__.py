@@ -3,16 +3,22 @@
 import gc
 import sys
 
+from pah.core import streams
+
 
 def main() -> int:
     """Run the command and return its exit status."""
+    streams.protect_streams()
     gc.disable()  # imports create no garbage, and collections would take a fifth of their time
-    from pah.cli import main as command
-    from pah.core import distributed
+    try:
+        from pah.cli import main as command
+        from pah.core import distributed
+    except KeyboardInterrupt:
+        return 130
 
     gc.freeze()  # imported objects never become garbage
     gc.enable()
-    status = command()
+    status = streams.finish(command())
     if distributed.is_distributed():
         distributed.exit_process(status)
     return status

@@ -23,6 +23,7 @@ from PIL import Image
 from fenced_blocks import SERVED, blocks
 from pah import ContinualLearner
 from pah.app import service as service_module
+from pah.app import views
 from pah.app.messages import without_paths
 from pah.app.open_learner import OpenLearner
 from pah.app.prototype_images import load_prototype_images
@@ -173,6 +174,71 @@ def test_a_full_queue_and_a_name_that_is_taken_are_refused(taught: Service, monk
         taught.queue.pause(running["id"])
 
 
+def test_names_with_spaces_at_an_end_are_refused_and_not_changed(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    for name in (" fish", "fish ", "fish\N{NO-BREAK SPACE}"):
+        with pytest.raises(InputError, match="name: expected"):
+            teach(taught, name, archive)
+    assert taught.lessons() == []
+    with pytest.raises(InputError, match="name: expected 1 to 40 letters"):
+        OpenLearner(None, tmp_path / "learners").choose("new ")
+
+
+@pytest.mark.parametrize("epochs", [2.5, None, float("nan"), float("inf"), True, 0, 501])
+def test_epochs_are_refused_and_not_rounded(taught: Service, tmp_path: Path, epochs: float | None) -> None:
+    with pytest.raises(InputError, match=f"epochs: expected a whole number from 1 to 500, got {epochs}"):
+        taught.teach("fish", class_zip(tmp_path / "two.zip", "xy"), "", epochs, 8, True)
+
+
+def test_a_taught_learner_keeps_its_image_size(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with pytest.raises(InputError, match=r"^image size: expected 8, which this learner has, got 64$"):
+        taught.teach("fish", archive, "", 1, 64, True)
+    assert taught.fixed_size == 8
+    for size in (None, 0, 8.0):
+        lesson = taught.teach("fish", archive, "", 1, size, True)
+        taught.queue.stop(lesson["id"])
+
+
+def test_the_first_lesson_of_a_new_learner_decides_the_image_size_of_the_others(tmp_path: Path) -> None:
+    service, archive = Service(tmp_path / "new"), class_zip(tmp_path / "two.zip", "xy", images=100)
+    try:
+        before = service.fixed_size
+        assert before is None
+        with pytest.raises(InputError, match="image size: expected a whole number from 8 to 256, got 7"):
+            service.teach("fish", archive, "", 1, 7, True)
+        service.teach("fish", archive, "", 500, 16, True)
+        assert service.fixed_size == 16
+        assert service.next_digits is None, "digits do not fit a learner of photos"
+        with pytest.raises(InputError, match="image size: expected 16"):
+            service.teach("birds", archive, "", 1, 32, True)
+    finally:
+        service.close()
+
+
+def test_a_zip_and_a_folder_at_once_are_refused(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with pytest.raises(InputError, match="images: expected a zip or a folder, got both: a zip and 'pets'"):
+        taught.teach("fish", archive, "pets", 1, 8, True)
+    with pytest.raises(InputError, match="got both"):
+        taught.describe_upload(archive, "pets")
+
+
+def test_files_that_a_lesson_leaves_out_are_counted_when_it_is_queued(taught: Service, tmp_path: Path) -> None:
+    archive = class_zip(tmp_path / "two.zip", "xy")
+    with zipfile.ZipFile(archive, "a") as opened:
+        for name in ("photos/x/a.txt", "photos/y/b.TXT", "photos/notes.pdf"):
+            opened.writestr(name, "text")
+        opened.writestr("photos/x/bad.png", "no image")
+    lesson = teach(taught, "fish", archive)
+    assert lesson["left_out"] == [
+        "Unreadable, will be left out: x/bad.png.",
+        "No images of a class, will be left out: 2 .txt, 1 .pdf.",
+    ]
+    taught.queue.stop(lesson["id"])
+    assert "2 .txt, 1 .pdf" in taught.describe_upload(archive, "")
+
+
 def test_a_learner_that_another_program_taught_meanwhile_is_not_replaced(taught: Service, tmp_path: Path) -> None:
     teach(taught, "insects", class_zip(tmp_path / "insects.zip", "kl"))
     done = wait_for_state(taught, "done")
@@ -201,9 +267,11 @@ def test_a_failed_lesson_gives_its_reason_without_paths(taught: Service, tmp_pat
     )
 
 
-def test_one_class_is_refused_before_a_lesson_is_queued(taught: Service, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least 2 classes, got only 'z'"):
-        teach(taught, "one class", class_zip(tmp_path / "one.zip", "z"))
+def test_a_zip_without_classes_is_refused_before_a_lesson_is_queued(taught: Service, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("notes.txt", "text")
+    with pytest.raises(InputError, match="expected a zip of class folders with images in them, got none"):
+        teach(taught, "none", str(tmp_path / "none.zip"))
     assert not taught.lessons()
     assert not list((taught.queue.home / "lessons").iterdir())
 
@@ -271,9 +339,90 @@ def test_answers_downloads_and_refusals_over_http(taught: Service, address: str)
             client.predict(images, task, api_name="/ask")
         assert "Traceback" not in str(error.value)
         assert str(taught.folder.parent) not in str(error.value)
-    for file in (taught.folder / "learner.json", "/etc/hostname", Path(__file__)):
+    kept = next((taught.queue.home / "checks").iterdir())
+    for file in (taught.folder / "learner.json", "/etc/hostname", Path(__file__), kept):
         assert httpx.get(f"{address}gradio_api/file={file}", cookies=client.cookies).status_code in (403, 404)
     client.close()
+
+
+class Caller:
+    """Calls endpoints of the page; unlike gradio's client it leaves no socket open."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        login = httpx.post(f"{address}login", data={"username": "me", "password": "secret"})
+        self.cookies = login.raise_for_status().cookies
+
+    def upload(self, file: Path | str) -> dict[str, Any]:
+        """Upload a file, and return it as an argument of a call."""
+        with open(file, "rb") as opened:
+            sent = httpx.post(f"{self.address}gradio_api/upload", files={"files": opened}, cookies=self.cookies)
+        return {"path": sent.raise_for_status().json()[0], "meta": {"_type": "gradio.FileData"}}
+
+    def __call__(self, endpoint: str, *arguments: Any) -> Any:
+        """Return the answer of an endpoint; an error is returned as its text."""
+        url = f"{self.address}gradio_api/call/{endpoint}"
+        number = httpx.post(url, json={"data": arguments}, cookies=self.cookies).raise_for_status().json()["event_id"]
+        result = httpx.get(f"{url}/{number}", cookies=self.cookies, timeout=WAIT).text
+        content = json.loads(result.rsplit("data: ", 1)[1])
+        return content[0] if "event: complete" in result else content["error"]
+
+
+def odd_images(folder: Path) -> list[Path]:
+    """Write images whose pixels depend on how a file is read, and return their files."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8)
+    colour = Image.fromarray(pixels[..., :3])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    Image.fromarray(pixels).save(folder / "alpha.png")
+    colour.save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "16 bits.png")
+    colour.quantize(8).save(folder / "animated.gif", save_all=True, append_images=[colour.rotate(180).quantize(8)])
+    colour.save(folder / "photo.jfif", "JPEG")
+    return sorted(folder.iterdir())
+
+
+def test_answers_are_those_of_the_command_and_a_bad_file_is_named(
+    taught: Service, address: str, tmp_path: Path
+) -> None:
+    files = odd_images(tmp_path)
+    (tmp_path / "bäd #1.png").write_bytes(b"no image")
+    call = Caller(address)
+    sent = [call.upload(file) for file in (*files, tmp_path / "bäd #1.png")]
+    for unknown in (False, True):
+        expected = ContinualLearner.load(taught.folder).predict([str(file) for file in files], unknown=unknown)
+        asked = call("ask", sent[:-1], "", unknown)
+        each = call("ask_each", [*sent[:2], sent[-1], *sent[2:-1]], "", unknown)
+        bad = each.pop(2)
+        assert set(bad) == {"file", "error"}
+        assert bad["error"].startswith("bäd #1.png: expected an image, got: ")
+        assert [answer.pop("file") for answer in each] == [file.name for file in files]
+        for prediction, *answers in zip(expected, asked, each, strict=True):
+            for answer in answers:
+                assert (answer["label"], answer["task"]) == (prediction.label, prediction.task)
+                assert answer["probability"] == prediction.probability
+    assert call("ask", sent, "", False).startswith("bäd #1.png: expected an image, got: ")
+
+
+def test_each_download_is_the_learner_as_it_is_and_uploads_of_queued_lessons_are_deleted(
+    taught: Service, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = OpenLearner(None, tmp_path / "learners")
+    opened.upload_folder, opened.service = tmp_path / "uploads", taught
+    opened.upload_folder.mkdir()
+    first_file, second = opened.write_download("report"), opened.write_download("report")
+    assert first_file != second, "a visitor's file does not change while it is fetched"
+    monkeypatch.setattr("pah.app.open_learner.DOWNLOAD_SECONDS", -1)
+    third = opened.write_download("report")
+    assert [file for file in (first_file, second, third) if file.exists()] == [third]
+    call = Caller(address)
+    archive = call.upload(class_zip(tmp_path / "two.zip", "xy"))
+    assert call("teach", archive, "fish", "", 1, 64, True).startswith("image size: expected 8, which this learner has")
+    assert call("teach", archive, "fish", "", 1.5, 0, True).startswith("epochs: expected a whole number")
+    assert Path(archive["path"]).exists(), "the visitor may try again"
+    lesson = call("teach", archive, "fish", "", 1, 0, True)
+    assert not Path(archive["path"]).exists()
+    call("stop", lesson["id"])
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -318,6 +467,17 @@ def test_the_command_refuses_bad_options_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_hide_folders_whose_names_have_spaces(taught: Service, tmp_path: Path) -> None:
+    folder = tmp_path / "my secret learner"
+    shutil.copytree(taught.folder, folder)
+    opened = OpenLearner(folder, tmp_path / "all learners")
+    (folder / "learner.json").write_text("damaged")
+    with pytest.raises(InputError, match="my secret learner") as private:
+        opened.require_service().learner_html()
+    assert "secret" not in views.refusal(private.value, opened.private_folders)
+    opened.close()
 
 
 def test_a_page_without_a_learner_makes_one_by_name(tmp_path: Path) -> None:

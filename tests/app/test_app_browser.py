@@ -1,6 +1,7 @@
 """`pah app` in a real Chromium: teaching and asking, a killed server, a phone's screen, and use by keyboard alone."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -169,7 +170,8 @@ def start_lesson(page: Any, name: str, archive: Path, epochs: int) -> None:
     if not page.locator("#teach-epochs input").is_visible():
         page.locator("#teach-options button").first.click()
     page.locator("#teach-epochs input").fill(str(epochs))
-    page.locator("#teach-size input").fill("8")
+    if page.locator("#teach-size input").is_editable():  # a learner that was taught has its own size
+        page.locator("#teach-size input").fill("8")
     page.locator("#teach-start").click()
     wait_for_text(page, "#lesson-progress", f"Lesson {name}")
 
@@ -338,6 +340,68 @@ def test_nothing_is_cut_off_and_every_image_has_an_alternative_text(
             pictures = page.locator("img:visible")
             assert pictures.count() >= 1, tab
             assert all((picture.get_attribute("alt") or "").strip() for picture in pictures.all()), tab
+
+
+ODD_NAMES = ("<img src=x onerror=alert(1)>", "${7*7} {{7*7}} | pipe", "new\nline", "W" * 300, "\u202egnp.txet", "عربي")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_odd_names_change_neither_the_page_nor_its_layout(
+    chromium: Any, taught: Path, tmp_path: Path, width: int
+) -> None:
+    learner = ContinualLearner.load(taught)
+    images = np.stack([pixels((20 * k, 0, 0), seed) for k in range(len(ODD_NAMES)) for seed in range(8)])
+    learner.learn("T" * 120, (images, [k for k in range(len(ODD_NAMES)) for _ in range(8)], ODD_NAMES))
+    learner.learn("<b>bold</b>\u202e", (images[:16], [0] * 8 + [1] * 8, ODD_NAMES[:2]))
+    learner.save(tmp_path / "animals")
+    bad = {"name": "b" * 180 + ".png", "mimeType": "image/png", "buffer": b"no image"}
+    good = {"name": "good.png", "mimeType": "image/png", "buffer": picture((60, 0, 0), 99)}
+    with serving(tmp_path / "animals") as server, visiting(chromium, server.address, width) as page:
+        page.locator("#ask-files input[type=file]").set_input_files([bad, good])
+        wait_for_text(page, "#ask-files", "png")
+        choose_task(page, "TTTT")
+        page.locator("#ask-button").click()
+        wait_for_text(page, "#ask-answer", "bbb.png: expected an image")
+        wait_for_text(page, "#ask-answer", "Task TTTT")
+        for tab, selector in (("Ask", "#ask-answer"), ("Look", "#look-view")):
+            open_tab(page, tab)
+            wait_for_text(page, selector, "img src=x")
+            take_screenshot(page, f"odd-{tab}-{width}")
+            assert page.locator(f"{selector} b, {selector} [onerror]").count() == 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            assert page.evaluate(OVERLAPPING) == [], tab
+
+
+def test_a_download_is_the_learner_as_it_is_at_the_click(chromium: Any, taught: Path, tmp_path: Path) -> None:
+    folder = copytree(taught, tmp_path / "animals")
+    with serving(folder) as server, visiting(chromium, server.address) as page:
+        open_tab(page, "Look")
+        assert downloaded_tasks(page) == ["fish", "birds"]
+        learner = ContinualLearner.load(folder)
+        learner.forget("fish")
+        learner.save(folder)
+        assert downloaded_tasks(page) == ["birds"]
+        page.reload()
+        open_tab(page, "Look")
+        assert downloaded_tasks(page) == ["birds"]
+
+
+def downloaded_tasks(page: Any) -> list[str]:
+    """Download the learner, and return the names of its tasks."""
+    with page.expect_download() as download:
+        page.locator("#download-learner").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        record = next(name for name in archive.namelist() if name.endswith("learner.json"))
+        return [task["name"] for task in json.loads(archive.read(record))["tasks"]]
+
+
+def test_the_image_size_of_a_taught_learner_is_shown_and_fixed(chromium: Any, shared: Server) -> None:
+    with visiting(chromium, shared.address) as page:
+        open_tab(page, "Teach")
+        page.locator("#teach-options button").first.click()
+        page.get_by_label("those of this learner, which cannot change").wait_for()
+        assert page.locator("#teach-size input").input_value() == "8"
+        assert not page.locator("#teach-size input").is_editable()
 
 
 def take_screenshot(page: Any, name: str) -> None:

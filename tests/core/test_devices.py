@@ -138,6 +138,7 @@ def test_steps_do_not_wait_for_the_device(
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # it is copied nevertheless
+@pytest.mark.filterwarnings("ignore:.*resumed with device")
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_run_continues_on_another_device(
     fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Callable[[RunConfig], Path]

@@ -166,13 +166,33 @@ def test_a_stopped_run_resumes_with_any_number_of_processes(number: signal.Signa
         with torchrun(processes, "-m", "pah", *command) as process:
             wait_for(folder / "log.jsonl", process, lines=done + 3)
             process.send_signal(number)
-            assert error_lines(process.communicate(timeout=60)[1]) == stopped
+            assert error_lines(process.communicate(timeout=60)[1])[-1:] == stopped
         assert done < len(log(folder)) < 90
     assert main(["resume", str(folder)]) == 0
     metrics, alone = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "alone"))
     assert len(log(folder)) == 90
     assert metrics["processes"] == 1  # the number that finished the run
     assert abs(metrics["average_accuracy"] - alone["average_accuracy"]) < 3  # one image is 0.5 points
+
+
+@pytest.mark.slow
+def test_one_command_starts_and_restarts_a_run_of_several_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("run", *TINY, "--epochs", "10", "--out", str(folder), "--resume_if_there", "--checkpoint_seconds", "0")
+    with torchrun(2, "-m", "pah", *words) as process:
+        wait_for(folder / "log.jsonl", process, lines=3)
+        os.kill(worker(process, 1), signal.SIGKILL)
+        process.communicate(timeout=60)
+    for finished in (False, True):
+        assert (folder / "metrics.json").exists() == finished
+        with torchrun(2, "-m", "pah", *words) as process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert error_lines(err) == []
+        assert out.count(f"pah: results in {folder}") == 1
+    assert len(log(folder)) == 30
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [part["processes"] for part in metrics["parts"]] == [2]
 
 
 def wait_for(file: Path, process: "subprocess.Popen[str]", lines: int = 0) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from pah import InputError
 from pah.data import image
 from pah.data.lesson import convert_channels, load_lesson, with_all_images_in_test
+from pah.data.read_options import ReadOptions
 
 SIDE = 12  # height of the photos in pixels; they are twice as wide
 CLASSES = ("ant", "bee", "cat")
@@ -135,8 +136,8 @@ def test_an_unreadable_image_is_named_or_left_out(photos: Path, kind: str) -> No
     write(bad)
     assert_refused(lambda: load_lesson(photos, 8, 3), str(bad), reason)
     assert_refused(lambda: image.to_pixel_array([bad], (3, 8, 8)), str(bad), reason)
-    source = load_lesson(photos, 8, 3, skip_unreadable=True)
-    assert source.skipped == (str(bad),)
+    source = load_lesson(photos, 8, 3, options=ReadOptions(skip_unreadable=True))
+    assert source.skipped == ("bee/bad.png",)
     assert len(source.train) + len(source.test) == 30
 
 
@@ -155,14 +156,10 @@ def test_unsuitable_folders_and_classes_are_refused(photos: Path, tmp_path: Path
     (photos / "dog").mkdir()
     assert_refused(lambda: load_lesson(photos, 8), "dog")  # an empty class
     (photos / "dog").rmdir()
-    assert_refused(lambda: load_lesson(photos, 8, classes=["ant"]), "at least 2 classes", "got ant")
     assert_refused(
         lambda: load_lesson(photos, 8, classes=["ant", "eel"]), "unknown class", "'eel'", "did you mean 'bee'?"
     )
     assert_refused(lambda: load_lesson(photos, 8, classes=["ant", "ant"]), "each once")
-    (tmp_path / "single").mkdir()
-    (photos / "ant").rename(tmp_path / "single" / "ant")
-    assert_refused(lambda: load_lesson(tmp_path / "single", 8), "classes")
 
 
 @pytest.mark.parametrize("link", ["a file", "a class"])
@@ -194,4 +191,4 @@ def test_wrong_labels_and_pixels_are_refused(photos: Path) -> None:
     assert_refused(lambda: load_lesson(([*images[:-1], seven], labels, names), 8), "image 30", "int")
     nan: Any = np.full((30, SIDE, SIDE, 3), np.nan)
     assert_refused(lambda: load_lesson((nan, labels, names), 8), "uint8", "float64")
-    assert_refused(lambda: load_lesson(([], [], names), 8), "at least 2 of each class, got none")
+    assert_refused(lambda: load_lesson(([], [], names), 8), "at least one of a class, got none")

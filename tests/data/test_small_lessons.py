@@ -46,7 +46,7 @@ def test_a_data_set_without_a_class_is_refused() -> None:
 
 @pytest.mark.parametrize("name", WITHOUT_FOLDER)
 def test_synthetic_and_embedded_images_are_always_the_same(name: str) -> None:
-    first, second = (BENCHMARKS[name].load_source(None, None, None) for _ in range(2))
+    first, second = (BENCHMARKS[name].load_source() for _ in range(2))
     assert torch.equal(first.train.pixels, second.train.pixels)
     assert first.train.pixels.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE)
     assert len(first.train.pixels.unique(dim=0)) == len(first.train), "some images are equal"

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 from helpers import DIGITS, digits
 from pah.core.config import InputError, generator
 from pah.data.augment import AugmentOptions, augment
-from pah.data.stream import StreamOptions, evaluation_batches, make_stream, number_of_batches, training_batches
+from pah.data.stream import evaluation_batches, make_stream, number_of_batches, training_batches
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Examples
 
 PLAIN = AugmentOptions()
@@ -34,6 +36,50 @@ def test_classes_are_shuffled_by_the_seed_or_in_natural_order() -> None:
     assert digits(seed=1).class_order != digits(seed=2).class_order
     assert sorted(digits(seed=1).class_order) == list(range(10))
     assert digits(class_order="natural").class_order == list(range(10))
+
+
+def test_classes_in_the_order_of_a_list() -> None:
+    order = (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)
+    for seed in (0, 1):
+        assert digits(seed=seed, class_order=order).class_order == list(order)
+    few = digits(tasks=2, class_order=(3, 1, 4, 0))  # the classes that are not among them are not used
+    assert [task.labels for task in few.tasks] == [(3, 1), (4, 0)]
+    assert (few.classes_left_out, digits().classes_left_out, digits(first=1).classes_left_out) == (6, 0, 0)
+    assert digits(tasks=2, class_order=order, classes=5).class_order == [3, 1, 4, 0, 5]
+    assert [task.labels for task in digits(class_order=(9, 8, 1, 0, 3), sizes=(2, 3)).tasks] == [(9, 8), (1, 0, 3)]
+    assert digits(class_order=order, classes=4, sizes=(2, 2)).class_order == [3, 1, 4, 0]
+
+
+def test_an_order_seed_gives_one_class_order_to_all_seeds() -> None:
+    streams = [digits(seed=seed, order_seed=7, images=20) for seed in (0, 1)]
+    assert streams[0].class_order == streams[1].class_order == digits(seed=7).class_order
+    assert streams[0].class_order != digits(seed=0).class_order
+    drawn = [set(stream.tasks[0].train.rows.tolist()) for stream in streams]
+    assert drawn[0] != drawn[1]  # the seed still decides everything else
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"class_order": (3, 1, 3)}, "stream.class_order: expected each label once, and not again, got 3"),
+        ({"class_order": (3,)}, r"stream.class_order: expected at least 2 labels, got \(3,\)"),
+        ({"class_order": (3, 10, 11)}, "stream.class_order: expected labels of the data set, 0 to 9, got 10"),
+        ({"class_order": (3, -1)}, "stream.class_order: expected labels of the data set, 0 to 9, got -1"),
+        ({"class_order": (3, 1), "classes": 3}, "stream.classes: expected at most the 2 labels of stream.class_order"),
+        (
+            {"class_order": (3, 1, 4, 0, 5), "sizes": (2, 2)},
+            "stream.sizes: expected sizes that add up to 5 classes, got 2, 2, which add up to 4",
+        ),
+        ({"sizes": (4, 7)}, "add up to at most the 10 classes of the data set, got 4, 7, which add up to 11"),
+        ({"sizes": (9, 1)}, "stream.sizes: expected at least 2 classes a task"),
+        ({"order_seed": -1}, "stream.order_seed: expected 0 to"),
+        ({"order_seed": 1, "class_order": "natural"}, "stream.order_seed: expected none, as stream.class_order is"),
+    ],
+)
+def test_class_orders_and_sizes_that_do_not_fit_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line) as caught:
+        digits(tasks=1, **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_fewer_classes_are_the_first_ones_of_the_order() -> None:

@@ -314,6 +314,13 @@ def test_a_special_evaluation_is_described() -> None:
     )
 
 
+def test_tasks_of_unequal_sizes_are_described() -> None:
+    training = {"epochs": 1, "evaluate_on": "test", "test_batch_norm": "running"}
+    config = {"training": training, "backbone": {"name": "resnet18"}, "stream": {"sizes": [50, 10, 10]}}
+    setting = run_tables.describe({"task_names": ["a", "b", "c"], "class_order": list(range(70))}, config)
+    assert setting.startswith("3 tasks of 10 to 50 classes,")
+
+
 def test_the_accuracy_without_flip_is_shown_for_runs_that_flip(project: Path) -> None:
     tables.main(["--root", str(project)])
     lines = [line for line in table_lines(project) if line.startswith("| **fast**")]

@@ -14,7 +14,7 @@ from PIL import Image
 from helpers import DIGITS
 from pah import ContinualLearner
 from pah.cli import main
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.models.backbones import ConvNetOptions
 from pah.runs.run import start_run
 from pah.training.config import RunConfig

@@ -1,5 +1,7 @@
 """Upload to and download from the hub, and the model card."""
 
+import ast
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,30 @@ def test_a_saved_learner_has_a_card_of_tasks_classes_accuracies_and_data(
     assert yaml.safe_load(head)["library_name"] == "pah"
     rows = [line for line in text.splitlines() if line.startswith("| low") or line.startswith("| middle")]
     assert len(rows) == 2
-    first, last = (past.accuracies["low"] for past in learner.history)
-    for part in ("digit 0, digit 1, digit 2", "images", f"{first:.1f} | {last:.1f}"):
+    before, after = learner.history[-1].before["low"], learner.history[-1].accuracies["low"]
+    for part in (
+        "digit 0, digit 1, digit 2",
+        "images",
+        f"{before:.1f} | {after:.1f} | {learner.history[-1].images['low']}",
+    ):
         assert part in rows[0]
     assert same(ContinualLearner.from_pretrained(tmp_path / "digits"), learner)
+
+
+def test_names_in_the_card_are_shown_as_they_are(learner: ContinualLearner) -> None:
+    task, *others = learner.predictor.record.tasks
+    odd = dataclasses.replace(task, name='a|b `c` "d"', classes=("<b>x</b>", "great_tit", "_y_"), data="my|photos")
+    card = hub.model_card(dataclasses.replace(learner.predictor.record, tasks=(odd, *others)))
+    (row,) = (line for line in card.splitlines() if line.startswith("| a&#124;b"))
+    assert row.count("|") == 9
+    assert r"| a&#124;b \`c\` " in row
+    assert r"&lt;b&gt;x&lt;/b&gt;, great_tit, \_y\_ |" in row
+    assert "my&#124;photos" in row
+    assert "it learned 2 tasks one after another" in card
+    alone = hub.model_card(dataclasses.replace(learner.predictor.record, tasks=(odd,)))
+    assert "it learned one task, without" in alone
+    (call,) = (line for line in card.splitlines() if line.startswith("learner.predict"))
+    assert ast.literal_eval(call.partition("task=")[2].removesuffix(")")) == odd.name
 
 
 def test_a_downloaded_learner_equals_the_uploaded_one(

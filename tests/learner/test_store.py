@@ -223,3 +223,20 @@ def test_two_copies_of_a_learner_do_not_overwrite_each_other(folder: Path) -> No
     assert [task.name for task in ContinualLearner.load(folder).tasks] == ["low", "theirs"]
     mine.save(folder.with_name("elsewhere"))
     assert [task.name for task in ContinualLearner.load(folder.with_name("elsewhere")).tasks] == ["low", "mine"]
+
+
+def test_accuracies_of_the_third_format_have_no_images_and_its_absolute_paths_are_dropped(folder: Path) -> None:
+    path = folder / "learner.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    lesson_3 = {key: content["history"][0][key] for key in ("name", "taught", "accuracies", "drift", "seconds")}
+    note = "left out, unreadable: /home/me/low/digit 0/1.png"
+    older = content | {"format": 3, "history": [lesson_3 | {"notes": [note]}]}
+    older["tasks"][0]["data"] = "/home/me/low"
+    path.write_text(json.dumps(older | {"checksum": store._checksum(older)}))
+    loaded = ContinualLearner.load(folder)
+    assert (loaded.history[0].before, loaded.history[0].images, loaded.history[0].fingerprints) == ({}, {}, {})
+    assert loaded.history[0].notes == ("left out, unreadable: digit 0/1.png",)
+    loaded.save(folder)
+    assert "/home/me" not in path.read_text()
+    assert json.loads(path.read_text())["format"] == store.FORMAT

@@ -317,7 +317,8 @@ def colour_stream() -> Stream:
     """Return the digits as colour images with three different channels."""
     from helpers import DIGITS
     from pah.data.sources import Images, Source
-    from pah.data.stream import StreamOptions, make_stream
+    from pah.data.stream import make_stream
+    from pah.data.stream_options import StreamOptions
 
     def tint(images: Images) -> Images:
         pixels = images.pixels.expand(-1, 3, -1, -1) // torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]

@@ -161,7 +161,7 @@ def test_classes_and_confusions_are_counted_right(folder: Path) -> None:
     results = classes.class_results(run.answers, run.names)
     for k, accuracy in enumerate(run.matrix[-1]):
         own = [result for result in results if result.task == k]
-        right = sum(result.accuracy * result.images for result in own)
+        right = sum((result.accuracy or 0) * result.images for result in own)
         assert right / sum(result.images for result in own) == pytest.approx(accuracy)
     names = [name for of_task in run.names for name in of_task]
     expected: dict[tuple[str, str], int] = {}

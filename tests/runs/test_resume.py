@@ -1,12 +1,15 @@
 """An interrupted and resumed run equals an uninterrupted one, bit for bit; its folder is locked during the run."""
 
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,13 @@ KINDS = {
         *("--augment.crop", "1", "--augment.flip", "true", "--method.prototype_start", "mean"),
         *("--stream.validation", "0.2", "--training.evaluate_on", "validation"),
     ),
+    **{
+        f"best epoch kept, {name}": (
+            *("--method", name, "--stream.validation", "0.2", "--training.keep_best", "true"),
+            *("--optimizer.lr", "0.02", "--training.schedule", "constant"),
+        )
+        for name in ("pah", "si", "der++")
+    },
     "a sample of old tasks": ("--method.old_tasks_per_step", "1", "--method.aligned_tasks_per_step", "1"),
     "residual network": ("--backbone", "resnet18-slim", "--epochs", "1"),
 }
@@ -95,6 +105,113 @@ def test_every_kind_of_run_survives_two_deaths(kind: str, tmp_path: Path, uninte
     run_until_death(config, tmp_path / "run", events, ONLY_AT_TASK_ENDS, run=resume_run)  # inside the third
     resume_run(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+PATIENT = (  # the first task has its 6 epochs, the others stop before
+    *("--stream.validation", "0.3", "--training.patience", "1", "--training.keep_best", "true", "--epochs", "6"),
+    *("--optimizer.lr", "0.02", "--training.schedule", "constant", "--method", "finetune"),
+)
+
+
+def validations(folder: Path) -> list[tuple[float, int]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["validation_accuracy"], line["best_epoch"]) for line in lines]
+
+
+def test_early_stopping_and_the_best_epoch_survive_a_death_at_every_event(
+    tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    config = tiny(*PATIENT)
+    reference = uninterrupted(config)
+    metrics = results(reference)
+    lines = [(task, epoch) for task, epoch, *_ in log(reference)]
+    assert metrics["epochs_trained"] == [sum(task == k for task, _ in lines) for k in range(3)]
+    assert min(metrics["epochs_trained"]) < 6
+    for k, best in enumerate(metrics["best_epochs"]):
+        accuracies = [a for (task, _), (a, _) in zip(lines, validations(reference), strict=True) if task == k]
+        assert accuracies.index(max(accuracies)) == best
+        assert metrics["epochs_trained"][k] in (6, best + 2)
+    events = len(lines) * 5 + 6  # each epoch has four steps and its end
+    for count, seconds in [(5, 0), (6, 0), (11, 0), (11, ONLY_AT_TASK_ENDS), (events // 2, 0), (events - 1, 0)]:
+        folder = tmp_path / f"{count} {seconds}"
+        run_until_death(config, folder, count, seconds)
+        resume_run(config, folder)
+        assert_same_run(folder, reference)
+        assert validations(folder) == validations(reference)
+
+
+@pytest.mark.parametrize("name", ["pah", "er"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_goes_on_to_more_tasks_as_if_it_had_begun_with_them(
+    finished: bool, name: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    words, folder = (*TINY, "--method", name), tmp_path / "run"
+    first = tiny("--method", name, "--stream.first", "1")
+    if finished:
+        start_run(first, folder)
+        for stale in ("diagnosis.json", "report.html"):
+            (folder / stale).touch()
+    else:
+        run_until_death(first, folder, 5, checkpoint_seconds=0)
+    assert main(["resume", str(folder), "--first", "2"]) == 0
+    assert_same_run(folder, uninterrupted(tiny("--method", name, "--stream.first", "2")))
+    assert main(["run", *words, "--stream.first", "2", "--out", str(folder), "--resume_if_there"]) == 0  # as finished
+    assert main(["resume", str(folder), "--stream.first", "3"]) == 0
+    assert_same_run(folder, uninterrupted(tiny("--method", name, "--stream.first", "3")))
+
+
+def test_a_run_that_dies_on_its_way_to_more_tasks_goes_on_to_them(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    config, folder = tiny("--stream.first", "3"), tmp_path / "run"
+    start_run(tiny("--stream.first", "1"), folder)
+    model = (folder / "model" / "learner.json").read_bytes()
+    go_on = partial(resume_run, more_tasks=True)
+    run_until_death(config, folder, EVENTS_PER_TASK + 1, ONLY_AT_TASK_ENDS, run=go_on)
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "model" / "learner.json").read_bytes() == model  # until the run is finished again
+    (folder / "report.html").unlink()
+    shutil.rmtree(folder / "figures")
+    assert main(["resume", str(folder)]) == 0
+    assert_same_run(folder, uninterrupted(config))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--epochs", "9"), "resume: expected no training.epochs, got 9: a run keeps its epochs"),
+        (("--first", "2"), "first: expected more than the run's 3 tasks, got 2"),
+        (("--first", "4"), "stream.first: expected at most 3 tasks, got 4"),
+    ],
+)
+def test_what_a_run_cannot_go_on_to_is_refused_in_one_line(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_run(tiny("--stream.first", "3", "--epochs", "1"), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    assert main(["resume", str(tmp_path / "run"), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"pah: {message}")
+    assert err.count("\n") == 1
+    assert contents(tmp_path / "run") == before
+
+
+def test_one_command_starts_a_run_resumes_it_and_prints_its_results(
+    tmp_path: Path, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    words = ["run", *TINY, "--out", str(folder), "--resume_if_there"]
+    killed(*words, step=2)  # before the first checkpoint
+    killed(*words, "--checkpoint_seconds", "0", step=16)
+    assert main(words) == 0
+    assert_same_run(folder, uninterrupted(tiny()))
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"{results(folder)['average_accuracy']:.2f}" in capsys.readouterr().out
+    assert main([*words, "--seed", "1"]) == 2
+    assert "expected a folder without a run, got one that holds another run" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 2
+    assert "resume_if_there: expected it or overwrite, got both" in capsys.readouterr().err
+    assert contents(folder) == before
 
 
 def test_after_a_death_between_log_and_checkpoint_the_log_has_every_epoch_once(

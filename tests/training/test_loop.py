@@ -9,6 +9,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from helpers import digits
 from pah import AugmentOptions, TrainingOptions, TrainState, train
+from pah.cli import options
+from pah.core.config import InputError
 from pah.data.stream import Stream, number_of_batches
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
@@ -17,7 +19,7 @@ from pah.models.backbones import ConvNetOptions
 from pah.models.modes import autocast
 from pah.models.network import apply_heads
 from pah.training.evaluation import evaluate, predict_tasks
-from pah.training.loop import lr_factor, replay
+from pah.training.loop import learn_task, lr_factor, replay
 from pah.training.state import EpochDone, StepDone, TaskDone
 
 NO_AUGMENTATION = AugmentOptions()
@@ -246,3 +248,45 @@ def test_finetuning_forgets_more_than_pah() -> None:
 def test_golden_matrix(name: str) -> None:
     _, state, _ = trained(name, digits(tasks=2, classes=4))
     assert [pytest.approx(row, abs=1.5) for row in GOLDEN[name]] == state.matrix
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_keeping_the_best_epoch_equals_a_task_that_ends_with_it(name: str) -> None:
+    """So the state of every method goes back, not the network alone; and measuring it changes nothing."""
+    stream = digits(tasks=1, classes=3, validation=0.3)
+
+    def state_after(epochs: int, **options: Any) -> tuple[dict[str, torch.Tensor], TrainState]:
+        method, state = untrained(name), TrainState()
+        method.optimizer_options = OptimizerOptions(lr=0.03)
+        training = TrainingOptions(epochs=epochs, batch_size=64, schedule="constant", **options)
+        for _ in learn_task(method, stream.tasks, training, NO_AUGMENTATION, 0, state):
+            pass
+        return method.state_dict(), state
+
+    def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+        assert [*one] == [*other]
+        assert not [key for key in one if not torch.equal(one[key], other[key])]
+
+    kept, state = state_after(4, keep_best=True)
+    assert_equal(kept, state_after(state.best_epochs[0] + 1)[0])
+    assert_equal(state_after(4, patience=9)[0], state_after(4)[0])
+
+
+def test_patience_ends_a_task_and_the_log_tells_the_accuracies() -> None:
+    stream = digits(tasks=2, classes=4, validation=0.3)
+    _, state, events = trained("finetune", stream, epochs=12, patience=1, keep_best=True)
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert [event.best_epoch for event in epochs if event.epoch == 0] == [0, 0]
+    assert state.epochs_trained == [sum(event.task == k for event in epochs) for k in range(2)]
+    assert min(state.epochs_trained) < 12
+    assert all(event.validation_accuracy is not None for event in epochs)
+    _, _, plain = trained("finetune", stream, epochs=12)
+    rates = [event.lr for event in plain if isinstance(event, EpochDone) and event.task == 0]
+    assert [event.lr for event in epochs if event.task == 0] == rates[: state.epochs_trained[0]]
+    assert "validation_accuracy" not in next(event for event in plain if isinstance(event, EpochDone)).as_dict()
+
+
+@pytest.mark.parametrize("words", [("--training.patience", "3"), ("--training.keep_best", "true")])
+def test_validation_images_are_needed_to_stop_early(words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=rf"{words[0][2:]}: expected .* stream.validation above 0"):
+        options.run_request(words)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pah.training.metrics import summary
+from pah.training.metrics import Matrix, average_accuracies, forward_transfer, summary
 
 
 def test_metrics_by_hand() -> None:
@@ -14,6 +14,7 @@ def test_metrics_by_hand() -> None:
             "forgetting": (30 - 5) / 2,
             "backward_transfer": (-30 + 5) / 2,
             "learning_accuracy": 90.0,
+            "average_incremental_accuracy": (90 + 75 + 245 / 3) / 3,
         }
     )
 
@@ -28,4 +29,25 @@ def test_forgetting_of_a_single_task_is_zero() -> None:
         "forgetting": 0.0,
         "backward_transfer": 0.0,
         "learning_accuracy": 75.0,
+        "average_incremental_accuracy": 75.0,
     }
+
+
+def test_forward_transfer_is_the_gain_over_an_untrained_network_on_later_tasks() -> None:
+    assert forward_transfer([50.0, 70.0, 40.0], [10.0, 55.0, 50.0]) == pytest.approx((15 - 10) / 2)
+    assert forward_transfer([50.0, None, 40.0], [10.0, None, 50.0]) == pytest.approx(-10)
+    assert forward_transfer([50.0], [10.0]) is None
+
+
+def test_a_task_without_test_images_counts_in_no_mean() -> None:
+    matrix: Matrix = [[None], [None, 80.0], [None, 60.0, 90.0]]
+    assert average_accuracies(matrix) == [None, 80.0, 75.0]
+    assert summary(matrix) == pytest.approx(
+        {
+            "average_accuracy": 75.0,
+            "forgetting": 20.0,
+            "backward_transfer": -20.0,
+            "learning_accuracy": 85.0,
+            "average_incremental_accuracy": 77.5,
+        }
+    )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from pah.app.messages import plain, shortened
 from pah.app.uploads import DECODING_LOCK
 from pah.core.config import InputError
-from pah.data.image import ImageInput, to_pixel_array
+from pah.data.image import ImageInput, Pixels, to_pixel_array
 from pah.learner.learner import ContinualLearner
 from pah.learner.predictor import Predictor
 from pah.learner.store import LEARNER_FILE
@@ -36,6 +38,13 @@ class Answer:
     probability: float
     task_probability: float
     shares: tuple[ClassProbability, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is wrong with an image that cannot be read, in one line that begins with its name."""
+
+    reason: str
 
 
 class AcceptedLearner:
@@ -77,18 +86,44 @@ class AcceptedLearner:
         Raises:
             InputError: no lesson was taught yet, the number of images is out of range, or an image cannot be read.
         """
+        learner = self._require_learner(len(images))
+        with DECODING_LOCK:
+            pixels = to_pixel_array(images, learner.predictor.record.image_shape)
+        return self._answer(learner, pixels, task, unknown)
+
+    def ask_each(self, files: Sequence[str], task: str | None = None, unknown: bool = False) -> list[Answer | Refusal]:
+        """Return an answer for each image file, or what is wrong with it. Arguments and errors are those of `ask`."""
+        learner = self._require_learner(len(files))
+        arrays: list[Pixels | Refusal] = []
+        for file in files:
+            try:
+                with DECODING_LOCK:
+                    arrays.append(to_pixel_array([file], learner.predictor.record.image_shape))
+            except InputError as error:
+                arrays.append(Refusal(str(error).replace(file, plain(shortened(Path(file).name)))))
+        readable = [pixels for pixels in arrays if not isinstance(pixels, Refusal)]
+        answers = iter(self._answer(learner, np.concatenate(readable), task, unknown) if readable else ())
+        return [pixels if isinstance(pixels, Refusal) else next(answers) for pixels in arrays]
+
+    def _require_learner(self, count: int) -> ContinualLearner:
+        """Return the learner for a question about this number of images."""
         learner = self.learner
         if learner is None:
             raise InputError("learner: expected one that was taught a lesson, got a new one: teach it first")
-        if not 0 < len(images) <= MAX_IMAGES:
-            raise InputError(f"images: expected 1 to {MAX_IMAGES}, got {len(images)}")
-        with DECODING_LOCK:
-            pixels = to_pixel_array(images, learner.predictor.record.image_shape)
+        if not 0 < count <= MAX_IMAGES:
+            raise InputError(f"images: expected 1 to {MAX_IMAGES}, got {count}")
+        return learner
+
+    def _answer(self, learner: ContinualLearner, pixels: Pixels, task: str | None, unknown: bool) -> list[Answer]:
+        """Return the answers for pixels (N, C, H, W) of the learner's size."""
         with self._answering:  # one question at a time: on few cores, parallel answers would not be faster
             predictions = learner.predict(pixels.transpose(0, 2, 3, 1), task, unknown=unknown)
             tasks = [prediction.task for prediction in predictions]
             shares = _class_probabilities(learner.predictor, torch.from_numpy(pixels), tasks)
-        return [Answer(*prediction, classes) for prediction, classes in zip(predictions, shares, strict=True)]
+        return [
+            Answer(p.label, p.task, p.probability, p.task_probability, classes)
+            for p, classes in zip(predictions, shares, strict=True)
+        ]
 
 
 def _class_probabilities(

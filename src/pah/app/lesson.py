@@ -18,16 +18,18 @@ from typing import Any, TextIO
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from pah.app.stored_files import belongs_to, metadata_of
 from pah.core import files
 from pah.core.config import InputError
 from pah.data.image import first_line
 from pah.data.lesson import LessonData, load_lesson
+from pah.data.read_options import ReadOptions
 from pah.data.sources import Source, load_digits
 from pah.learner.defaults import defaults
 from pah.learner.learner import ContinualLearner
-from pah.learner.store import LEARNER_FILE
+from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.models.network import GeneratedHeads
 from pah.training.config import RunConfig
 from pah.training.state import EpochDone, Event, PrototypesInitialized, StepDone, Validated
@@ -166,7 +168,7 @@ def teach(request: Request, output: TextIO, controls: Controls) -> dict[str, Any
     if request.epochs:
         training = dataclasses.replace(learner.config.training, epochs=request.epochs, first_epochs=None)
         learner.config = dataclasses.replace(learner.config, training=training)
-    checks = load_check_images(Path(request.checks), [task.name for task in learner.tasks])
+    checks, unreadable = load_check_images(Path(request.checks), learner.tasks)
     before = {name: learner.evaluate(data, name).accuracy for name, data in checks.items()}
     progress = ProgressReporter(output, controls, learner.config.training.epochs_of(len(learner.tasks)))
     write_event(output, "progress", **progress.state)
@@ -178,13 +180,13 @@ def teach(request: Request, output: TextIO, controls: Controls) -> dict[str, Any
     save_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
     if request.keep_check:
         channels, size, _ = learner.predictor.record.image_shape
-        source = load_lesson(data, size, channels, classes=classes, skip_unreadable=True)
-        save_check_images(folder / CHECK, request.name, source)
+        source = load_lesson(data, size, channels, classes=classes, options=ReadOptions(skip_unreadable=True))
+        save_check_images(folder / CHECK, learner.tasks[-1], source)
     return {
         "before": before,
         "after": dict(lesson.accuracies),
         "drift": dict(lesson.drift),
-        "notes": list(lesson.notes),
+        "notes": [*lesson.notes, *(f"left out, unreadable: the check images in {name}" for name in unreadable)],
     }
 
 
@@ -206,7 +208,7 @@ def lesson_data(request: Request) -> LessonData:
     return pixels[:, 0].numpy(), labels.tolist(), digits.class_names
 
 
-def save_check_images(path: Path, name: str, source: Source) -> None:
+def save_check_images(path: Path, task: TaughtTask, source: Source) -> None:
     """Save a lesson's test images, with which later lessons measure its task.
 
     Classes with fewer than two test images are left out.
@@ -219,19 +221,25 @@ def save_check_images(path: Path, name: str, source: Source) -> None:
         "labels": torch.searchsorted(torch.tensor(enough), labels[rows]),
     }
     names = json.dumps([source.class_names[c] for c in enough])
-    files.write_file(path, safetensors.torch.save(tensors, {"task": name, "classes": names}))
+    files.write_file(path, safetensors.torch.save(tensors, metadata_of(task) | {"classes": names}))
 
 
-def load_check_images(folder: Path, tasks: Sequence[str]) -> dict[str, LessonData]:
-    """Return the check images of these tasks, by task name."""
+def load_check_images(folder: Path, tasks: Sequence[TaughtTask]) -> tuple[dict[str, LessonData], list[str]]:
+    """Return the check images of these tasks by task name, and the names of the files that cannot be read."""
     checks: dict[str, LessonData] = {}
+    unreadable = []
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata, pixels, labels = file.metadata(), file.get_tensor("pixels"), file.get_tensor("labels")
-        if metadata["task"] in tasks and len(labels):
+        try:
+            with safe_open(path, "pt") as file:
+                metadata, pixels, labels = file.metadata(), file.get_tensor("pixels"), file.get_tensor("labels")
+            name, classes = metadata["task"], json.loads(metadata["classes"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            unreadable.append(path.name)
+            continue
+        if any(belongs_to(path, task) for task in tasks) and len(labels):
             images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-            checks[metadata["task"]] = (images, labels.tolist(), json.loads(metadata["classes"]))
-    return checks
+            checks[name] = (images, labels.tolist(), classes)
+    return checks, unreadable
 
 
 def save_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor | None) -> None:
@@ -245,9 +253,8 @@ def save_prototypes(path: Path, learner: ContinualLearner, start: torch.Tensor |
     heads = learner.predictor.method.network.heads
     if isinstance(heads, GeneratedHeads):
         learned = heads.prototypes.tasks[len(learner.tasks) - 1].detach().contiguous()
-        metadata = {"task": learner.tasks[-1].name}
         moments = {"learned": learned} if start is None else {"start": start, "learned": learned}
-        files.write_file(path, safetensors.torch.save(moments, metadata))
+        files.write_file(path, safetensors.torch.save(moments, metadata_of(learner.tasks[-1])))
 
 
 if __name__ == "__main__":

@@ -5,22 +5,20 @@ learner in `model/`. The accepted learner lies in another folder, which only `ke
 """
 
 import dataclasses
-import os
 import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from pah.app import stored_files
 from pah.app.lesson import CHECK, MODEL, PROTOTYPES, Request
 from pah.app.lesson_process import LessonProcess
-from pah.app.messages import without_paths
+from pah.app.messages import quoted, without_paths
 from pah.core import files
 from pah.core.config import InputError
 from pah.core.files import locked
@@ -84,10 +82,13 @@ class LessonQueue:
         self._process: LessonProcess | None = None
         self._opened = ExitStack()
         self._opened.enter_context(locked(home))
+        stored_files.delete_temporary(home)
+        self._cleaned_for: str | None = None  # the learner's state at the last `delete_forgotten`
         self._lessons = sorted(self._load_lessons(), key=lambda lesson: lesson.id)
         for lesson in self._lessons:
             if lesson.state in ("running", "paused"):
                 self._set_state(lesson, "interrupted")
+        self.delete_forgotten()
         self._start_first()
 
     def _load_lessons(self) -> Iterator[Lesson]:
@@ -116,7 +117,6 @@ class LessonQueue:
         Raises:
             InputError: the queue is full, the name is not allowed or already taken, or `provide_images` raised it.
         """
-        name = name.strip()
         self._require_acceptable(name)
         lesson_id = f"{utc_now().replace(':', '').replace('+0000', '')}-{secrets.token_hex(4)}"
         folder = self.home / "lessons" / lesson_id
@@ -140,27 +140,26 @@ class LessonQueue:
     @property
     def checks(self) -> Path:
         """The folder of the check images."""
-        return self.home / "checks"
+        return self.home / stored_files.CHECKS
 
     @property
     def prototypes(self) -> Path:
         """The folder of the prototypes that were saved after each lesson."""
-        return self.home / "prototypes"
+        return self.home / stored_files.PROTOTYPES
 
     def _require_acceptable(self, name: str) -> None:
         """Raise InputError if a lesson of that name cannot be queued."""
         with self._lock:
             if not name or len(name) > 80 or not name.isprintable():
                 raise InputError("name: expected 1 to 80 printable characters")
+            if name != name.strip():
+                raise InputError(f"name: expected no spaces at its beginning or end, got {quoted(name)}")
             if any(lesson.name == name for lesson in self._lessons):
                 raise InputError(f"name: expected a new one, got {name!r}, which another lesson has")
-            if store.fingerprint(self.folder) and name in [task.name for task in self._record().tasks]:
+            if store.fingerprint(self.folder) and name in [task.name for task in store.load(self.folder)[0].tasks]:
                 raise InputError(f"name: expected a new one, got {name!r}, which was taught before")
             if len(self._lessons) > self.max_waiting:
                 raise InputError(f"lessons: expected at most {self.max_waiting} to wait, got more: the queue is full")
-
-    def _record(self) -> store.Record:
-        return store.load(self.folder)[0]
 
     def pause(self, lesson_id: str) -> None:
         """Pause a running lesson after its next step."""
@@ -215,12 +214,35 @@ class LessonQueue:
                 refuse_to_replace(self.folder)
                 write_learner(self.folder, candidate.predictor)
             for name, target in ((CHECK, self.checks), (PROTOTYPES, self.prototypes)):
-                for old in [file for file in target.glob("*.safetensors") if _task_of(file) == lesson.name]:
-                    old.unlink()  # of a forgotten task of the same name
                 if (folder / name).is_file():
-                    target.mkdir(exist_ok=True)
-                    os.replace(folder / name, target / f"{lesson.id}.safetensors")
+                    stored_files.keep(folder / name, target / f"{lesson.id}.safetensors", lesson.name)
             self._delete(lesson)
+            self.delete_forgotten()
+
+    def delete_forgotten(self) -> None:
+        """Delete what is stored about tasks that the learner, unless it is missing or damaged, does not know any more.
+
+        A done lesson that contains a forgotten task cannot be kept: what it taught is deleted, and can be taught again.
+        """
+        with self._lock, suppress(InputError, OSError):
+            state = store.fingerprint(self.folder)
+            if state is None or state == self._cleaned_for:
+                return
+            tasks = store.load(self.folder)[0].tasks
+            stored_files.delete_forgotten(self.home, tasks)
+            for lesson in self._lessons:
+                if lesson.state == "done" and stored_files.knows_forgotten(self._lesson_folder(lesson) / MODEL, tasks):
+                    self._discard_result(lesson)
+            self._cleaned_for = state
+
+    def _discard_result(self, lesson: Lesson) -> None:
+        """Delete what a lesson taught, but not its images."""
+        shutil.rmtree(self._lesson_folder(lesson) / MODEL, ignore_errors=True)
+        for name in (CHECK, PROTOTYPES):
+            (self._lesson_folder(lesson) / name).unlink(missing_ok=True)
+        lesson.result = {}
+        lesson.reason = "a task that the learner knew when the lesson began was forgotten: start the lesson again"
+        self._set_state(lesson, "failed")
 
     def close(self) -> None:
         """End the process of a running lesson; the next server finds the lesson as interrupted."""
@@ -293,18 +315,11 @@ class LessonQueue:
             elif event == "done":
                 lesson.result = message
                 self._set_state(lesson, "done")
+                self._cleaned_for = None
+                self.delete_forgotten()  # a task may have been forgotten while the lesson was taught
             elif event == "failed":
                 lesson.reason = without_paths(message["reason"], self._lesson_folder(lesson) / IMAGES, self.folder)
                 self._set_state(lesson, "failed")
-
-
-def _task_of(file: Path) -> str | None:
-    """Return the task of a file of check images or prototypes; None if the file is damaged."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return str(opened.metadata()["task"])
-    except (OSError, SafetensorError, KeyError, TypeError):
-        return None
 
 
 def _relative_path(images: Path | None, folder: Path) -> str | None:

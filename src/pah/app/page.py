@@ -1,17 +1,30 @@
 """The page: the tabs Ask, Teach and Look, which use a learner's `Service`."""
 
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from pah.app import api, teach_tab, views
+from pah.app.answers import Refusal
+from pah.app.messages import plain, shortened
 from pah.app.open_learner import TOUR_NAME, OpenLearner
 from pah.app.service import thumbnail
 from pah.core.config import InputError
+from pah.data.image import IMAGE_SUFFIXES
 
-FIND_OUT = "find out"
+FIND_OUT = ""  # no task has this name
 MAX_QUEUED = 64  # calls that may wait
+# the browser saves a file that was written for this click: a link that is kept would hand out an older learner
+SAVE_FILE = """(file) => {
+  const link = document.createElement("a");
+  link.href = file.url;
+  link.download = file.orig_name;
+  document.body.append(link);
+  link.click();
+  link.remove();
+}"""
 DELETE_CACHE = (600, 3600)  # seconds: check uploads every 10 minutes, delete those older than an hour
 
 
@@ -97,7 +110,7 @@ def _chooser(opened: OpenLearner) -> gr.State:
         try:
             opened.choose(name or "")
         except InputError as error:
-            return "", views.refusal(error)
+            return "", views.refusal(error, opened.private_folders)
         return str(name), ""
 
     for button, source in ((make_button, name), (open_button, existing)):
@@ -108,7 +121,8 @@ def _chooser(opened: OpenLearner) -> gr.State:
 
 def _ask_tab(opened: OpenLearner) -> gr.Dropdown:
     """Add the content of the tab Ask, and return its list of tasks."""
-    files = gr.Files(label="Images", file_types=["image"], elem_id="ask-files", height=160)
+    types = ["image", *sorted(IMAGE_SUFFIXES)]  # gradio does not count every suffix that pah reads as an image
+    files = gr.Files(label="Images", file_types=types, elem_id="ask-files", height=160)
     task = gr.Dropdown(_task_choices(opened), value=FIND_OUT, label="Task", elem_id="ask-task")
     unknown = gr.Checkbox(label='"None of these" is an answer too', elem_id="ask-unknown")
     button = gr.Button("Ask", variant="primary", elem_id="ask-button")
@@ -116,20 +130,24 @@ def _ask_tab(opened: OpenLearner) -> gr.Dropdown:
 
     def answer_html(files: list[str] | None, task: str, unknown: bool) -> str:
         try:
-            chosen_task = None if task == FIND_OUT else task
             service = opened.require_service()
-            answers = service.ask(files or [], chosen_task, unknown)
-            thumbnails = [thumbnail(file) for file in files or []]
-            return views.answer_cards(answers, thumbnails, chosen_task is not None, service.prototype_uri)
+            results = service.ask_each(files or [], task, unknown)
+            shown = [
+                views.AskedImage(Path(file).name, result, None if isinstance(result, Refusal) else thumbnail(file))
+                for file, result in zip(files or [], results, strict=True)
+            ]
+            return views.answer_cards(shown, task != FIND_OUT, service.prototype_uri)
         except InputError as error:
-            return views.refusal(error)
+            return views.refusal(error, opened.private_folders)
 
     button.click(answer_html, [files, task, unknown], answer, api_visibility="private", concurrency_id="ask")
     return task
 
 
-def _task_choices(opened: OpenLearner) -> list[str]:
-    return [FIND_OUT, *(task["name"] for task in (opened.service.tasks if opened.service else ()))]
+def _task_choices(opened: OpenLearner) -> list[tuple[str, str]]:
+    """Return label and value of each choice."""
+    names = [task["name"] for task in (opened.service.tasks if opened.service else ())]
+    return [("find out", FIND_OUT), *((plain(shortened(name)), name) for name in names)]
 
 
 def _look_tab(opened: OpenLearner) -> gr.HTML:
@@ -137,23 +155,20 @@ def _look_tab(opened: OpenLearner) -> gr.HTML:
     view = gr.HTML(elem_id="look-view")
     with gr.Row():
         for kind, label in (("learner", "Learner (zip)"), ("onnx", "ONNX file"), ("report", "Report (HTML)")):
-            prepare_button = gr.Button(f"Prepare: {label}", elem_id=f"prepare-{kind}")
-            file = gr.DownloadButton(f"Download: {label}", visible=False, elem_id=f"download-{kind}")
-            prepare_button.click(_prepare_download(opened, kind), None, file, api_visibility="private")
+            button = gr.Button(f"Download: {label}", elem_id=f"download-{kind}")
+            file = gr.File(visible=False)
+            write = api.with_plain_errors(opened, partial(_write_download, opened, kind))
+            written = button.click(write, None, file, api_visibility="private", concurrency_limit=1)
+            written.success(None, file, None, js=SAVE_FILE, api_visibility="private")
     return view
 
 
-def _prepare_download(opened: OpenLearner, kind: str) -> Callable[[], Any]:
-    """Return a function that writes a download and shows its button."""
-
-    def prepare() -> Any:
-        return gr.update(value=api.write_download(opened, kind), visible=True)
-
-    return api.with_plain_errors(prepare)
+def _write_download(opened: OpenLearner, kind: str) -> str:
+    return str(opened.write_download(kind))
 
 
 def _learner_html(opened: OpenLearner) -> str:
     try:
         return opened.service.learner_html() if opened.service else ""
     except InputError as error:
-        return views.refusal(error)
+        return views.refusal(error, opened.private_folders)

@@ -1,5 +1,6 @@
 """The prototypes of a learner as images: at their start, after their own lesson and today."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pah.app.stored_files import belongs_to
 from pah.learner.learner import ContinualLearner
 from pah.learner.predictor import Predictor
+from pah.learner.store import TaughtTask
 from pah.models.network import GeneratedHeads
 
 
@@ -40,7 +43,7 @@ def load_prototype_images(learner: ContinualLearner, folder: Path) -> list[Proto
         learner: The learner, whose prototypes are those of today.
         folder: Folder with the prototypes that were saved after each lesson.
     """
-    saved = _load_saved(folder)
+    saved = _load_saved(folder, learner.tasks)
     images = []
     for task, today in zip(learner.tasks, _current_prototypes(learner.predictor), strict=False):
         # prototypes of another shape are those of a forgotten task of the same name
@@ -66,13 +69,15 @@ def _to_image(learner: ContinualLearner, prototype: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
-def _load_saved(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the saved prototypes by task and by moment, which is "start" or "learned"."""
+def _load_saved(folder: Path, tasks: Sequence[TaughtTask]) -> dict[str, dict[str, Tensor]]:
+    """Return the saved prototypes of these tasks by task and by moment, which is "start" or "learned"."""
     prototypes = {}
     for path in sorted(folder.glob("*.safetensors")):
+        task = next((task for task in tasks if belongs_to(path, task)), None)
         try:
             with safe_open(path, "pt") as file:
-                prototypes[file.metadata()["task"]] = {moment: file.get_tensor(moment) for moment in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError):  # a damaged file must not hide the other prototypes
+                if task is not None:
+                    prototypes[task.name] = {moment: file.get_tensor(moment) for moment in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):  # a damaged file must not hide the other prototypes
             continue
     return prototypes

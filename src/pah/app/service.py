@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 from PIL import Image
 
 from pah.app import uploads, views
-from pah.app.answers import AcceptedLearner, Answer
+from pah.app.accuracies import last_accuracies
+from pah.app.answers import AcceptedLearner, Answer, Refusal
 from pah.app.learner_files import size_on_disk, zip_learner
+from pah.app.lesson import Request, new_learner_config
 from pah.app.lesson_queue import LessonQueue
+from pah.app.messages import quoted
 from pah.app.prototype_images import load_prototype_images
+from pah.app.stored_files import TEMPORARY
 from pah.core.config import InputError
 from pah.data.image import decode_image, without_pillow_warnings
+from pah.learner.defaults import IMAGE_SIZE as DEFAULT_SIZE
 from pah.learner.export import export
 from pah.learner.learner import ContinualLearner
 
@@ -24,6 +30,7 @@ TOUR_EPOCHS = 15
 EPOCHS, SIZES = (1, 500), (8, 256)  # smallest and largest value that a visitor may choose
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # allowed names of a new learner's folder
 THUMBNAIL_SIDE = 96  # pixels
+WATCH_SECONDS = 2.0  # between two looks whether another program made the learner forget a task
 
 
 def app_folder(folder: Path) -> Path:
@@ -48,23 +55,28 @@ class Service:
         _ = self.accepted.learner  # load it now, so that a damaged one is refused at the start
         self.queue = LessonQueue(folder.resolve(), app_folder(folder.resolve()))
         self._prototype_uris: tuple[ContinualLearner, dict[tuple[str, str], str]] | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch_for_forgotten_tasks, daemon=True).start()
+
+    def _watch_for_forgotten_tasks(self) -> None:
+        while not self._closed.wait(WATCH_SECONDS):
+            self.queue.delete_forgotten()
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """The tasks that the learner knows, with the accuracy that was measured last, in percent."""
+        """The tasks that the learner knows, with the accuracy in percent that was measured last, and on what."""
         learner = self.accepted.learner
-        accuracies = {
-            name: accuracy
-            for lesson in (learner.history if learner else ())
-            for name, accuracy in lesson.accuracies.items()
-        }
+        last = last_accuracies(learner.history, learner.tasks) if learner else {}
         return [
             {
                 "name": task.name,
                 "classes": list(task.classes),
                 "taught": task.taught,
                 "images": task.images,
-                "accuracy": accuracies.get(task.name),
+                "accuracy": last[task.name].percent if task.name in last else None,
+                "accuracy_after": last[task.name].lesson if task.name in last else None,
+                "accuracy_on": last[task.name].measured_on if task.name in last else None,
+                "accuracy_images": last[task.name].images if task.name in last else None,
             }
             for task in (learner.tasks if learner else ())
         ]
@@ -73,6 +85,10 @@ class Service:
         """Return an answer for each image file; the task is inferred unless one is given."""
         with _short_file_names(files):
             return self.accepted.ask(list(files), task or None, unknown)
+
+    def ask_each(self, files: Sequence[str], task: str | None, unknown: bool) -> list[Answer | Refusal]:
+        """Return an answer for each image file, or what is wrong with it."""
+        return self.accepted.ask_each(files, task or None, unknown)
 
     def prototype_uri(self, task: str, label: str) -> str | None:
         """Return the image of a class's current prototype as a data URI; None if there is none."""
@@ -87,7 +103,7 @@ class Service:
 
     def describe_upload(self, archive: str | None, folder: str) -> str:
         """Return what a zip, or a folder on this machine, holds as HTML; unpacked files are deleted again."""
-        with tempfile.TemporaryDirectory(dir=self.queue.home) as temporary:
+        with tempfile.TemporaryDirectory(dir=self.queue.home, prefix=TEMPORARY) as temporary:
             summary = uploads.summarize(self._image_folder(archive, folder, Path(temporary) / "images"))
             samples: dict[str, list[Image.Image]] = {}
             for name, file in summary.samples:
@@ -96,27 +112,69 @@ class Service:
 
     def _image_folder(self, archive: str | None, folder: str, target: Path) -> Path:
         """Unpack the zip to `target` if there is one, and return the folder of the images."""
+        if archive is not None and folder.strip():
+            raise InputError(f"images: expected a zip or a folder, got both: a zip and {quoted(folder)}")
         if archive is None:
             return uploads.allowed_folder(folder, self.roots)
         return uploads.unpack(Path(archive), target)
 
+    @property
+    def fixed_size(self) -> int | None:
+        """Pixels a side of every further lesson: the learner's, or those of the first lesson that makes it.
+
+        None if the next lesson makes the learner.
+        """
+        learner = self.accepted.learner
+        if learner is not None:
+            return learner.predictor.record.image_shape[1]
+        requests = [lesson.request for lesson in self.queue.lessons]
+        return new_learner_config(Request(**requests[0])).image_size if requests else None
+
     def teach(
-        self, name: str, archive: str | None, folder: str, epochs: int, image_size: int, keep_check: bool
+        self,
+        name: str,
+        archive: str | None,
+        folder: str,
+        epochs: float | None,
+        image_size: float | None,
+        keep_check: bool,
     ) -> dict[str, Any]:
-        """Queue a lesson from a zip, or from a folder on this machine, and return it."""
-        for option, value, (least, most) in (("epochs", epochs, EPOCHS), ("image size", image_size, SIZES)):
-            if not least <= value <= most:
-                raise InputError(f"{option}: expected {least} to {most}, got {value}")
+        """Queue a lesson from a zip, or from a folder on this machine.
+
+        Args:
+            name: Name of the task.
+            archive: The zip.
+            folder: The folder, if there is no zip.
+            epochs: Passes over the images.
+            image_size: Pixels a side of a new learner's images; 0 for the default. A learner that exists has its own,
+                and another one is refused.
+            keep_check: Whether the lesson's test images are kept to measure the task later.
+
+        Returns:
+            The lesson's public fields, with "left_out": sentences on the files that are not used.
+        """
+        passes, size = _whole_number("epochs", epochs, EPOCHS), self._image_size(image_size)
+        summaries: list[uploads.UploadSummary] = []
 
         def provide_images(target: Path) -> Path:
             images = self._image_folder(archive, folder, target)
-            uploads.summarize(images)  # refuses what a lesson would refuse
+            summaries.append(uploads.summarize(images))  # refuses what a lesson would refuse
             return images
 
         if archive is None and not folder.strip():
             raise InputError("images: expected a zip of class folders, got none")
-        options = {"epochs": int(epochs), "image_size": int(image_size), "keep_check": keep_check}
-        return self.queue.teach(name, provide_images, **options).public_fields()
+        options = {"epochs": passes, "image_size": size, "keep_check": keep_check}
+        lesson = self.queue.teach(name, provide_images, **options)
+        return lesson.public_fields() | {"left_out": summaries[0].notes}
+
+    def _image_size(self, requested: float | None) -> int:
+        """Return the pixels a side of a lesson; InputError if others were requested than the learner has."""
+        fixed = self.fixed_size
+        if not requested or requested == fixed:
+            return fixed or DEFAULT_SIZE
+        if fixed is not None:
+            raise InputError(f"image size: expected {fixed}, which this learner has, got {requested}")
+        return _whole_number("image size", requested, SIZES)
 
     @property
     def next_digits(self) -> str | None:
@@ -124,6 +182,8 @@ class Service:
         learner = self.accepted.learner
         if learner is not None and learner.predictor.record.image_shape != (1, 8, 8):
             return None
+        if learner is None and any(lesson.request["images"] for lesson in self.queue.lessons):
+            return None  # the first lesson makes a learner of other images
         taken = {task["name"] for task in self.tasks} | {lesson.name for lesson in self.queue.lessons}
         return next((name for name, _ in TOUR if f"digits {name}" not in taken), None)
 
@@ -163,14 +223,23 @@ class Service:
             return f"{name}.zip", zip_learner(self.folder)
         if kind == "report":
             return f"{name}.html", views.whole_page(name, self.learner_html()).encode()
-        with tempfile.TemporaryDirectory(dir=self.queue.home) as temporary:
+        with tempfile.TemporaryDirectory(dir=self.queue.home, prefix=TEMPORARY) as temporary:
             file = Path(temporary) / "learner.onnx"
             export(ContinualLearner.load(self.folder), file)
             return f"{name}.onnx", file.read_bytes()
 
     def close(self) -> None:
         """End a running lesson's process."""
+        self._closed.set()
         self.queue.close()
+
+
+def _whole_number(option: str, value: float | None, limits: tuple[int, int]) -> int:
+    """Return a whole number within the limits; InputError for anything else, which is not rounded."""
+    least, most = limits
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or value % 1:
+        raise InputError(f"{option}: expected a whole number from {least} to {most}, got {value}")
+    return int(value)
 
 
 def thumbnail(file: str) -> Image.Image:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from pah.app import views
 from pah.app.open_learner import OpenLearner
-from pah.app.service import EPOCHS, SIZES
+from pah.app.service import EPOCHS
 from pah.app.zip_upload import LIMITS
 from pah.core.config import InputError
 from pah.learner.defaults import DEFAULT
@@ -22,6 +22,8 @@ CONFIRMATIONS = {  # by action
     "stop": "Stopped: the lesson and its images are deleted, the learner is as it was.",
 }
 ACTIONS = tuple(CONFIRMATIONS)
+FREE_SIZE = "Pixels a side of the new learner"
+FIXED_SIZE = "Pixels a side (those of this learner, which cannot change)"
 ACTIONS_OF_STATE = {  # which actions are offered, by the state of the first lesson
     "running": ("pause", "stop"),
     "paused": ("go", "stop"),
@@ -41,11 +43,12 @@ class LessonWidgets(NamedTuple):
     lesson_id: gr.State  # of the first lesson
     buttons: dict[str, gr.Button]  # by action
     digits: gr.Button
+    size: gr.Number  # pixels a side of a new learner; rendered in the form of a new lesson
 
     @property
     def outputs(self) -> list[Any]:
         """The parts that `lesson_updates` updates, in its order."""
-        return [self.lessons, self.lesson_id, *self.buttons.values(), self.digits]
+        return [self.lessons, self.lesson_id, *self.buttons.values(), self.digits, self.size]
 
 
 def build(opened: OpenLearner, page: gr.Blocks) -> gr.State:
@@ -83,7 +86,8 @@ def _lesson_widgets() -> LessonWidgets:
             for action in ACTIONS
         }
         digits = gr.Button("Teach the next digits (no data needed)", visible=False, elem_id="teach-digits")
-    return LessonWidgets(lessons, gr.HTML(elem_id="teach-message"), gr.State(""), buttons, digits)
+    size = gr.Number(DEFAULT.image_size, label=FREE_SIZE, elem_id="teach-size", render=False)
+    return LessonWidgets(lessons, gr.HTML(elem_id="teach-message"), gr.State(""), buttons, digits, size)
 
 
 def _new_lesson(opened: OpenLearner, widgets: LessonWidgets) -> None:
@@ -101,7 +105,7 @@ def _new_lesson(opened: OpenLearner, widgets: LessonWidgets) -> None:
     look = gr.Button("See what the folder holds", elem_id="teach-look", visible=has_roots)
     summary = gr.HTML(elem_id="teach-understood")
     name = gr.Textbox(label="Name of the lesson", placeholder="birds", elem_id="teach-name", max_length=80)
-    options = _options()
+    options = _options(widgets.size)
     start = gr.Button("Start the lesson", variant="primary", elem_id="teach-start")
     gr.on(
         [archive.change, look.click],
@@ -118,25 +122,17 @@ def _new_lesson(opened: OpenLearner, widgets: LessonWidgets) -> None:
     )
 
 
-def _options() -> list[Any]:
+def _options(size: gr.Number) -> list[Any]:
     """Add the fields epochs, image size and check images."""
     with gr.Accordion("Options", open=False, elem_id="teach-options"):
         epochs = gr.Number(
             DEFAULT.training.epochs,
             label="Passes over the images",
-            precision=0,
             minimum=EPOCHS[0],
             maximum=EPOCHS[1],
             elem_id="teach-epochs",
         )
-        size = gr.Number(
-            DEFAULT.image_size,
-            label="Pixels a side (of a new learner; a learner that was taught has its own)",
-            precision=0,
-            minimum=SIZES[0],
-            maximum=SIZES[1],
-            elem_id="teach-size",
-        )
+        size.render()  # type: ignore[no-untyped-call]
     check = gr.Checkbox(
         True,
         label="Keep a fifth of these images on the server, to measure this task after later lessons",
@@ -152,7 +148,7 @@ def _apply_action(opened: OpenLearner, action: str, lesson_id: str, count: int) 
     try:
         getattr(opened.require_service().queue, action)(lesson_id)
     except InputError as error:
-        return [views.refusal(error), count, *lesson_updates(opened)]
+        return [_refusal(opened, error), count, *lesson_updates(opened)]
     return [views.note(CONFIRMATIONS[action], "good"), count + 1, *lesson_updates(opened)]
 
 
@@ -161,7 +157,8 @@ def _teach(opened: OpenLearner, name: str, archive: str | None, folder: str, *op
     try:
         lesson = opened.require_service().teach(name, archive, folder or "", *options)
     except InputError as error:
-        return [gr.skip(), gr.skip(), views.refusal(error), *lesson_updates(opened)]
+        return [gr.skip(), gr.skip(), _refusal(opened, error), *lesson_updates(opened)]
+    opened.discard_upload(archive)
     return ["", None, _queued_note(lesson), *lesson_updates(opened)]
 
 
@@ -169,11 +166,16 @@ def _teach_digits(opened: OpenLearner) -> list[Any]:
     try:
         return [_queued_note(opened.require_service().teach_digits()), *lesson_updates(opened)]
     except InputError as error:
-        return [views.refusal(error), *lesson_updates(opened)]
+        return [_refusal(opened, error), *lesson_updates(opened)]
+
+
+def _refusal(opened: OpenLearner, error: InputError) -> str:
+    return views.refusal(error, opened.private_folders)
 
 
 def _queued_note(lesson: Mapping[str, Any]) -> str:
-    return views.note(f"The lesson {lesson['name']} was added: it is shown above.", "good")
+    sentences = [f"The lesson {lesson['name']} was added: it is shown above.", *lesson.get("left_out", ())]
+    return views.note(" ".join(sentences), "good")
 
 
 def _describe_upload(opened: OpenLearner, archive: str | None, folder: str) -> str:
@@ -182,11 +184,11 @@ def _describe_upload(opened: OpenLearner, archive: str | None, folder: str) -> s
     try:
         return opened.require_service().describe_upload(archive, folder or "")
     except InputError as error:
-        return views.refusal(error)
+        return _refusal(opened, error)
 
 
 def lesson_updates(opened: OpenLearner) -> list[Any]:
-    """Return the lessons as HTML, the first lesson's id, and updates of its buttons and of the tour's button."""
+    """Return the lessons as HTML, the first lesson's id, and updates of the buttons and of the image size."""
     service = opened.service
     lessons = service.lessons() if service else []
     first = lessons[0] if lessons else None
@@ -197,4 +199,8 @@ def lesson_updates(opened: OpenLearner) -> list[Any]:
         gr.update(visible=action in offered, **({"value": go_label} if action == "go" else {})) for action in ACTIONS
     ]
     tour = gr.update(visible=service is not None and service.next_digits is not None)
-    return [html, first["id"] if first else "", *buttons, tour]
+    fixed = service.fixed_size if service else None
+    size = gr.update(label=FREE_SIZE, interactive=True)  # it keeps what the visitor entered
+    if fixed is not None:
+        size = gr.update(label=FIXED_SIZE, interactive=False, value=fixed)
+    return [html, first["id"] if first else "", *buttons, tour, size]

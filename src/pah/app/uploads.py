@@ -5,25 +5,29 @@ Messages name only what the visitor packed or typed, never a path of the server.
 """
 
 import errno
+import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pah.app.messages import quoted
-from pah.app.zip_upload import LIMITS, Limits, extract
+from pah.app.zip_upload import LIMITS, SYSTEM_FILES, Limits, extract
 from pah.core.config import InputError
 from pah.data.image import MAX_PIXELS, decode_image, read_image_size, without_pillow_warnings
-from pah.data.lesson import find_outward_link
-from pah.data.listing import FolderListing, list_images
+from pah.data.links import find_outward_link
+from pah.data.listing import FolderListing
+from pah.data.located import list_images
 
 __all__ = ["Limits", "UploadSummary", "allowed_folder", "summarize", "unpack"]
 
 DECODING_LOCK = threading.Lock()  # Pillow's warnings are switched off for the whole process: one thread at a time
 CHECKED_PIXELS = 2 * 10**9  # decode images completely up to this total; of further images, read only the headers
 SAMPLES, SAMPLED_CLASSES = 3, 12
+MAX_NAMES = 10  # of files or suffixes that are named
 LEFT_OUT = ".left-out"  # file in an unpacked folder that lists the packed files that are no images of a class
 
 
@@ -36,7 +40,8 @@ class UploadSummary:
         counts: Number of readable images of each class.
         sizes: Width and height of the images, "64x64" or "32x32 to 640x480".
         samples: Class and file of up to 3 images a class, for the first 12 classes.
-        unreadable: Names of damaged images and of other files, relative to the folder.
+        unreadable: Names of damaged images, relative to the folder.
+        left_out: Names of files that are no images of a class, such as texts, and of images that no lesson uses.
     """
 
     folder: Path
@@ -44,6 +49,22 @@ class UploadSummary:
     sizes: str
     samples: tuple[tuple[str, Path], ...]
     unreadable: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each kind of files that a lesson leaves out."""
+        notes = []
+        if self.unreadable:
+            more = f" and {len(self.unreadable) - MAX_NAMES} more" if len(self.unreadable) > MAX_NAMES else ""
+            notes.append(f"Unreadable, will be left out: {', '.join(self.unreadable[:MAX_NAMES])}{more}.")
+        if self.left_out:
+            suffixes = Counter(Path(name).suffix.lower() or "without a suffix" for name in self.left_out)
+            counts = [f"{count} {suffix}" for suffix, count in suffixes.most_common(MAX_NAMES)]
+            more = f" and {suffixes.total() - sum(c for _, c in suffixes.most_common(MAX_NAMES))} more"
+            rest = more if len(suffixes) > MAX_NAMES else ""
+            notes.append(f"No images of a class, will be left out: {', '.join(counts)}{rest}.")
+        return notes
 
 
 def unpack(archive: Path, target: Path, limits: Limits = LIMITS) -> Path:
@@ -91,14 +112,14 @@ def summarize(folder: Path, limits: Limits = LIMITS) -> UploadSummary:
     """Return what `load_lesson` would use of a folder, and which files it could not read.
 
     Raises:
-        InputError: the folder holds one class or too many, a class lacks readable images, or a link leads out of it.
+        InputError: the folder holds too many classes, a class lacks readable images, or a link leads out of it.
     """
     with _plain_file_errors("folder"):
         folder = folder.resolve()
         listing = _list_classes(folder, limits)
         counts = {(split, name): 0 for split in listing.files for name in listing.class_names}
         samples: dict[str, list[Path]] = {name: [] for name in listing.class_names}
-        sizes, unreadable, pixels = set(), _left_out(folder), 0
+        sizes, unreadable, pixels = set(), list[str](), 0
         for split, file, name in ((split, *row) for split, rows in listing.files.items() for row in rows):
             if (size := _image_size(file, decode=pixels < CHECKED_PIXELS)) is None:
                 unreadable.append(file.relative_to(folder).as_posix())
@@ -109,19 +130,24 @@ def summarize(folder: Path, limits: Limits = LIMITS) -> UploadSummary:
             if len(samples[name]) < SAMPLES:
                 samples[name].append(file)
     sampled = tuple((name, file) for name in listing.class_names[:SAMPLED_CLASSES] for file in samples[name])
-    return UploadSummary(folder, _class_totals(counts, listing), _size_range(sizes), sampled, tuple(sorted(unreadable)))
+    return UploadSummary(
+        folder,
+        _class_totals(counts, listing),
+        _size_range(sizes),
+        sampled,
+        tuple(sorted(unreadable)),
+        tuple(sorted([*_left_out(folder), *_unlisted(folder, listing)])),
+    )
 
 
 def _list_classes(folder: Path, limits: Limits) -> FolderListing:
-    """Return the image files of a folder, which must have at least two classes and not too many."""
+    """Return the image files of a folder, which must not have too many classes."""
     root = folder.resolve()
     if (link := find_outward_link(root)) is not None:
         name = link.relative_to(root).as_posix()
         raise InputError(f"{quoted(name)}: expected an image or a folder inside the one named, got a link out of it")
     listing = list_images(folder, "folder")
-    if len(names := listing.class_names) < 2:
-        raise InputError(f"folder: expected at least 2 classes, got only {', '.join(map(quoted, names))}")
-    if len(names) > limits.classes:
+    if len(names := listing.class_names) > limits.classes:
         raise InputError(f"folder: expected at most {limits.classes:,} classes, got {len(names):,}")
     return listing
 
@@ -132,6 +158,17 @@ def _left_out(folder: Path) -> list[str]:
     if names.is_symlink() or not names.is_file():  # a link could show other text files of the server
         return []
     return names.read_text(encoding="utf-8").splitlines()
+
+
+def _unlisted(folder: Path, listing: FolderListing) -> Iterator[str]:
+    """Yield the names of the visible files in a resolved folder that are no images of a class."""
+    listed = {file for rows in listing.files.values() for file, _ in rows} | set(listing.annotation_files)
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in SYSTEM_FILES]
+        for name in files:
+            path = Path(parent, name)
+            if not name.startswith(".") and name not in SYSTEM_FILES and path not in listed:
+                yield path.relative_to(folder).as_posix()
 
 
 def _image_size(file: Path, *, decode: bool) -> tuple[int, int] | None:
@@ -156,13 +193,11 @@ def _size_range(sizes: set[tuple[int, int]]) -> str:
 
 
 def _class_totals(counts: Mapping[tuple[str, str], int], listing: FolderListing) -> dict[str, int]:
-    """Return the number of images of each class in all splits; each needs enough for a training and a test part."""
+    """Return the number of images of each class in all splits; each class needs images to learn from."""
     totals = {name: sum(counts[split, name] for split in listing.files) for name in listing.class_names}
-    for (split, name), count in counts.items():
-        if listing.test_from_train and totals[name] < 2:
-            raise InputError(f"class {quoted(name)}: expected at least 2 readable images, got {totals[name]}")
-        if not listing.test_from_train and not count:
-            raise InputError(f"class {quoted(name)}: expected readable images in {split}, got none")
+    for name in listing.class_names:
+        if not counts["train", name]:
+            raise InputError(f"class {quoted(name)}: expected readable images to learn from, got none")
     return totals
 
 

@@ -1,16 +1,17 @@
 """The content of the page as HTML. Text from visitors is escaped, and every image has an alternative text."""
 
 import base64
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pah.app.answers import Answer
-from pah.app.messages import without_paths
+from pah.app.accuracies import HELD_OUT, OWN, last_accuracies, lessons_since
+from pah.app.answers import Answer, Refusal
+from pah.app.messages import plain, shortened, without_paths
 from pah.app.prototype_images import PrototypeImages
 from pah.app.uploads import UploadSummary
 from pah.core.config import InputError
@@ -20,7 +21,6 @@ PROTOTYPE_NOTES = {  # what a learner contains of its training images, by `proto
     "semantic": "whose prototypes started as thumbnails of training images",
     "mean": "whose prototypes started as the mean images of their classes",
 }
-MAX_NAMES = 10  # unreadable files that are named
 STATES = {
     "waiting": "waits for the lesson before it",
     "running": "is being taught",
@@ -30,6 +30,16 @@ STATES = {
     "done": "is done: keep it or roll it back",
 }
 PrototypeUri = Callable[[str, str], str | None]  # (task, class) -> data URI of the prototype's image
+
+
+def escape(text: str) -> str:
+    """Return a text as HTML: nothing in it is markup, breaks its line or changes the direction of what follows."""
+    return html.escape(plain(text))
+
+
+def shown_name(name: str) -> str:
+    """Return a name of a task or class as HTML, shortened, which breaks its line rather than the page."""
+    return f'<span class="name">{escape(shortened(name))}</span>'
 
 
 def data_uri(image: Image.Image) -> str:
@@ -55,14 +65,14 @@ def note(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{content}</p>'
 
 
-def refusal(error: InputError) -> str:
-    """Return an error's message as a paragraph, without paths of the server."""
-    return note(without_paths(str(error)), "error")
+def refusal(error: InputError, folders: Sequence[Path] = ()) -> str:
+    """Return an error's message as a paragraph, without paths of the server, such as those of these folders."""
+    return note(without_paths(str(error), *folders, instead="the learner"), "error")
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """Return a table, which scrolls in its own box on a narrow screen. The cells must be HTML already."""
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    head = "".join(f'<th scope="col">{shown_name(title)}</th>' for title in titles)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
@@ -72,30 +82,46 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     )
 
 
-def answer_cards(
-    answers: Sequence[Answer], images: Sequence[Image.Image], task_given: bool, prototype_uri: PrototypeUri
+class AskedImage(NamedTuple):
+    """An image of a question: its file's name, the answer or what is wrong with it, and its thumbnail."""
+
+    name: str
+    result: Answer | Refusal
+    thumbnail: Image.Image | None
+
+
+def answer_cards(asked: Sequence[AskedImage], task_given: bool, prototype_uri: PrototypeUri) -> str:
+    """Return a line for each unreadable image and a card for each other one.
+
+    A card has the image's class, the probabilities, and the prototypes of the most probable classes.
+    """
+    refusals = "".join(note(result.reason, "error") for _, result, _ in asked if isinstance(result, Refusal))
+    cards = "".join(
+        _answer_card(i, name, result, image, task_given, prototype_uri)
+        for i, (name, result, image) in enumerate(asked, start=1)
+        if not isinstance(result, Refusal) and image is not None
+    )
+    return refusals + f'<div class="cards">{cards}</div>'
+
+
+def _answer_card(
+    number: int, name: str, answer: Answer, image: Image.Image, task_given: bool, prototype_uri: PrototypeUri
 ) -> str:
-    """Return a card for each image: its class, the probabilities, and the prototypes of the most probable classes."""
-    return '<div class="cards">' + "".join(
-        _answer_card(i, answer, image, task_given, prototype_uri)
-        for i, (answer, image) in enumerate(zip(answers, images, strict=True), start=1)
-    ) + "</div>"  # fmt: skip
-
-
-def _answer_card(number: int, answer: Answer, image: Image.Image, task_given: bool, prototype_uri: PrototypeUri) -> str:
     label = "None of these" if answer.label is None else answer.label
-    probability = f"Task {answer.task}: {100 * answer.task_probability:.0f} %"
-    task = f"Task {answer.task}, as chosen" if task_given else probability
-    nearest = f"Nearest known class: {answer.shares[0].label}. " if answer.label is None else ""
+    probability = f"Task {shortened(answer.task)}: {100 * answer.task_probability:.0f} %"
+    task = f"Task {shortened(answer.task)}, as chosen" if task_given else probability
+    nearest = f"Nearest known class: {shortened(answer.shares[0].label)}. " if answer.label is None else ""
     bars = "".join(
-        f'<li><span class="bar-name">{_prototype(share.label, answer.task, prototype_uri)}{escape(share.label)}</span>'
+        f'<li><span class="bar-name">{_prototype(share.label, answer.task, prototype_uri)}'
+        f"{shown_name(share.label)}</span>"
         f'<meter min="0" max="1" value="{share.probability:.4f}" aria-label="probability of {escape(share.label)}">'
         f'</meter><span class="bar-value">{100 * share.probability:.1f} %</span></li>'
         for share in answer.shares
     )
     shown = img(data_uri(image), f"Image {number} that you asked about", "asked")
     return (
-        f'<article class="card" aria-label="Answer {number}">{shown}<div><h3>{escape(label)}</h3>'
+        f'<article class="card" aria-label="Answer {number}">{shown}<div><h3>{shown_name(label)}</h3>'
+        f'<p class="file">{escape(shortened(name))}</p>'
         f'<p class="task">{escape(nearest + task)}</p><ul class="bars">{bars}</ul></div></article>'
     )
 
@@ -109,7 +135,7 @@ def upload_summary(summary: UploadSummary, samples: Mapping[str, Sequence[Image.
     """Return what an upload holds, with sample images by class."""
     rows = [
         [
-            escape(name),
+            shown_name(name),
             str(count),
             "".join(img(data_uri(s), f"{name}, sample {i}") for i, s in enumerate(samples.get(name, ()), start=1)),
         ]
@@ -117,16 +143,15 @@ def upload_summary(summary: UploadSummary, samples: Mapping[str, Sequence[Image.
     ]
     total = sum(summary.counts.values())
     sentences = [f"{len(summary.counts)} classes, {total} images that can be read, of {summary.sizes}."]
-    if unreadable := summary.unreadable:
-        more = f" and {len(unreadable) - MAX_NAMES} more" if len(unreadable) > MAX_NAMES else ""
-        sentences.append(f"Unreadable, will be left out: {', '.join(unreadable[:MAX_NAMES])}{more}.")
-    return note(" ".join(sentences)) + table(["class", "images", "samples"], rows, "What was understood")
+    return note(" ".join([*sentences, *summary.notes])) + table(
+        ["class", "images", "samples"], rows, "What was understood"
+    )
 
 
 def lesson_section(lesson: Mapping[str, Any]) -> str:
     """Return a lesson's state and progress, or its result."""
     name, state, progress = lesson["name"], lesson["state"], lesson["progress"]
-    head = f"<h3>{escape(name)}</h3><p role='status'>Lesson <b>{escape(name)}</b> {STATES[state]}.</p>"
+    head = f"<h3>{shown_name(name)}</h3><p role='status'>Lesson <b>{shown_name(name)}</b> {STATES[state]}.</p>"
     if state == "done":
         return f'<section class="lesson done">{head}{_result(name, lesson["result"])}</section>'
     if state == "failed":
@@ -161,9 +186,10 @@ def _result(new_task: str, result: Mapping[str, Any]) -> str:
     names = [*dict.fromkeys([*result["drift"], *result["after"]])]
     rows = [
         [
-            escape(name) + (" (new)" if name == new_task else ""),
+            shown_name(name) + (" (new)" if name == new_task else ""),
             "not known before" if name == new_task else percent(result["before"].get(name)),
             percent(result["after"].get(name)),
+            "–" if name not in result["after"] else OWN if name == new_task else "its check images",
             "–" if name not in result["drift"] else f"{100 * result['drift'][name]:.1f} %",
         ]
         for name in names
@@ -172,7 +198,7 @@ def _result(new_task: str, result: Mapping[str, Any]) -> str:
     unmeasured = [name for name in names if name not in result["after"]]
     if unmeasured:
         notes += note(f"No check images of {', '.join(unmeasured)} were kept, so their loss is only estimated.")
-    titles = ["task", "accuracy before", "accuracy after", "lost (estimate)"]
+    titles = ["task", "accuracy before", "accuracy after", "measured on", "lost (estimate)"]
     return table(titles, rows, "Every task before and after the lesson") + notes
 
 
@@ -194,29 +220,34 @@ def learner_overview(learner: ContinualLearner, prototypes: Sequence[PrototypeIm
 
 
 def _tasks(learner: ContinualLearner) -> str:
+    last = last_accuracies(learner.history, learner.tasks)
     rows = [
         [
-            escape(task.name),
-            escape(", ".join(task.classes)),
+            shown_name(task.name),
+            ", ".join(map(shown_name, task.classes)),
             "–" if task.images is None else str(task.images),
             escape((task.taught or "–")[:10]),
+            escape(str(last.get(task.name, "–"))),
         ]
         for task in learner.tasks
     ]
-    return table(["task", "classes", "images", "taught"], rows, "Tasks")
+    return table(["task", "classes", "images", "taught", "accuracy, measured last"], rows, "Tasks")
 
 
 def _history(learner: ContinualLearner) -> str:
     names = [task.name for task in learner.tasks]
+    since = {task.name: lessons_since(learner.history, task) for task in learner.tasks}
     rows = [
         [
-            escape(lesson.name),
-            *(percent(lesson.accuracies.get(name)) for name in names),
+            shown_name(lesson.name),
+            *(percent(lesson.accuracies.get(name) if lesson in since[name] else None) for name in names),
             f"{100 * max(lesson.drift.values()):.1f} %" if lesson.drift else "–",
         ]
         for lesson in learner.history
     ]
-    return table(["after lesson", *names, "largest loss (estimate)"], rows, "Accuracy of each task after each lesson")
+    meaning = f"The accuracy of a lesson's own task was measured on {OWN}, that of earlier tasks on {HELD_OUT}."
+    titles = ["after lesson", *names, "largest loss (estimate)"]
+    return table(titles, rows, "Accuracy of each task after each lesson") + note(meaning)
 
 
 def _prototypes(prototypes: Sequence[PrototypeImages]) -> str:
@@ -224,8 +255,8 @@ def _prototypes(prototypes: Sequence[PrototypeImages]) -> str:
         return note("This learner has no prototypes to show.")
     rows = [
         [
-            escape(prototype.label),
-            escape(prototype.task),
+            shown_name(prototype.label),
+            shown_name(prototype.task),
             _saved_prototype(prototype.start, f"{prototype.label} at its start"),
             _saved_prototype(prototype.learned, f"{prototype.label} after its own lesson"),
             img(data_uri(prototype.today), f"{prototype.label} today", "prototype"),

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pah.app.messages import quoted
 from pah.core.config import InputError
-from pah.data.image import MAX_PIXELS, read_image_size
-from pah.data.listing import IMAGE_SUFFIXES, TEST_SPLITS
+from pah.data.image import IMAGE_SUFFIXES, MAX_PIXELS, read_image_size
+from pah.data.listing import TEST_SPLITS
 
 SPLITS = {"train", *TEST_SPLITS}
 CHUNK = 2**16  # bytes unpacked at a time
@@ -56,8 +56,10 @@ LIMITS = Limits()
 def extract(archive: Path, target: Path, limits: Limits) -> list[str]:
     """Write the images of a zip of class folders as CLASS/IMAGE or SPLIT/CLASS/IMAGE.
 
+    Images in folders below a class folder belong to that class and keep these folders.
+
     Returns:
-        The names of all other files, which are not written.
+        The names of all other files, which are not written, without those that operating systems add.
 
     Raises:
         InputError: the file is no zip, is damaged, exceeds a limit, does not hold class folders, or has an entry that
@@ -114,21 +116,39 @@ def _plan(entries: Sequence[ZipInfo], limits: Limits) -> tuple[list[tuple[ZipInf
     named = [(info, _checked_parts(info)) for info in entries]
     visible = [(info, parts) for info, parts in named if parts and not any(map(_is_hidden, parts))]
     files = [(info, parts) for info, parts in visible if not info.is_dir()]
-    images = [parts for _, parts in files if PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES]
+    images = [parts for _, parts in files if _is_image(parts)]
     outer = _outer_folders(images)
     inner = [parts[len(outer) :] for parts in images]
-    depth = max((len(parts) for parts in inner), default=0)
-    if depth < 2:
+    depth = 2 if _has_splits(inner) else 1  # of the class folders; the images may lie in folders below them
+    used = {(*outer, *parts) for parts in inner if len(parts) > depth and (depth == 1 or parts[0] in SPLITS)}
+    if not used:
         raise InputError("upload: expected a zip of class folders with images in them, got none")
-    if nested := [parts for parts in inner if len(parts) > (3 if parts[0] in SPLITS else 2)]:
-        name = quoted("/".join((*outer, *nested[0])))
-        raise InputError(f"{name}: expected CLASS/IMAGE, train/CLASS/IMAGE or test/CLASS/IMAGE, got folders in a class")
-    used = {(*outer, *parts) for parts in inner if len(parts) == depth}
     inside = [(info, parts[len(outer) :]) for info, parts in visible if parts[: len(outer)] == outer]
-    folders = {parts[: depth - 1] for info, parts in inside if len(parts) - (not info.is_dir()) >= depth - 1}
+    folders = {parts[:depth] for info, parts in inside if len(parts) - (not info.is_dir()) >= depth}
     chosen = [(info, parts[len(outer) :]) for info, parts in files if parts in used]
     _require_unique([parts for _, parts in chosen])
-    return chosen, folders, ["/".join(parts) for _, parts in files if parts not in used]
+    folders |= {parts[:-1] for _, parts in chosen}
+    hidden = [parts for info, parts in named if parts and _is_hidden_image(parts) and not info.is_dir()]
+    return chosen, folders, ["/".join(p) for p in (*(parts for _, parts in files if parts not in used), *hidden)]
+
+
+def _has_splits(images: Sequence[Parts]) -> bool:
+    """Return whether the images are in folders train, test and so on of class folders, as `pah.data.listing` sees it.
+
+    A single folder "train" without folders in it is a class of that name.
+    """
+    splits = {parts[0] for parts in images if len(parts) > 1 and parts[0] in SPLITS}
+    return len(splits) > 1 or any(len(parts) > 2 and parts[0] in splits for parts in images)
+
+
+def _is_image(parts: Parts) -> bool:
+    return PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_hidden_image(parts: Parts) -> bool:
+    """Return whether a path is a hidden image, and not one of the files that operating systems add."""
+    added = not SYSTEM_FILES.isdisjoint(parts) or parts[-1].startswith("._")
+    return _is_image(parts) and any(map(_is_hidden, parts)) and not added
 
 
 def _outer_folders(images: Sequence[Parts]) -> Parts:

@@ -1,6 +1,7 @@
 """Normalize the arguments of a command line: full option names, and the options of a YAML file as arguments."""
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,14 +23,23 @@ SHORT_NAMES = {  # short name -> full name of an option
 }
 FLAGS = {  # options without a value
     "--overwrite",
-    "--skip_unreadable",
+    "--resume_if_there",
     "--json",
     "--all",
     "--help",
     "-h",
     "--print_config",
 }
-SWITCHES = {"--training.sync_batch_norm"}  # options that mean true without a value
+# options that mean true without a value
+SWITCHES = {"--training.sync_batch_norm", "--training.measure_transfer", "--skip_unreadable", "--follow_links"}
+NUMBER_LISTS = {  # options that take numbers with commas between them -> a number of the list, and an example
+    "--stream.class_order": (r"(-?\d{1,9})()", "seed, natural or labels with commas between them, such as 3,1,4,0"),
+    "--stream.sizes": (
+        r"(\d{1,9})(?: *[xX*] *(\d{1,4}))?",
+        "numbers of classes with commas between them, such as 50,10x5",
+    ),
+}
+WORDS = ("seed", "natural", "null")  # values of these options that are no lists
 CHOICES = {"method": "pah", "backbone": None}  # groups whose options depend on a name, and the default name
 
 
@@ -53,13 +63,17 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     remaining = deque(arguments)
     while remaining:
         argument = remaining.popleft()
-        if not argument.startswith("-"):
+        if argument == "--":  # all that follows is positional, for names that begin with a dash
+            positional += remaining
+            break
+        if not argument.startswith("-") or argument == "-":
             positional.append(argument)
             continue
         name, equals, value = argument.partition("=")
         name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
         name = SHORT_NAMES.get(name, name)
-        if name in FLAGS or (name in SWITCHES and not equals):
+        has_value = bool(equals) or (bool(remaining) and remaining[0] in ("true", "false"))
+        if name in FLAGS or (name in SWITCHES and not has_value):
             options.append(name + equals + value if name in FLAGS else f"{name}=true")
             continue
         if not equals and remaining and not remaining[0].startswith("--"):
@@ -77,8 +91,33 @@ def merge_repeated(arguments: Sequence[str], option: str) -> list[str]:
     return [*rest, start + json.dumps(values)] if values else rest
 
 
+def with_number_lists(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with lists of numbers as JSON: "--stream.sizes=50,10x2" -> "--stream.sizes=[50, 10, 10]".
+
+    Raises:
+        InputError: an option of `NUMBER_LISTS` has another value than such a list.
+    """
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in NUMBER_LISTS and equals and value not in WORDS:
+            pattern, expected = NUMBER_LISTS[name]
+            words = value.strip().removeprefix("[").removesuffix("]").split(",")
+            matches = [re.fullmatch(pattern, word.strip()) for word in words]
+            found = [match for match in matches if match]
+            if len(found) < len(matches):
+                raise InputError(f"{name.removeprefix('--')}: expected {expected}, got {value!r}")
+            numbers = [int(match[1]) for match in found for _ in range(int(match[2] or 1))]
+            argument = f"{name}={json.dumps(numbers)}"
+        result.append(argument)
+    return result
+
+
 def without_unused_options(arguments: Iterable[str]) -> list[str]:
-    """Return the arguments without the YAML options of a method or backbone that other arguments replace."""
+    """Return the arguments without the YAML options of a method or backbone that other arguments replace.
+
+    The options of a YAML file that has a list of numbers as text, such as 50,10x5, become arguments.
+    """
     result: list[str] = []
     arguments = list(arguments)
     values = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
@@ -94,7 +133,9 @@ def without_unused_options(arguments: Iterable[str]) -> list[str]:
             if (name := values.get(f"{group}.name")) and options.get(f"{group}.name", default or name) != name
         ]
         used = {name: value for name, value in options.items() if name.partition(".")[0] not in replaced}
-        result += [argument] if used == options else as_arguments(as_text(used))
+        lists = [options.get(name.removeprefix("--")) for name in NUMBER_LISTS]
+        has_texts = any(isinstance(value, str) and value not in WORDS for value in lists)
+        result += [argument] if used == options and not has_texts else as_arguments(as_text(used))
     return result
 
 
@@ -124,7 +165,10 @@ def flatten_groups(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
         if key in ("method", "backbone", *OPTION_GROUPS):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: {key}: expected options by name, got {value!r}")
-            options |= {f"{key}.{name}": inner for name, inner in value.items()}
+            named = {f"{key}.{name}": inner for name, inner in value.items()}
         else:
-            options[str(key)] = value
+            named = {str(key): value}
+        if repeated := options.keys() & named.keys():
+            raise InputError(f"{path}: {min(repeated)}: expected once, got it twice")
+        options |= named
     return options

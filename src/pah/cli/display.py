@@ -14,9 +14,9 @@ from pah.data.stream import Stream
 from pah.runs.diagnosis import TaskDiagnosis
 from pah.runs.run import Progress
 from pah.study.ablation import panel_rows
-from pah.study.table import table_rows
+from pah.study.table import NO_VALUE, table_rows
 from pah.training.config import RunConfig
-from pah.training.state import EpochDone, StepDone, TaskDone
+from pah.training.state import EpochDone, StepDone, TaskBegun, TaskDone
 
 MAX_COLUMNS = 6  # of a study's table on a terminal
 SMOOTHING = 0.9  # weight of the old speed at each step
@@ -54,14 +54,20 @@ class RunDisplay:
     def __call__(self, progress: Progress) -> None:
         """Show one event of the run."""
         event = progress.event
-        if isinstance(event, StepDone):
-            if self.live:
-                self._show_step(event, progress)
-        elif isinstance(event, EpochDone):
-            if not self.live:
-                self._show_epoch(event, progress)
+        if isinstance(event, TaskBegun):
+            self._show_notes(event, progress)
+        elif isinstance(event, StepDone) and self.live:
+            self._show_step(event, progress)
+        elif isinstance(event, EpochDone) and not self.live:
+            self._show_epoch(event, progress)
         elif isinstance(event, TaskDone):
             self._show_task(event, progress)
+
+    def _show_notes(self, event: TaskBegun, progress: Progress) -> None:
+        """Show at the start of a run what was left out of its data."""
+        source = progress.stream.source
+        for note in source.notes if source and event.task == 0 else ():
+            self.console.print(note, highlight=False, soft_wrap=True, markup=False)
 
     def _show_step(self, event: StepDone, progress: Progress) -> None:
         state, epochs = progress.state, progress.config.training.epochs_of(progress.state.task)
@@ -79,6 +85,8 @@ class RunDisplay:
 
     def _show_epoch(self, event: EpochDone, progress: Progress) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        if event.validation_accuracy is not None:
+            terms += f"  validation {event.validation_accuracy:.1f} %"
         self.console.print(
             f"{self.method}  task {event.task + 1}/{len(progress.stream.tasks)}  "
             f"epoch {event.epoch + 1}/{progress.config.training.epochs_of(event.task)}  {terms}  "
@@ -88,7 +96,7 @@ class RunDisplay:
         )
 
     def _show_task(self, event: TaskDone, progress: Progress) -> None:
-        accuracies = " ".join(f"{accuracy:.1f}" for accuracy in event.accuracies)
+        accuracies = " ".join(_accuracy_text(accuracy) for accuracy in event.accuracies)
         self.console.print(
             f"{self.method}  learned task {event.task + 1} ({progress.stream.tasks[event.task].name}); "
             f"accuracy on each task so far, %: {accuracies}",
@@ -136,8 +144,12 @@ def matrix_table(results: dict[str, Any]) -> Table:
     for k in range(len(results["accuracy_matrix"])):
         table.add_column(f"on {k + 1}", justify="right")
     for k, row in enumerate(results["accuracy_matrix"]):
-        table.add_row(str(k + 1), *(f"{accuracy:.1f}" for accuracy in row))
+        table.add_row(str(k + 1), *map(_accuracy_text, row))
     return table
+
+
+def _accuracy_text(accuracy: float | None) -> str:
+    return NO_VALUE if accuracy is None else f"{accuracy:.1f}"
 
 
 LEGEND = "in %: AA average accuracy, FM forgetting, BWT backward transfer, LA learning accuracy"
@@ -157,7 +169,8 @@ def summary_table(all_results: list[dict[str, Any]]) -> Table:
     for title in columns:
         table.add_column(title, justify="right")
     for results in all_results:
-        table.add_row(results["method"], *(f"{results[key]:.2f}" for key in columns.values()))
+        values = (results[key] for key in columns.values())
+        table.add_row(results["method"], *(NO_VALUE if value is None else f"{value:.2f}" for value in values))
     return table
 
 
@@ -203,6 +216,16 @@ def diagnosis_table(diagnoses: Sequence[TaskDiagnosis]) -> Table:
     return table
 
 
+def class_order_line(config: RunConfig, stream: Stream) -> str:
+    """Return how a stream's classes are ordered, and how many classes of the data set it leaves out."""
+    order, order_seed = config.stream.class_order, config.stream.order_seed
+    line = f"class order: {'as listed' if isinstance(order, tuple) else order}, seed {config.seed}"
+    if order_seed is not None:
+        line = f"class order: stream.order_seed {order_seed}, seed {config.seed}"
+    left_out = stream.classes_left_out
+    return f"{line}; classes left out: {left_out}" if left_out else line
+
+
 def stream_table(stream: Stream) -> Table:
     """Return the tasks of a stream with their classes and numbers of images."""
     table = Table()
@@ -212,3 +235,29 @@ def stream_table(stream: Stream) -> Table:
         counts = (len(task.train), len(task.validation), len(task.test))
         table.add_row(str(task.index + 1), ", ".join(task.class_names), *map(str, counts))
     return table
+
+
+def stream_as_dict(config: RunConfig, stream: Stream) -> dict[str, Any]:
+    """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0.
+
+    The image shape (C, H, W) is None if the images have several sizes: then they are only counted, as single pixels.
+    """
+    return {
+        "benchmark": config.benchmark,
+        "origin": stream.origin,
+        "notes": list(stream.source.notes) if stream.source else [],
+        "image_shape": None if stream.image_shape[1:] == (1, 1) else list(stream.image_shape),
+        "class_order": config.stream.class_order,
+        "seed": config.seed,
+        "tasks": [
+            {
+                "task": task.index,
+                "name": task.name,
+                "classes": list(task.class_names),
+                "training": len(task.train),
+                "validation": len(task.validation),
+                "test": len(task.test),
+            }
+            for task in stream.tasks
+        ],
+    }

@@ -15,7 +15,8 @@ DESCRIPTIONS: dict[Command, str] = {
     "the same time to share the work; run it with another --vary to add to it.",
     "data": "Without arguments, list the benchmarks. For a benchmark, list the tasks, the classes and the source of "
     "the images that a run with the same options would learn; options of the training have no effect. For a learner, "
-    "list what it knows.",
+    "list what it knows. --json prints the list as a line of JSON. With --clear_cache alone, delete the decoded images "
+    "that commands keep to start faster.",
     "learn": "Teach a learner a task; if the folder has no learner, make one. Method, backbone, image size and seed "
     "are those of the first lesson. Other options keep their values until a later lesson changes them.",
 }
@@ -23,7 +24,8 @@ USAGES: dict[Command, str] = {
     "run": "pah run [BENCHMARK] [--method NAME] [--data PATH_OR_HUB_ID] [--OPTION VALUE] ...",
     "compare": "pah compare [BENCHMARK] [--methods NAME,...] [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
     "ablate": "pah ablate [BENCHMARK] [--vary NAME=V1,V2,...] ... [--seeds N,...] [--out DIR] [--OPTION VALUE] ...",
-    "data": "pah data [BENCHMARK | LEARNER] [--data PATH_OR_HUB_ID] [--tasks N] [--OPTION VALUE] ...",
+    "data": "pah data [BENCHMARK | LEARNER | --clear_cache] [--json] [--data PATH_OR_HUB_ID] [--tasks N] "
+    "[--OPTION VALUE] ...",
     "learn": "pah learn LEARNER --name NAME --data PATH_OR_HUB_ID [--only CLASS,...] [--OPTION VALUE] ...",
 }
 CONFIG_HELP = (

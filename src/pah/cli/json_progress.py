@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pah.core.config import unknown_name_error
-from pah.learner.learner import ContinualLearner, DriftError
+from pah.learner.held_out import DriftError
+from pah.learner.learner import ContinualLearner
 from pah.runs.run import Progress
 from pah.study.grid import Outcome, Running
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun
@@ -38,7 +39,7 @@ def write_progress(folder: Path, progress: Progress) -> None:
     run = {"run": str(folder), "method": config.method, "seed": config.seed, "tasks": len(progress.stream.tasks)}
     if isinstance(event, EpochDone):
         epochs = config.training.epochs_of(event.task)
-        write_event("epoch", **run, epochs=epochs, **asdict(event), seconds_left=round(progress.seconds_left, 1))
+        write_event("epoch", **run, epochs=epochs, **event.as_dict(), seconds_left=round(progress.seconds_left, 1))
     else:
         write_event("task", **run, name=progress.stream.tasks[event.task].name, **asdict(event))
 
@@ -83,7 +84,7 @@ class LessonEvents(AbstractContextManager["LessonEvents"]):
     def __call__(self, event: Event) -> None:
         """Write `epoch` as for a run, but with the task's name as `task`."""
         if isinstance(event, EpochDone):
-            write_event("epoch", epochs=self.epochs, **asdict(event) | self.lesson)
+            write_event("epoch", epochs=self.epochs, **event.as_dict() | self.lesson)
 
     def rolled_back(self, error: DriftError) -> None:
         """Write `rolled back` with the reason."""
@@ -92,4 +93,5 @@ class LessonEvents(AbstractContextManager["LessonEvents"]):
     def done(self, learner: ContinualLearner, folder: Path) -> None:
         """Write `done` with the accuracies in percent, the estimated loss of each old task (drift) and the notes."""
         lesson = learner.history[-1]
-        write_event("done", **self.lesson, accuracies=lesson.accuracies, drift=lesson.drift, notes=lesson.notes)
+        fields = {key: getattr(lesson, key) for key in ("accuracies", "before", "images", "drift", "notes")}
+        write_event("done", **self.lesson, **fields)

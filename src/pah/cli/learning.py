@@ -1,8 +1,7 @@
-"""The commands on a learner: teach it, classify images with it, export it, list what it knows, forget a task."""
+"""The commands on a learner: teach it, export it, list what it knows, forget a task."""
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,15 +15,18 @@ from rich.table import Column, Table
 from pah.cli import json_progress
 from pah.cli.arguments import merge_repeated, split_arguments
 from pah.cli.display import time_left
-from pah.cli.parser import add_device, config_of, parse, readable_error
+from pah.cli.errors import readable_error
+from pah.cli.parser import config_of, parse
+from pah.cli.printing import json_line, say
 from pah.core.config import InputError, require
 from pah.core.files import locked
+from pah.data.read_options import ReadOptions
 from pah.learner.export import export as write_onnx
+from pah.learner.held_out import DriftError, plural
 from pah.learner.hub import refuse_to_replace
-from pah.learner.learner import ContinualLearner, DriftError
-from pah.learner.predictor import Prediction
+from pah.learner.learner import ContinualLearner
+from pah.learner.measurements import Comparison, compare
 from pah.learner.store import LEARNER_FILE, TaughtTask
-from pah.learner.task_inference import DEFAULT_RULE, Rule
 from pah.study.ablation import flat_options
 from pah.training.state import EpochDone, Event, StepDone
 
@@ -38,9 +40,8 @@ def learn(console: Console, arguments: list[str]) -> int:
     refuse_to_replace(folder)
     with locked(folder):  # no other process may teach it meanwhile
         existing = ContinualLearner.load(folder) if (folder / LEARNER_FILE).is_file() else None
-        options = parse(
-            merge_repeated(named, "--held_out"), "learn", _own_options(existing, named) if existing else None
-        )
+        merged = merge_repeated(merge_repeated(named, "--held_out"), "--only")
+        options = parse(merged, "learn", _own_options(existing, named) if existing else None)
         config = dataclasses.replace(config_of(options), benchmark="split")
         learner = (existing or ContinualLearner(config=config)).to(options.device)
         learner.config = config
@@ -53,16 +54,7 @@ def learn(console: Console, arguments: list[str]) -> int:
             display = json_progress.LessonEvents(folder, options.name, display.epochs)
         with display:
             try:
-                learner.learn(
-                    options.name,
-                    options.data,
-                    classes=[name.strip() for name in options.only.split(",")] if options.only else None,
-                    label_column=options.label_column,
-                    skip_unreadable=options.skip_unreadable,
-                    held_out=dict(_held_out_pair(text) for text in options.held_out),
-                    max_drift=options.max_drift,
-                    watch=display,
-                )
+                learner.learn(options.name, options.data, watch=display, **_lesson_keywords(options, learner))
             except DriftError as error:
                 display.rolled_back(error)
                 return 1
@@ -71,24 +63,18 @@ def learn(console: Console, arguments: list[str]) -> int:
     return 0
 
 
-def predict(console: Console, arguments: list[str]) -> int:
-    """Run `pah predict`: classify images."""
-    positional, named = split_arguments(arguments)
-    options = _parse_predict_options(named)
-    if len(positional) < 2:
-        raise InputError(f"predict: expected a learner and images, got {' '.join(positional) or 'none'}")
-    folder, files = positional[0], positional[1:]
-    learner = ContinualLearner.load(folder).to(options.device)
-    choices: dict[str, Any] = {"task": options.task, "rule": options.rule}
-    if options.unknown is not None:
-        choices["unknown"] = options.unknown
-    answers = learner.predict(files, **choices)
-    if options.json:
-        for file, answer in zip(files, answers, strict=True):
-            print(json.dumps({"file": file, **answer._asdict()}, ensure_ascii=False))
-        return 0
-    console.print(_answers_table(files, answers, task_given=options.task is not None))
-    return 0
+def _lesson_keywords(options: Namespace, learner: ContinualLearner) -> dict[str, Any]:
+    """Return the options of a lesson as arguments of `ContinualLearner.learn`."""
+    for limit in ("max_drift", "max_loss"):
+        if options[limit] is not None and not learner.tasks:
+            say(f"{limit}: without effect in the first lesson, as there are no old tasks")
+    reading = {field.name: options[field.name] for field in dataclasses.fields(ReadOptions)}
+    return reading | {
+        "classes": ([options.only] if isinstance(options.only, str) else options.only) or None,
+        "held_out": _held_out(options.held_out, [task.name for task in learner.tasks]),
+        "max_drift": options.max_drift,
+        "max_loss": options.max_loss,
+    }
 
 
 def export(console: Console, arguments: list[str]) -> int:
@@ -139,21 +125,52 @@ def show_learner(console: Console, folder: Path) -> None:
         markup=False,
     )
     table = Table()
-    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "from"):
-        table.add_column(title, justify="right" if title.endswith("%") or title == "images" else "left")
+    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "measured on", "from"):
+        table.add_column(title, justify="left" if title in ("task", "classes", "taught", "from") else "right")
     for task in learner.tasks:
         table.add_row(*_task_row(task, learner))
     console.print(table)
-    console.print("then: accuracy right after the lesson; last: when it was last measured", highlight=False)
+    legend = "then and last: the first and the last accuracy measured on the same images; measured on: their number"
+    console.print(legend, highlight=False, soft_wrap=True)
+
+
+def print_learner(folder: Path) -> None:
+    """Print what `show_learner` shows as a line of JSON."""
+    learner = ContinualLearner.load(folder)
+    channels, height, width = learner.predictor.record.image_shape
+    tasks = [
+        {
+            "name": task.name,
+            "classes": list(task.classes),
+            "images": task.images,
+            "taught": task.taught,
+            "data": task.data,
+            "accuracies": [
+                {"after": lesson.name, "accuracy": lesson.accuracies[task.name]}
+                for lesson in learner.history
+                if task.name in lesson.accuracies
+            ],
+        }
+        for task in learner.tasks
+    ]
+    learner_fields = {
+        "learner": str(folder),
+        "method": learner.config.method,
+        "backbone": learner.config.backbone,
+        "image_shape": [channels, height, width],
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "tasks": tasks,
+    }
+    print(json_line(learner_fields))
 
 
 def _task_row(task: TaughtTask, learner: ContinualLearner) -> list[str]:
     """Return a task's row in the list of what a learner knows."""
-    accuracies = [lesson.accuracies[task.name] for lesson in learner.history if task.name in lesson.accuracies]
-    first_and_last = accuracies[:1] + accuracies[-1:]
-    shown = [f"{accuracy:.1f}" for accuracy in first_and_last] or ["-", "-"]
-    images = "-" if task.images is None else str(task.images)
-    return [task.name, ", ".join(task.classes), images, (task.taught or "-")[:10], *shown, task.data or "-"]
+    accuracy = compare(learner.history, task.name) or Comparison(None, None, None)
+    shown = ["-" if value is None else f"{value:.1f}" for value in (accuracy.then, accuracy.last)]
+    counts = ["-" if count is None else str(count) for count in (task.images, accuracy.images)]
+    taught = (task.taught or "-")[:10]
+    return [task.name, ", ".join(task.classes), counts[0], taught, *shown, counts[1], task.data or "-"]
 
 
 class LessonDisplay:
@@ -212,43 +229,17 @@ class LessonDisplay:
 
 
 def _lesson_table(learner: ContinualLearner) -> Table:
-    """Return the accuracies that were measured after the last lesson, and the estimated losses of old tasks."""
+    """Return the accuracies before and after the last lesson, and the estimated losses of old tasks."""
     lesson = learner.history[-1]
-    table = Table("task", Column("accuracy, %", justify="right"), Column("lost, % (estimate)", justify="right"))
+    titles = ("accuracy before, %", "after, %", "measured on", "lost, % (estimate)")
+    table = Table("task", *(Column(title, justify="right") for title in titles))
     for task in learner.tasks:
-        accuracy, drift = lesson.accuracies.get(task.name), lesson.drift.get(task.name)
-        table.add_row(
-            task.name, "-" if accuracy is None else f"{accuracy:.1f}", "-" if drift is None else f"{100 * drift:.1f}"
-        )
+        accuracies = (lesson.before.get(task.name), lesson.accuracies.get(task.name))
+        before, after = ("-" if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies)
+        images, drift = lesson.images.get(task.name), lesson.drift.get(task.name)
+        measured_on = "-" if images is None else plural(images, "image")
+        table.add_row(task.name, before, after, measured_on, "-" if drift is None else f"{100 * drift:.1f}")
     return table
-
-
-def _answers_table(files: Sequence[str], answers: Sequence[Prediction], task_given: bool) -> Table:
-    """Return a table with a row for each image."""
-    table = Table("file", "task", "class", Column("probability", justify="right"))
-    for file, answer in zip(files, answers, strict=True):
-        task = answer.task if task_given else f"{answer.task} ({answer.task_probability:.2f})"
-        label = answer.label if answer.label is not None else "none of these"
-        table.add_row(file, task, label, f"{answer.probability:.3f}")
-    return table
-
-
-def _parse_predict_options(named: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        prog="pah predict", exit_on_error=False, usage="pah predict LEARNER IMAGE... [--task NAME] [--json]"
-    )
-    add = parser.add_argument
-    add("--task", type=str | None, default=None, help="answer with classes of this task (default: infer the task)")
-    add("--rule", type=Rule, default=DEFAULT_RULE, help="rule by which the task is inferred")
-    add(
-        "--unknown",
-        type=float | None,
-        default=None,
-        help="also answer 'none of these'; the value is the share of known images for which that may happen",
-    )
-    add("--json", action="store_true", help="print a line of JSON for each image")
-    add_device(parser)
-    return _parse(parser, named)
 
 
 def _parse(parser: ArgumentParser, named: Sequence[str]) -> Namespace:
@@ -265,12 +256,23 @@ def _learner_folder(command: str, positional: Sequence[str]) -> Path:
     return Path(positional[0])
 
 
-def _held_out_pair(text: str) -> tuple[str, str]:
-    """Return "birds=photos" as a task and its data."""
-    task, equals, data = text.partition("=")
-    if not (task and equals and data):
-        raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
-    return task, data
+def _held_out(texts: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
+    """Return texts such as "birds=photos" as data by task.
+
+    Names and paths may contain "=". So a text is divided where the name of a task stands before it, and, if that is
+    possible at several places, where a folder stands after it.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        parts = text.split("=")
+        divisions = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+        known = [pair for pair in divisions if pair[0] in tasks]
+        task, data = next((pair for pair in known if Path(pair[1]).exists()), (known or divisions or [("", "")])[0])
+        if not (task and data):
+            raise InputError(f"held_out: expected TASK=DATA, got {text!r}")
+        require(task not in pairs, "held_out", f"the task {task!r} once", text)
+        pairs[task] = data
+    return pairs
 
 
 def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str, Any]:
@@ -279,4 +281,5 @@ def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str
     for group, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
         requested = values.get(f"{group}.name", name)
         require(requested == name, group, f"that of the first lesson, {name}", requested)
-    return flat_options(learner.config)
+    one_lesson = ("test_split", "skip_unreadable", "follow_links", "max_megapixels")  # not those of the lesson before
+    return {name: value for name, value in flat_options(learner.config).items() if name not in one_lesson}

@@ -8,11 +8,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from rich.console import Console
 
-from pah.cli import learning, reporting, running, serving, studies
+from pah.cli import learning, predicting, reporting, running, serving, studies
 from pah.cli.errors import end_with, show_warning, user_message
+from pah.cli.printing import PlainConsole
 from pah.core import distributed
 from pah.core.config import InputError, RecoveryWarning, unknown_name_error
 
@@ -27,17 +29,22 @@ USAGE = """usage: pah COMMAND ...
   pah data [BENCHMARK]     list a benchmark's tasks, classes and image source  (pah data --help)
 
   pah learn LEARNER        teach a learner a task of your own images           (pah learn --help)
-  pah predict LEARNER IMAGE...   classify images                               (pah predict --help)
+  pah predict LEARNER IMAGE_OR_FOLDER...   classify images                     (pah predict --help)
   pah export LEARNER       write a task's backbone and head as an ONNX file    (pah export --help)
   pah forget LEARNER       remove a task from a learner                        (pah forget --help)
   pah data LEARNER         list what a learner knows
   pah app [LEARNER]        serve a web page to ask and teach a learner         (pah app --help)
+
+  pah --version            print the version
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; the arguments are those of the process unless given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"pah {version('pah')}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -48,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # libraries' warnings are for developers, not for users
             warnings.simplefilter("always", RecoveryWarning)
             warnings.showwarning = show_warning  # type: ignore[assignment]  # without the line of code
-            # the name of a class or folder may look like markup or an emoji
-            return command(Console(quiet=not distributed.is_main_process(), markup=False, emoji=False), arguments[1:])
+            return command(PlainConsole(quiet=not distributed.is_main_process()), arguments[1:])
     except distributed.ProcessLostError as error:
         return end_with(str(error), 1)
     except KeyboardInterrupt:  # before training began: there is nothing to save
@@ -79,7 +85,7 @@ COMMANDS = {
     "report": reporting.report,
     "data": running.data,
     "learn": learning.learn,
-    "predict": learning.predict,
+    "predict": predicting.predict,
     "export": learning.export,
     "forget": learning.forget,
     "app": serving.app,

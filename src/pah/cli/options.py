@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from pah.cli.arguments import FLAGS, SHORT_NAMES, merge_repeated, with_full_names
+from pah.cli.arguments import FLAGS, NUMBER_LISTS, SHORT_NAMES, merge_repeated, with_full_names
 from pah.cli.json_progress import require_progress
-from pah.cli.parser import add_device, add_progress, config_of, parse, readable_error, with_changes
+from pah.cli.parser import config_of, parse, with_changes
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.methods import METHODS
@@ -25,12 +25,6 @@ FIGURE_3 = (  # default factors of `pah ablate`: those of figure 3 of the PAH pa
     "method.stability=0,0.1,0.25,0.5,1,3",
     "method.alignment=0,1",
     "method.prototype_start=semantic,random",
-)
-
-
-RESUME = (
-    "Continue a run that was stopped or killed; RUN is its folder. The result is the same as without the stop: on a "
-    "CPU with the same number of threads, bit for bit."
 )
 
 
@@ -56,6 +50,7 @@ class RunRequest(NamedTuple):
     out: Path
     beside: list[RunConfig]
     overwrite: bool
+    resume_if_there: bool
     checkpoint_seconds: float
     progress: ProgressOptions
     device: DeviceName
@@ -72,21 +67,18 @@ def run_request(arguments: Sequence[str]) -> RunRequest:
     out = Path(options.out) if options.out else config.folder
     require(options.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", options.checkpoint_seconds)
     progress = progress_options(options)
-    return RunRequest(config, out, others, options.overwrite, options.checkpoint_seconds, progress, options.device)
-
-
-def resume_options(named: Sequence[str]) -> tuple[ProgressOptions, DeviceName]:
-    """Return the options of `pah resume`, which concern its progress and device but not the result."""
-    parser = ArgumentParser(
-        prog="pah resume", exit_on_error=False, usage="pah resume RUN [--OPTION VALUE] ...", description=RESUME
+    if options.overwrite and options.resume_if_there:
+        raise InputError("resume_if_there: expected it or overwrite, got both")
+    return RunRequest(
+        config,
+        out,
+        others,
+        options.overwrite,
+        options.resume_if_there,
+        options.checkpoint_seconds,
+        progress,
+        options.device,
     )
-    add_progress(parser)
-    add_device(parser)
-    try:
-        options = parser.parse_args(list(named))
-    except ArgumentError as error:
-        raise readable_error(str(error), parser) from None
-    return progress_options(options), options.device
 
 
 def data_config(arguments: Sequence[str]) -> RunConfig:
@@ -225,7 +217,7 @@ def _parse_factors(base: RunConfig, texts: Sequence[str]) -> dict[str, list[str]
             raise unknown_name_error("option", name, known)
         require(name not in factors, f"vary or grid {name}", "each option once", text)
         are_lists = all(value.startswith("[") for value in values)
-        is_allowed = are_lists or not isinstance(known[name], list)
+        is_allowed = are_lists or f"--{name}" in NUMBER_LISTS or not isinstance(known[name], list)
         require(is_allowed, f"vary or grid {name}", "lists, as in [64];[64,64]", text)
         factors[name] = values
     return factors

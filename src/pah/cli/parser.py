@@ -1,7 +1,6 @@
 """Parse arguments and YAML files into checked options: jsonargparse parses them, the dataclasses check them."""
 
 import dataclasses
-import re
 from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,12 +9,21 @@ from typing import Any, NamedTuple, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pah.cli.arguments import SHORT_NAMES, as_arguments, as_text, flatten_groups, without_unused_options
+from pah.cli.arguments import (
+    SHORT_NAMES,
+    as_arguments,
+    as_text,
+    flatten_groups,
+    with_number_lists,
+    without_unused_options,
+)
+from pah.cli.errors import readable_error
 from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATOR, Command
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, find_benchmark
+from pah.data.read_options import ReadOptions
 from pah.learner.defaults import IMAGE_SIZE, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
@@ -24,14 +32,17 @@ from pah.study.ray_driver import ClusterOptions
 from pah.tracking.trackers import TRACKERS
 from pah.training.config import OPTION_GROUPS, RunConfig
 
-NOT_IN_YAML = {"help", "print_config", "print_shtab"}  # options of the parser that a YAML file cannot set
 STREAM_OPTIONS = (  # options that have no meaning for a lesson
     "stream.tasks",
     "stream.first",
     "stream.classes",
     "stream.class_order",
+    "stream.order_seed",
+    "stream.sizes",
+    "stream.images",
     "training.evaluate_on",
     "training.test_batch_norm",
+    "training.measure_transfer",
 )
 
 
@@ -46,7 +57,7 @@ def parse(arguments: list[str], command: Command, base_defaults: Mapping[str, ob
     Raises:
         InputError: an option is unknown or has a value of another type.
     """
-    arguments = without_unused_options(arguments)
+    arguments = with_number_lists(without_unused_options(arguments))
     choices = _choices(arguments, command, base_defaults)
     sets_buffer = any(argument.startswith("--method.buffer") for argument in arguments)
     if sets_buffer and not hasattr(METHODS[choices.method].options, "buffer"):
@@ -163,10 +174,15 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
     add = parser.add_argument
     add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
     add("--label_column", type=str | None, default=None, help="column with the class, if it cannot be inferred")
+    add("--test_split", type=str | None, default=None, help="split with the test images, if it is not the usual one")
+    add("--skip_unreadable", type=bool, default=False, help="leave out images that cannot be read")
+    add("--follow_links", type=bool, default=False, help="read images to which links lead out of the folder")
+    add("--max_megapixels", type=int, default=ReadOptions.max_megapixels, help="largest image, in million pixels")
     add("--image_size", type=int | None, default=None, help="resize every image to this many pixels a side")
     if command == "learn":
         add("--name", type=str, default="", help="name of the task")
-        add("--only", type=str, default="", help="CLASS,…: learn only these classes of the data")
+        only_help = "CLASS,…: learn only these classes of the data (may be repeated, for names that contain a comma)"
+        add("--only", type=list[str] | str, default=[], metavar="CLASS,...", help=only_help)
         add(
             "--held_out",
             type=list[str],
@@ -175,13 +191,19 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             help="images of an old task on which its accuracy is measured after the lesson (may be repeated)",
         )
         add(
+            "--max_loss",
+            type=float | None,
+            default=None,
+            help="undo the lesson if an old task loses more points of accuracy than this on its --held_out images",
+        )
+        add(
             "--max_drift",
             type=float | None,
             default=None,
-            help="roll the lesson back if an old task is estimated to lose more accuracy than this, 0 to 1: 0.1 is 10 "
-            "points",
+            help="the same as a share, 0 to 1, also for tasks without held-out images, whose loss is estimated",
         )
-        add("--skip_unreadable", action="store_true", help="leave out image files that cannot be read")
+        max_loss_help = "roll the lesson back if an old task loses more than this many points on its held-out images"
+        add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:
         add("--benchmark", type=str, default="split-digits", help="stream to learn; same as BENCHMARK")
@@ -197,6 +219,12 @@ def _add_command_options(parser: ArgumentParser, command: Command) -> None:
         add("--out", type=str | None, default=None, help="run folder (default: runs/<benchmark>-<method>-<seed>)")
         add("--beside", type=str, default="", help="METHOD,…: learn the same stream with these methods too")
         add("--overwrite", action="store_true", help="delete the run that the folder holds")
+        add(
+            "--resume_if_there",
+            action="store_true",
+            help="if the folder holds this run, continue it, or print its results if it is finished: one command for "
+            "the first start and for every restart by torchrun or a cluster",
+        )
     elif command == "ablate":
         vary = "NAME=V1,V2,…: run with each of these values of an option (repeat it for another option)"
         grid = "NAME=V1,V2,…: run with all combinations of these values (repeat it for another option)"
@@ -227,6 +255,14 @@ def add_progress(parser: ArgumentParser, track: bool = True) -> None:
     if track:
         track_help = f"TOOL,…: send the results to these trackers: {', '.join(TRACKERS)}"
         parser.add_argument("--track", type=str, default="", help=track_help)
+
+
+def add_resume(parser: ArgumentParser) -> None:
+    """Add the options of a resumed run: the place of its data, and more tasks."""
+    add = parser.add_argument
+    add("--data", type=str | None, default=None, help="folder or hub id where the same data are now")
+    first_help = "go on to the first N tasks, for a run that was made with --stream.first and fewer tasks"
+    add("--first", type=int | None, default=None, metavar="N", help=first_help)
 
 
 def _add_cluster(parser: ArgumentParser) -> None:
@@ -282,21 +318,3 @@ def config_of(options: Namespace) -> RunConfig:
     """Return the configuration; the dataclass that owns an option refuses a value that is out of range."""
     values = options.as_dict()
     return RunConfig.from_dict({key: values[key] for key in RunConfig().as_dict() if key in values})
-
-
-def readable_error(message: str, parser: ArgumentParser) -> InputError:
-    """Return jsonargparse's message as one line in the style of this program, with the nearest name if unknown."""
-    line = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)", line, re.I) or re.search(
-        r"Option '([\w.]+)' is not accepted", line
-    )
-    if unknown:
-        known = [action.dest for action in parser._actions if action.dest not in NOT_IN_YAML]
-        return unknown_name_error("option", unknown[1], known)
-    line = re.sub(
-        r"argument (--[\w.]+)(?:/--[\w.]+\+)?: expected one argument", r"option \1: expected a value, got none", line
-    )
-    line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
-    line = re.sub(r"<class '(\w+)'>|typing\.(?=Literal)", r"\1", line)
-    line = re.sub(r"Expected a Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
-    return InputError(re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", line))

@@ -1,6 +1,5 @@
 """The command `pah report`, and the report at the end of a run."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from pah.cli.arguments import split_arguments
-from pah.cli.parser import readable_error
+from pah.cli.errors import readable_error
+from pah.cli.printing import say
 from pah.core.config import InputError
 from pah.report.write import write_report
 from pah.runs.folder import FIGURES
@@ -40,7 +40,7 @@ def report_finished(console: Console, folders: Sequence[Path]) -> None:
         for folder in folders:
             print_report_paths(console, write_report([folder]))
     except (InputError, OSError) as error:
-        print(f"pah: no report: {error}", file=sys.stderr)
+        say(f"no report: {error}")
 
 
 def print_report_paths(console: Console, page: Path) -> None:

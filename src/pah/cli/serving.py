@@ -1,8 +1,11 @@
 """The command `pah app`: a web page on which a learner is asked and taught."""
 
+import contextlib
+import errno
 import os
 import queue
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +16,10 @@ from rich.console import Console
 from pah.app.open_learner import OpenLearner
 from pah.app.server import ServerOptions, serving
 from pah.cli.arguments import split_arguments
-from pah.cli.parser import readable_error
+from pah.cli.errors import readable_error
 from pah.core.config import InputError
 
+LEARNERS = "learners"  # default folder of the learners to choose from
 PASSWORD = "PAH_PASSWORD"  # environment variable: every user of the machine can read a command line
 
 
@@ -29,15 +33,35 @@ def app(console: Console, arguments: list[str]) -> int:
     for root in roots:
         if not root.is_dir():
             raise InputError(f"roots: expected folders, got {root}")
+    if positional and options.learners is not None:
+        raise InputError(f"learners: expected none beside a learner to open, got {options.learners}")
     server = ServerOptions(options.host, options.port, options.user, _read_password(options.password_file))
     torch.set_num_threads(1)  # enough for answers; the other cores are for the lesson
     received: queue.SimpleQueue[int] = queue.SimpleQueue()
-    opened = OpenLearner(Path(positional[0]) if positional else None, Path(options.learners), roots)
+    opened = OpenLearner(Path(positional[0]) if positional else None, Path(options.learners or LEARNERS), roots)
+    _require_free_port(server)
     with serving(opened, server) as address:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: received.put(number))
         console.print(f"{address} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
-        return 128 + received.get()  # the exit status that a shell expects after a signal
+        while True:
+            with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted on Windows
+                return 128 + received.get(timeout=0.5)  # the exit status that a shell expects after a signal
+
+
+def _require_free_port(server: ServerOptions) -> None:
+    """Raise InputError if the port is taken or not allowed; what the server's library says does not name the option."""
+    if server.port == 0:
+        return
+    try:
+        socket.create_server((server.host, server.port)).close()
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "one that another program uses" if in_use else error.strerror or str(error)
+        raise InputError(
+            f"port {server.port}: expected a free one at {server.host}, got {reason}; --port N chooses another, "
+            "--port 0 any free one"
+        ) from None
 
 
 def _read_password(file: str | None) -> str | None:
@@ -70,7 +94,8 @@ def _parse_options(named: Sequence[str]) -> Namespace:
     add("--user", type=str | None, default=None, help="user name of the login")
     add("--password_file", type=str | None, default=None, help=f"file with the login's password (default: {PASSWORD})")
     add("--roots", type=str, default="", help="DIR,...: folders on this machine from which visitors may teach images")
-    add("--learners", type=str, default="learners", help="without LEARNER: folder of the learners to choose from")
+    learners_help = f"without LEARNER: folder of the learners to choose from (default: {LEARNERS})"
+    add("--learners", type=str | None, default=None, help=learners_help)
     try:
         return parser.parse_args(list(named))
     except ArgumentError as error:

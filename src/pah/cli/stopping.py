@@ -18,6 +18,7 @@ class Stop:
     """
 
     SECONDS = 3.0
+    HAS_ALARM = hasattr(signal, "setitimer")  # Windows has none: there only a second signal ends a long evaluation
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -26,7 +27,7 @@ class Stop:
     def __call__(self) -> bool:
         """Return whether to stop. If so, the caller may take any time to save."""
         if self.received:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._set_alarm(0)
         return bool(self.received)
 
     @property
@@ -35,22 +36,26 @@ class Stop:
         return 128 + (self.received or [signal.SIGINT])[0]
 
     def __enter__(self) -> Self:
-        for number, handler in (
-            (signal.SIGINT, self._handle),
-            (signal.SIGTERM, self._handle),
-            (signal.SIGALRM, signal.default_int_handler),
-        ):
+        handlers: dict[int, Any] = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle}
+        if self.HAS_ALARM:
+            handlers[signal.SIGALRM] = signal.default_int_handler
+        for number, handler in handlers.items():
             self.previous_handlers[number] = signal.signal(number, handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._set_alarm(0)
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)
         signal.signal(number, self.previous_handlers[number])
-        signal.setitimer(signal.ITIMER_REAL, self.SECONDS)
+        self._set_alarm(self.SECONDS)
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Raise a `KeyboardInterrupt` in `seconds`; 0: never."""
+        if self.HAS_ALARM:
+            signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,6 +1,5 @@
 """The commands `pah compare` and `pah ablate`: grids of runs with their tables and figures."""
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pah.cli import display, json_progress, options, watching
+from pah.cli.printing import say
 from pah.cli.stopping import STOPPED, Stop
 from pah.report.ablation import effects
 from pah.report.figures import accuracy_against_forgetting, require_matplotlib, save
 from pah.study import ablation
 from pah.study.cluster import engine
 from pah.study.comparison import prepare, tune_options, write_summary
+from pah.study.conditions import conditions_paragraph
 from pah.study.grid import Outcome, require_matching_folders
 
 
@@ -27,7 +28,7 @@ def compare(console: Console, arguments: list[str]) -> int:
     watch_study = partial(watching.watch_study, console, progress, folder=comparison.folder)
     with engine(request.cluster, request.device) as run_cells:
         require_matplotlib()  # fail before the training, not after it
-        prepare(comparison)
+        comparison = prepare(comparison)
         with Stop() as stop:
             try:
                 if comparison.trials:
@@ -39,14 +40,15 @@ def compare(console: Console, arguments: list[str]) -> int:
                     outcomes = run_cells(cells, watch, stop, seconds)
             except STOPPED:
                 return end_stopped_study(stop)
-    tables, summary = [], None
+    tables, notes, summary = [], [], None
     if any(outcome.metrics is not None for outcome in outcomes):
         summary = write_summary(comparison.folder, outcomes)
         save(accuracy_against_forgetting(summary), comparison.folder / "comparison")
         tables = [display.comparison_table(summary)]
+        notes = conditions_paragraph(summary)
     if progress.format == "json":
         json_progress.write_study(comparison.folder, outcomes, summary)
-    return show_study(console, tables, comparison.folder / "comparison.md", outcomes)
+    return show_study(console, tables, notes, comparison.folder / "comparison.md", outcomes)
 
 
 def ablate(console: Console, arguments: list[str]) -> int:
@@ -54,41 +56,44 @@ def ablate(console: Console, arguments: list[str]) -> int:
     request = options.ablate_request(arguments)
     folder = request.ablation.folder
     console = watching.console_for(request.progress, console)
-    cells = request.ablation.cells()
     with engine(request.cluster, request.device) as run_cells:
         require_matplotlib()
-        ablation.prepare(request.ablation)
+        cells = ablation.prepare(request.ablation).cells()
         with Stop() as stop:
             try:
                 with watching.watch_study(console, request.progress, cells, "runs", folder) as watch:
                     outcomes = run_cells(cells, watch, stop, request.checkpoint_seconds)
             except STOPPED:
                 return end_stopped_study(stop)
-    tables, summary = [], None
+    tables, notes, summary = [], [], None
     if any(outcome.metrics is not None for outcome in outcomes):
         summary = ablation.write_summary(request.ablation, outcomes)
         save(effects(summary), folder / "ablation")
         tables = display.ablation_tables(summary)
+        notes = conditions_paragraph(summary)
     if request.progress.format == "json":
         json_progress.write_study(folder, outcomes, summary)
-    return show_study(console, tables, folder / "ablation.md", outcomes)
+    return show_study(console, tables, notes, folder / "ablation.md", outcomes)
 
 
 def end_stopped_study(stop: Stop) -> int:
     """Print how to continue, and return the exit status of a process that the signal stopped."""
-    print("pah: stopped, the state is saved; the same command continues", file=sys.stderr)
+    say("stopped, the state is saved; the same command continues")
     return stop.status
 
 
-def show_study(console: Console, tables: list[Table], full_table: Path, outcomes: Sequence[Outcome]) -> int:
-    """Print a study's tables, the paths of its results and its failures, and return the exit status."""
+def show_study(
+    console: Console, tables: list[Table], notes: list[str], full_table: Path, outcomes: Sequence[Outcome]
+) -> int:
+    """Print a study's tables, notes on them, the paths of its results and its failures; return the exit status."""
     for table in tables:
         console.print(table)
     if tables:
-        console.print(display.LEGEND, highlight=False, soft_wrap=True)
+        for note in (display.LEGEND, *notes):
+            console.print(note, highlight=False, soft_wrap=True)
         console.print(f"the whole table: {full_table}", highlight=False, soft_wrap=True)
     console.print(f"results in {full_table.parent}", highlight=False, soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.metrics is None]
     for outcome in failed:
-        print(f"pah: {outcome.cell.folder.name} failed: {outcome.reason}", file=sys.stderr)
+        say(f"{outcome.cell.folder.name} failed: {outcome.reason}")
     return 1 if failed else 0

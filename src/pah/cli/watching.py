@@ -1,6 +1,5 @@
 """Connect runs and studies with what shows their progress: the console, JSON lines and trackers."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pah.cli import json_progress
 from pah.cli.display import RunDisplay
 from pah.cli.grid_display import GridDisplay
 from pah.cli.options import ProgressOptions
+from pah.cli.printing import PlainConsole, say
 from pah.core import distributed
 from pah.core.config import InputError
 from pah.runs.run import Progress
@@ -44,7 +44,7 @@ def first_process_only(options: ProgressOptions) -> ProgressOptions:
 
 def console_for(options: ProgressOptions, console: Console) -> Console:
     """Return the console, or a silent one if stdout is for JSON lines."""
-    return Console(quiet=True) if options.format == "json" else console
+    return PlainConsole(quiet=True) if options.format == "json" else console
 
 
 @dataclass(frozen=True)
@@ -131,4 +131,4 @@ def _write_json(cell: Cell, event: Event) -> None:
 
 def warn(line: str) -> None:
     """Print a problem that stops nothing as a line on stderr."""
-    print(f"pah: {line}", file=sys.stderr)
+    say(line)

@@ -21,9 +21,9 @@ class InputError(Exception):
 
 
 class RecoveryWarning(UserWarning):
-    """A damaged file was replaced or skipped, and only time was lost.
+    """Work goes on, but not everything is as it was: a damaged file was skipped, or a run has other versions now.
 
-    The message says what was damaged and what was done. Commands print it.
+    The message says what is different and what was done. Commands print it.
     """
 
 

@@ -6,7 +6,7 @@ Everything is stored as JSON, YAML or safetensors: reading such a file never run
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pah.core.config import InputError
 
 MAX_YAML_CHARACTERS = 2**15  # the largest configuration that pah writes has a tenth of it
 LOCK = ".lock"
+CAN_FLUSH_FOLDERS = hasattr(os, "O_DIRECTORY")  # Windows cannot open a folder
 
 
 def write_file(path: Path, data: bytes, *, backup: Path | None = None) -> None:
@@ -77,17 +78,40 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected JSON, got: {error}") from None
 
 
+class _RepeatedKeyError(Exception):
+    """A key stands twice in one group."""
+
+
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses aliases: options need none, and a few lines of them can expand beyond any memory."""
+    """A YAML loader that refuses aliases and repeated keys.
+
+    Options need no aliases, and a few lines of them can expand beyond any memory. Of repeated keys YAML would use the
+    last value only.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*)")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # the constructor refuses it
+            if key in lines:
+                raise _RepeatedKeyError(f"line {line}: {key}: expected once, got it in line {lines[key]} as well")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the options in a YAML file; InputError if it is missing, too long, not YAML or not a mapping."""
+    """Return the options in a YAML file.
+
+    Raises:
+        InputError: it is missing, too long, not YAML or not a mapping, or a key stands twice in one group.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -100,6 +124,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         )
     try:
         content = yaml.load(text, _Loader)
+    except _RepeatedKeyError as error:
+        raise InputError(f"{path}, {error}") from None
     except Exception as error:  # yaml's constructors of dates, numbers and booleans raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: expected YAML, got: {reason}") from None
@@ -137,6 +163,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _flush_folder(folder: Path) -> None:
     """Write a rename in `folder` to the disk, so that it survives a power cut."""
+    if not CAN_FLUSH_FOLDERS:
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,10 +1,12 @@
 """The benchmarks by name: data set, number of tasks, and suitable settings."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pah.core.config import InputError, require, unknown_name_error
+from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.small_lessons import IMAGE_SIZE, SMALL_STREAMS, SmallStream, small_stream_source
 from pah.data.sources import Source, load_digits, load_source
 
@@ -27,47 +29,53 @@ class Benchmark:
     defaults: Mapping[str, object] = field(default_factory=dict)
     small_stream: SmallStream | None = None
 
-    def load_source(self, data: str | None, label_column: str | None, image_size: int | None) -> Source:
+    def load_source(
+        self, data: str | None = None, image_size: int | None = None, options: ReadOptions = DEFAULT_READING
+    ) -> Source:
         """Return the images.
 
         Args:
             data: A path or a hub id; None takes the embedded images or those of the benchmark's hub data set.
-            label_column: The column of the labels, if a data set has several.
             image_size: Height and width to which images are resized; None keeps their own size.
+            options: How the images and the labels are read; embedded and synthetic images have none.
 
         Raises:
             InputError: there are no such data, or none are given although they are needed, or the network is down.
         """
         if data is None and self is BENCHMARKS["split-digits"]:
-            for option, value in (("label_column", label_column), ("image_size", image_size)):
-                require(value is None, option, "none for the embedded digits", value)
+            require(image_size is None, "image_size", "none for the embedded digits", image_size)
+            _refuse_read_options(options, "the embedded digits")
             return load_digits()
         if self.small_stream is not None:
-            return _load_small_stream(self.small_stream, data, label_column, image_size)
+            return _load_small_stream(self.small_stream, data, image_size, options)
         path_or_hub_id = data if data is not None else self.hub
         if path_or_hub_id is None:
             raise InputError(
                 "benchmark split: expected --data PATH_OR_HUB_ID (a folder of class folders, a folder of Parquet "
                 "files or a Hugging Face data set), got none"
             )
-        return load_source(path_or_hub_id, label_column=label_column, image_size=image_size)
+        return load_source(path_or_hub_id, image_size, options)
 
 
-def _load_small_stream(
-    stream: SmallStream, data: str | None, label_column: str | None, image_size: int | None
-) -> Source:
+def _refuse_read_options(options: ReadOptions, images: str) -> None:
+    """Raise InputError if an option is given for images that are not read from files."""
+    for name, value in dataclasses.asdict(options).items():
+        require(value == getattr(DEFAULT_READING, name), name, f"none for {images}", value)
+
+
+def _load_small_stream(stream: SmallStream, data: str | None, image_size: int | None, options: ReadOptions) -> Source:
     """Return the images of small lessons; `data` is the folder of the data set, or the folder that contains it."""
     require(image_size in (None, IMAGE_SIZE), "image_size", f"{IMAGE_SIZE} for small lessons, or none", image_size)
     if stream.data_folder is None:
-        for option, value in (("data", data), ("label_column", label_column)):
-            require(value is None, option, "none for images that are embedded or synthetic", value)
+        require(data is None, "data", "none for images that are embedded or synthetic", data)
+        _refuse_read_options(options, "images that are embedded or synthetic")
         return small_stream_source(stream, None)
     if data is None:
         name = next(name for name, candidate in SMALL_STREAMS.items() if candidate is stream)
         raise InputError(f"benchmark {name}: expected --data with the folder of {stream.data_folder}, got none")
     subfolder = Path(data) / stream.data_folder
     path = str(subfolder) if subfolder.is_dir() else data
-    return small_stream_source(stream, load_source(path, label_column=label_column, image_size=IMAGE_SIZE))
+    return small_stream_source(stream, load_source(path, IMAGE_SIZE, options))
 
 
 # Options of a new learner's method and training. The benchmarks of small lessons use them too, so that they measure

@@ -6,27 +6,18 @@ Shapes: N images of C channels, H x W pixels.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Container, Sequence
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pah.core.config import InputError, unknown_name_error
-from pah.data.image import ImageInput, read_image_size, to_pixel_array
-from pah.data.listing import IMAGE_SUFFIXES, select_test_fifth
-from pah.data.sources import Images, Source, describe_resize, load_source
+from pah.data.given_images import GivenData
+from pah.data.read_options import DEFAULT_READING, ReadOptions
+from pah.data.sources import Images, Source, load_source
 
-if TYPE_CHECKING:
-    import datasets
-    from numpy.typing import NDArray
-
-LessonData: TypeAlias = (
-    "str | Path | datasets.Dataset | datasets.DatasetDict | tuple[ImageInput, Sequence[int], Sequence[str]]"
-)
+LessonData: TypeAlias = GivenData
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in Pillow
 
@@ -37,88 +28,44 @@ def load_lesson(
     channels: int | None = None,
     *,
     classes: Sequence[str] | None = None,
-    label_column: str | None = None,
-    skip_unreadable: bool = False,
+    options: ReadOptions = DEFAULT_READING,
 ) -> Source:
     """Return training and test images of a lesson.
 
-    If the data have no test part of their own, a fixed fifth of each class becomes the test part.
+    If the data have no test part of their own, a fixed fifth of each class becomes the test part. A class may have no
+    test image, and there may be a single class.
 
     Args:
-        data: Anything that `load_source` takes; or images, their labels 0 to C - 1, and the C class names.
+        data: Anything that `load_source` takes.
         image_size: Height and width of the images; images of another size are resized.
         channels: 1 makes colour images grey, 3 makes grey images colour; None keeps them as they are.
         classes: Use only these classes, in this order; all unless given.
-        label_column: The column of the labels; needed if a data set has several.
-        skip_unreadable: Leave out image files that cannot be read; `Source.skipped` lists them.
+        options: How the images and the labels are read.
 
     Raises:
-        InputError: the data are missing or unreadable, have a single class, lack images of a class, or contain a link
-            to a place outside the folder.
+        InputError: the data are missing or unreadable, a class has no images, or a link leads out of the folder.
     """
-    if isinstance(data, tuple):
-        images, labels, names = data
-        source = _source_from_images(images, labels, names, image_size)
-    else:
-        path_or_data = str(data) if isinstance(data, Path) else data
-        if isinstance(path_or_data, str):
-            folder = Path(os.path.expanduser(path_or_data)).resolve()
-            if (link := find_outward_link(folder)) is not None:
-                raise InputError(
-                    f"{link}: expected an image or a folder inside {path_or_data}, got a link to a place outside it"
-                )
-        source = load_source(
-            path_or_data, label_column=label_column, image_size=image_size, skip_unreadable=skip_unreadable
-        )
+    source = load_source(data, image_size, options, every_class_in_both=False)
     if classes is not None:
         source = select_classes(source, classes)
-    if len(source.class_names) < 2:
-        raise InputError(f"{source.origin}: expected at least 2 classes, got {', '.join(source.class_names) or 'none'}")
+    source = _without_empty_classes(source)
     return source if channels is None else _with_channels(source, channels)
 
 
-def _source_from_images(
-    images: ImageInput, labels: Sequence[int], class_names: Sequence[str], image_size: int
-) -> Source:
-    """Return a source of the given images; a fixed fifth of each class becomes the test part."""
-    names, y = tuple(str(name) for name in class_names), np.asarray(labels)
-    _check_labels(y, names, len(images))
-    is_test = np.zeros(len(y), dtype=bool)
-    for c, name in enumerate(names):
-        rows = np.flatnonzero(y == c)
-        if len(rows) < 2:
-            raise InputError(f"images: expected at least 2 of class {name!r}, got {len(rows)}")
-        is_test[rows[list(select_test_fifth(len(rows), name))]] = True
-    pixels = torch.from_numpy(to_pixel_array(images, (3, image_size, image_size)))
-    if bool((pixels[:, 1:] == pixels[:, :1]).all()):
-        pixels = pixels[:, :1].contiguous()
-    test, y64 = torch.from_numpy(is_test), torch.from_numpy(y.astype(np.int64))
-    parts = Images(pixels[~test], y64[~test]), Images(pixels[test], y64[test])
-    return Source("images", names, *parts, test_from_train=True, conversions=_describe_resize(images, image_size))
-
-
-def _check_labels(labels: NDArray[np.generic], names: tuple[str, ...], count: int) -> None:
-    """Raise InputError unless there are `count` integer labels, each with a class name of its own."""
-    if not count:
-        raise InputError("images: expected at least 2 of each class, got none")
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise InputError(
-            f"labels: expected a whole number for each of {count} images, got {labels.dtype} {labels.shape}"
-        )
-    if outside := [int(label) for label in labels if not 0 <= label < len(names)]:
-        raise InputError(f"labels: expected 0 to {len(names) - 1}, as there are {len(names)} names, got {outside[0]}")
-    if len(set(names)) < len(names):
-        raise InputError(f"class names: expected each once, got {', '.join(names)}")
-
-
-def _describe_resize(images: ImageInput, size: int) -> tuple[str, ...]:
-    """Return `describe_resize` of the first image."""
-    first = images[0]
-    if isinstance(first, str | Path):
-        width, height = read_image_size({"path": str(first), "bytes": None}, str(first))
-    else:
-        width, height = (first.shape[1], first.shape[0]) if isinstance(first, np.ndarray) else first.size
-    return describe_resize((width, height), size)
+def _without_empty_classes(source: Source) -> Source:
+    """Return the source with notes on classes without test images; InputError if a class has no images at all."""
+    if not source.class_names:
+        raise InputError(f"{source.origin}: expected at least one class, got none")
+    counts = [images.labels.bincount(minlength=len(source.class_names)) for images in (source.train, source.test)]
+    for name, train, test in zip(source.class_names, *(count.tolist() for count in counts), strict=True):
+        if not train + test:
+            raise InputError(f"{source.origin}: expected images of class {name!r}, got none")
+    untested = [name for name, count in zip(source.class_names, counts[1].tolist(), strict=True) if not count]
+    if not untested:
+        return source
+    reason = "have a single image, which is" if source.test_from_train else "have no test images; all of them are"
+    note = f"the accuracy is measured without {', '.join(untested)}: these classes {reason} trained on"
+    return dataclasses.replace(source, conversions=(*source.conversions, note))
 
 
 def with_all_images_in_test(source: Source) -> Source:
@@ -130,23 +77,18 @@ def with_all_images_in_test(source: Source) -> Source:
     return dataclasses.replace(source, test=every_image)
 
 
-def find_outward_link(root: Path) -> Path | None:
-    """Return a link in a resolved folder that leads to images outside it; None if there is none."""
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *(file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES)):
-            path = Path(folder) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                return path
-    return None
-
-
 def select_classes(source: Source, classes: Sequence[str]) -> Source:
     """Return the source with only these classes, in this order.
+
+    Args:
+        source: The images.
+        classes: Names of classes. A name that is none is a list of names with commas between them.
 
     Raises:
         InputError: the source lacks a class, or a class is given twice.
     """
     old_labels = {name: y for y, name in enumerate(source.class_names)}
+    classes = [part for name in classes for part in _split_unless_known(name, old_labels)]
     for name in classes:
         if name not in old_labels:
             raise unknown_name_error(f"class of {source.origin}", name, old_labels)
@@ -160,6 +102,13 @@ def select_classes(source: Source, classes: Sequence[str]) -> Source:
         return Images(images.pixels[labels >= 0], labels[labels >= 0])
 
     return dataclasses.replace(source, class_names=tuple(classes), train=select(source.train), test=select(source.test))
+
+
+def _split_unless_known(name: str, known: Container[str]) -> list[str]:
+    """Return a known name as it is, and any other as the names between its commas."""
+    if name in known or "," not in name:
+        return [name]
+    return [stripped for part in name.split(",") if (stripped := part.strip())]
 
 
 def _with_channels(source: Source, channels: int) -> Source:

@@ -5,8 +5,7 @@ B: images of a batch, C: channels, H and W: height and width.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,42 +15,8 @@ from pah.core.config import InputError, generator, require
 from pah.core.devices import CPU, fits_on_gpu, to_device
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Images, Source
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Examples, Normalization, Step, Task
-
-ClassOrder = Literal["seed", "natural"]
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How a data set becomes a stream of tasks.
-
-    Args:
-        tasks: Number of tasks; the benchmark's own number unless given. If the classes do not divide evenly, the
-            first tasks get one class more.
-        first: Learn only this number of tasks, the first ones; all unless given.
-        classes: Use only this number of classes, the first ones of the class order; all unless given.
-        class_order: Shuffle the classes by the run's seed, or take them in the data set's own order.
-        validation: Share of each class's training images that is held out, never trained on.
-        sizes: Number of classes of each task, for tasks of unequal size; `tasks` is then their number.
-        images: Largest number of training images of each class, drawn by the seed from those that are not held out.
-    """
-
-    tasks: int | None = None
-    first: int | None = None
-    classes: int | None = None
-    class_order: ClassOrder = "seed"
-    validation: float = 0.0
-    sizes: tuple[int, ...] | None = None
-    images: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.tasks is None or self.tasks >= 1, "stream.tasks", "at least 1", self.tasks)
-        require(self.first is None or self.first >= 1, "stream.first", "at least 1", self.first)
-        require(self.classes is None or self.classes >= 2, "stream.classes", "at least 2", self.classes)
-        require(0 <= self.validation < 1, "stream.validation", "at least 0 and below 1", self.validation)
-        sizes = self.sizes
-        require(sizes is None or min(sizes, default=0) >= 2, "stream.sizes", "at least 2 classes a task", sizes)
-        require(self.images is None or self.images >= 1, "stream.images", "at least 1", self.images)
 
 
 @dataclass(frozen=True)
@@ -63,12 +28,21 @@ class Stream:
         normalization: Applied to every image.
         image_shape: Channels, height, width.
         origin: Where the images come from, in words.
+        source: The data set of which it consists, if it is known.
+        classes_left_out: Number of classes of the data set that the options leave out of the stream.
     """
 
     tasks: tuple[Task, ...]
     normalization: Normalization
     image_shape: tuple[int, int, int]
     origin: str
+    source: Source | None = field(default=None, repr=False, compare=False)
+    classes_left_out: int = 0
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """The fingerprint of the whole data set (`Source.fingerprint`); None if the data set is not known."""
+        return self.source.fingerprint if self.source else None
 
     @property
     def class_order(self) -> list[int]:
@@ -94,7 +68,12 @@ class Stream:
 
 
 def make_stream(
-    source: Source, options: StreamOptions, tasks: int, seed: int, normalization: Normalization | None = None
+    source: Source,
+    options: StreamOptions,
+    tasks: int,
+    seed: int,
+    smallest: int = 2,
+    normalization: Normalization | None = None,
 ) -> Stream:
     """Return the data set as a stream of tasks.
 
@@ -106,11 +85,13 @@ def make_stream(
         options: How it is split into tasks.
         tasks: Number of tasks, unless `options.sizes` gives the size of each.
         seed: Orders the classes and draws held-out images.
+        smallest: Smallest number of classes of a task. With 1, as in a lesson, a class may also have a single image,
+            which is trained on and not held out.
         normalization: That of a pretrained backbone, if there is one.
 
     Raises:
-        InputError: the options need more classes than there are, a task has a single class, or a class has no
-            training image besides its validation images.
+        InputError: the options need more classes than there are, a task has fewer than `smallest` classes, or a class
+            has no training image besides its validation images.
     """
     if options.sizes:
         count = len(options.sizes)
@@ -118,12 +99,13 @@ def make_stream(
         require(consistent, "stream.tasks", f"{count}, the number of stream.sizes, or none", options.tasks)
         tasks = count
     require(options.first is None or options.first <= tasks, "stream.first", f"at most {tasks} tasks", options.first)
-    groups = _class_groups(source.class_names, options, tasks, seed)[: options.first]
+    all_groups = _class_groups(len(source.class_names), options, tasks, seed, smallest)
+    groups = all_groups[: options.first]
     classes = len(source.class_names)
     train_rows, test_rows = (_rows_by_class(images.labels, classes) for images in (source.train, source.test))
     parts = []
     for labels in groups:
-        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed)
+        train, validation = _training_rows(source.class_names, train_rows, labels, options, seed, smallest == 1)
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
@@ -133,7 +115,9 @@ def make_stream(
         for k, (labels, *examples) in enumerate(parts)
     )
     _, *shape = source.train.pixels.shape
-    return Stream(stream_tasks, normalization, (shape[0], shape[1], shape[2]), source.origin)
+    image_shape = shape[0], shape[1], shape[2]
+    left_out = classes - sum(map(len, all_groups))
+    return Stream(stream_tasks, normalization, image_shape, source.origin, source, left_out)
 
 
 def training_batches(
@@ -201,22 +185,39 @@ def evaluation_batches(
         yield x.contiguous(memory_format=torch.channels_last), y
 
 
-def _class_groups(class_names: Sequence[str], options: StreamOptions, tasks: int, seed: int) -> list[tuple[int, ...]]:
-    """Return the data set's labels of each task."""
-    total, sizes = len(class_names), options.sizes
-    used = options.classes if options.classes is not None else sum(sizes) if sizes else total
-    require(used <= total, "stream.classes", f"at most the {total} classes of the data set", used)
-    require(sizes is None or sum(sizes) == used, "stream.sizes", f"sizes that add up to {used} classes", sizes)
-    if 2 * tasks > used:
+def _class_groups(total: int, options: StreamOptions, tasks: int, seed: int, smallest: int) -> list[tuple[int, ...]]:
+    """Return the data set's labels of each task, given the data set's number of classes."""
+    order, sizes = _ordered_classes(total, options, seed), options.sizes
+    listed = isinstance(options.class_order, tuple)
+    available = f"{len(order)} {'labels of stream.class_order' if listed else 'classes of the data set'}"
+    used = options.classes if options.classes is not None else sum(sizes) if sizes else len(order)
+    if sizes:
+        required = options.classes or (len(order) if listed else None)
+        fits = sum(sizes) == required if required else sum(sizes) <= len(order)
+        expected = f"{required} classes" if required else f"at most the {available}"
+        got = f"{', '.join(map(str, sizes))}, which add up to {sum(sizes)}"
+        if not fits:
+            raise InputError(f"stream.sizes: expected sizes that add up to {expected}, got {got}")
+    require(used <= len(order), "stream.classes", f"at most the {available}", used)
+    if smallest * tasks > used:
         raise InputError(
             f"stream.tasks: expected at least 2 classes in every task, got {tasks} tasks of {used} classes, "
             f"which leaves a task with a single class; at most {used // 2} tasks"
         )
-    order = torch.arange(total)
-    if options.class_order == "seed":
-        order = torch.randperm(total, generator=generator(seed, "class order"))
     parts = order[:used].split(list(sizes)) if sizes else order[:used].tensor_split(tasks)
     return [tuple(part.tolist()) for part in parts]
+
+
+def _ordered_classes(total: int, options: StreamOptions, seed: int) -> Tensor:
+    """Return the labels of the data set's `total` classes in the order in which they are learned."""
+    if isinstance(options.class_order, tuple):
+        wrong = next((label for label in options.class_order if not 0 <= label < total), None)
+        require(wrong is None, "stream.class_order", f"labels of the data set, 0 to {total - 1}", wrong)
+        return torch.tensor(options.class_order)
+    if options.class_order == "natural":
+        return torch.arange(total)
+    order_seed = seed if options.order_seed is None else options.order_seed
+    return torch.randperm(total, generator=generator(order_seed, "class order"))
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
@@ -226,12 +227,25 @@ def _rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
 
 
 def _training_rows(
-    class_names: Sequence[str], rows: Sequence[Tensor], labels: Sequence[int], options: StreamOptions, seed: int
+    class_names: Sequence[str],
+    rows: Sequence[Tensor],
+    labels: Sequence[int],
+    options: StreamOptions,
+    seed: int,
+    for_lesson: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return training rows and validation rows of each of these classes, given all rows of every class."""
+    """Return training rows and validation rows of each of these classes, given all rows of every class.
+
+    In a lesson, a single image of a class is not held out.
+    """
     training, validation = [], []
     for y in labels:
-        train_rows, held_out = _hold_out(rows[y], options.validation, seed, y)
+        if for_lesson and len(rows[y]) == 0:
+            raise InputError(
+                f"class {class_names[y]!r}: expected training images, got only test images; choose the other classes"
+            )
+        share = 0.0 if for_lesson and len(rows[y]) == 1 else options.validation
+        train_rows, held_out = _hold_out(rows[y], share, seed, y)
         if len(train_rows) == 0:
             name = class_names[y]
             raise InputError(f"stream.validation {options.validation}: class {name!r} keeps no training image")

@@ -20,12 +20,18 @@ from pah.learner.task_inference import (
 def calibrate(predictor: Predictor, task_index: int, validation: Examples) -> Predictor:
     """Return a predictor with the task's temperature and score quantiles, from its validation images.
 
-    Without validation images, the predictor is returned as it is.
+    Without validation images, the predictor is returned as it is. A task of one class gets the quantiles of its
+    distances; its probabilities are 1 at any temperature.
     """
     if not len(validation):
         return predictor
     task = predictor.record.tasks[task_index]
     batches = validation.rows.split(predictor.batch_size)
+    if len(task.classes) == 1:
+        distances = torch.cat([predictor.class_distances(validation.pixels[rows], [task_index]) for rows in batches])
+        return predictor.with_task(
+            task_index, dataclasses.replace(task, quantiles={KNOWN_SCORE: score_quantiles(-distances[:, 0])})
+        )
     with torch.inference_mode():
         logits = torch.cat([predictor.logits(validation.pixels[rows], [task_index])[0] for rows in batches])
         temperature = task.temperature * fit_temperature(logits, validation.labels)

@@ -2,7 +2,7 @@
 
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import LESSON_DEFAULTS
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.models.backbones import backbone_options
 from pah.training.config import RunConfig
 

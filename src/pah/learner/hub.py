@@ -1,5 +1,8 @@
 """Learners on the Hugging Face hub: the model card, upload and download."""
 
+import html
+import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,8 +13,9 @@ from pah.core.files import write_file
 from pah.core.hub import hub_is_reachable
 from pah.data.image import first_line
 from pah.learner import store
+from pah.learner.measurements import Comparison, compare
 from pah.learner.predictor import Predictor
-from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE, Record
+from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE, Record, TaughtTask
 
 CARD = "README.md"
 
@@ -23,28 +27,42 @@ def model_card(record: Record) -> str:
         pipeline_tag="image-classification",
         tags=["continual-learning", record.config.method],
     )
-    last = {name: accuracy for lesson in record.history for name, accuracy in lesson.accuracies.items()}
-    first = {name: accuracy for lesson in reversed(record.history) for name, accuracy in lesson.accuracies.items()}
     channels, height, width = record.image_shape
     lines = [
         f"---\n{header.to_yaml()}\n---",
         "# Continual learner",
         f"A {record.config.method} learner on {record.config.backbone}, for {'grey' if channels == 1 else 'colour'} "
-        f"images of {height}x{width}; it learned {len(record.tasks)} tasks one after another, without keeping their "
-        "images.",
-        "| task | classes | images | data | taught | accuracy then, % | when last measured, % |\n"
-        "|---|---|---:|---|---|---:|---:|\n"
-        + "\n".join(
-            f"| {task.name} | {', '.join(task.classes)} | {_or_dash(task.images)} | {_or_dash(task.data)} | "
-            f"{_or_dash(task.taught)} | {_percent(first.get(task.name))} | {_percent(last.get(task.name))} |"
-            for task in record.tasks
-        ),
-        "Accuracies are measured with the task given, on images of its data set that were not used for training.",
+        f"images of {height}x{width}; it learned {_learned(len(record.tasks))}, without keeping their images.",
+        "| task | classes | images | data | taught | accuracy then, % | when last measured, % | measured on |\n"
+        "|---|---|---:|---|---|---:|---:|---:|\n" + "\n".join(_task_row(task, record) for task in record.tasks),
+        "Accuracies are measured with the task given, on images that were not used for training. The two of a row are "
+        "the first and the last one on the same images, whose number is the last column.",
         "```python\nfrom pah import ContinualLearner\n\n"
         'learner = ContinualLearner.from_pretrained("OWNER/NAME")\n'
-        f'learner.predict(["photo.jpg"], task="{record.tasks[0].name}")\n```',
+        f'learner.predict(["photo.jpg"], task={json.dumps(record.tasks[0].name, ensure_ascii=False)})\n```',
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _learned(tasks: int) -> str:
+    """Return in words how many tasks were learned."""
+    return "one task" if tasks == 1 else f"{tasks} tasks one after another"
+
+
+def _task_row(task: TaughtTask, record: Record) -> str:
+    """Return a task's row of the table in the model card."""
+    accuracy = compare(record.history, task.name) or Comparison(None, None, None)
+    classes = ", ".join(map(escaped, task.classes))
+    words = [escaped(task.name), classes, _or_dash(task.images), escaped(_or_dash(task.data)), _or_dash(task.taught)]
+    numbers = [_percent(accuracy.then), _percent(accuracy.last), _or_dash(accuracy.images)]
+    return f"| {' | '.join([*words, *numbers])} |"
+
+
+def escaped(text: str) -> str:
+    """Return a name as Markdown that shows it as it is, in one line and in one cell of a table."""
+    text = " ".join(text.split())
+    text = html.escape(text, quote=False).replace("|", "&#124;")
+    return re.sub(r"[\\`*\[\]~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 def write_learner(folder: Path, predictor: Predictor) -> None:

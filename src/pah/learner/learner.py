@@ -4,44 +4,31 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Literal, Unpack, overload
 
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.image import ImageInput, to_pixel_array
+from pah.data.image import MAX_MEGAPIXELS, AnyImages
 from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
+from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
-from pah.learner import store
+from pah.learner import arguments, store
+from pah.learner.answering import How, predict, predict_readable
 from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner.held_out import DriftError as DriftError  # callers import it from here
+from pah.learner.held_out import HeldOutTask, make_lesson, measure, notes_on_limits, refuse_losses, task_losses
 from pah.learner.hub import download, refuse_to_replace, upload, write_learner
-from pah.learner.lesson import run_lesson, utc_now
-from pah.learner.predictor import Evaluation, Prediction, Predictor
+from pah.learner.lesson import run_lesson
+from pah.learner.prediction import Prediction
+from pah.learner.predictor import Evaluation, Predictor
+from pah.learner.privacy import public_note
 from pah.learner.restore import restore_predictor
 from pah.learner.store import Lesson, TaughtTask
-from pah.learner.task_inference import DEFAULT_RULE, Rule
+from pah.learner.task_inference import DEFAULT_RULE, Rule, require_rule
 from pah.models.backbones import backbone_options
 from pah.training.config import RunConfig
 from pah.training.state import Event
-
-DEFAULT_UNKNOWN_RATE = 0.05  # share of images of known classes that `unknown=True` may call "none of these"
-
-
-class DriftError(Exception):
-    """A lesson was rolled back because an old task lost more accuracy than allowed.
-
-    Attributes:
-        drift: The share of its accuracy that each old task lost, by name, 0 to 1.
-    """
-
-    def __init__(self, drift: Mapping[str, float], allowed: float) -> None:
-        worst = max(drift, key=lambda name: drift[name])
-        super().__init__(
-            f"lesson rolled back: expected no old task to lose more than {100 * allowed:g} points of accuracy, by the "
-            f"estimate or on held-out images, got {100 * drift[worst]:.1f} for {worst!r}"
-        )
-        self.drift = drift
 
 
 class ContinualLearner:
@@ -62,7 +49,10 @@ class ContinualLearner:
         self, backbone: str | None = None, config: RunConfig | None = None, image_size: int | None = None
     ) -> None:
         require(image_size is None or config is None, "image_size", "none beside a config, which has one", image_size)
-        config = config or defaults(image_size or IMAGE_SIZE)
+        arguments.require_type("backbone", backbone, str | None, "the name of a backbone")
+        arguments.require_type("image_size", image_size, int | None, "a number of pixels")
+        arguments.require_type("config", config, RunConfig | None, "a RunConfig")
+        config = config or defaults(IMAGE_SIZE if image_size is None else image_size)
         if backbone is not None:
             config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
         require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
@@ -82,10 +72,9 @@ class ContinualLearner:
 
     @config.setter
     def config(self, new: RunConfig) -> None:
-        for key in ("method", "method_options", "backbone", "backbone_options", "image_size", "seed"):
-            old_value, new_value = getattr(self.config, key), getattr(new, key)
-            expected = f"that of the first lesson, {old_value!r}"
-            require(self._predictor is None or new_value == old_value, key, expected, new_value)
+        arguments.require_type("config", new, RunConfig, "a RunConfig")
+        if self._predictor:
+            arguments.require_same_network(self.config, new)
         self._config = new
         if self._predictor:
             record = dataclasses.replace(self._predictor.record, config=new)
@@ -135,12 +124,12 @@ class ContinualLearner:
         data: LessonData,
         *,
         classes: Sequence[str] | None = None,
-        label_column: str | None = None,
-        skip_unreadable: bool = False,
         held_out: Mapping[str, LessonData] | None = None,
         max_drift: float | None = None,
+        max_loss: float | None = None,
         watch: Callable[[Event], None] = lambda _: None,
         validate: bool = False,
+        **reading: Unpack[ReadKeywords],
     ) -> Lesson:
         """Learn a task. If anything goes wrong, the learner is unchanged.
 
@@ -148,81 +137,95 @@ class ContinualLearner:
             name: Name of the task.
             data: Labelled images, in any form that `pah.data.lesson.load_lesson` accepts.
             classes: Names of the classes to use; all if None.
-            label_column: Name of the column with the labels, if it cannot be inferred.
-            skip_unreadable: Whether to skip image files that cannot be read.
             held_out: Labelled images of old tasks by task name. Accuracy on them is measured before and after.
-            max_drift: Largest share of an old task's images, 0 to 1, that may be classified worse than before, by the
-                estimate (`Lesson.drift`) or on its held-out images. 0.1 rolls back a lesson that costs an old task more
-                than 10 points of accuracy.
+            max_loss: Largest number of points of accuracy, 0 to 100, that an old task may lose on its held-out images.
+                A lesson that costs more is rolled back. It does not limit tasks without held-out images.
+            max_drift: The same limit for all old tasks, as a share from 0 to 1: 0.1 is 10 points. The loss of a task
+                without held-out images is the estimate (`Lesson.drift`), which is rough.
             watch: Called with every event of training. An exception that it raises ends the lesson.
             validate: Whether to measure the accuracy on the validation images after each epoch, for `watch`.
+            **reading: How the images are read: the fields of `pah.data.read_options.ReadOptions`.
 
         Raises:
-            InputError: the name is taken, the data are invalid, the method needs more than its network, or the loss
-                became infinite.
-            DriftError: an old task lost more than `max_drift`.
+            InputError: the name is taken or cannot be written to a file, the data or an option are invalid, the method
+                needs more than its network, or the loss became infinite.
+            DriftError: an old task lost more than `max_loss` or `max_drift` allows.
         """
-        started = time.monotonic()
-        if any(task.name == name for task in self.tasks):
+        started, old_tasks = time.monotonic(), [task.name for task in self.tasks]
+        if arguments.require_name("task", name) in old_tasks:
             raise InputError(
                 f"task {name!r}: expected a new name, got one taught before; forget({name!r}) makes room for it"
             )
-        require(name.strip() != "", "task", "a name", name)
-        require(max_drift is None or 0 <= max_drift <= 1, "max_drift", "a number from 0 to 1", max_drift)
-        source, notes = self._load(data, classes=classes, label_column=label_column, skip_unreadable=skip_unreadable)
+        arguments.require_limits(max_drift, max_loss, old_tasks, held_out)
+        source = self._load(data, options := ReadOptions(**reading), classes)
+        arguments.require_class_names(source)
+        check_options = dataclasses.replace(options, label_column=None, test_split=None)  # names of the lesson's data
         checks = {
-            task: (self.predictor.index(task), with_all_images_in_test(self._load(images)[0]))
+            task: HeldOutTask(self.predictor.index(task), with_all_images_in_test(self._load(images, check_options)))
             for task, images in (held_out or {}).items()
         }
-        before = {task: self.predictor.evaluate(images, k, None).accuracy for task, (k, images) in checks.items()}
-        predictor, accuracy, drift = run_lesson(
-            self._predictor, self.config, name, source, watch, self._device, validate
+        notes = source.notes + tuple(
+            f"{task}: {note}" for task, check in checks.items() for note in check.images.left_out
         )
-        after = {task: predictor.evaluate(images, k, None).accuracy for task, (k, images) in checks.items()}
-        losses = drift | {task: max(drift.get(task, 0.0), (before[task] - after[task]) / 100) for task in checks}
-        if max_drift is not None and any(loss > max_drift for loss in losses.values()):
-            raise DriftError(losses, max_drift)
-        if without_estimate := [task.name for task in self.tasks if task.name not in drift]:
-            notes += (
-                f"no estimate of what {', '.join(without_estimate)} lost: no statistics of its classes are stored",
-            )
-        lesson = Lesson(
-            name=name,
-            taught=utc_now(),
-            accuracies=after | {name: accuracy},
-            drift=drift,
-            seconds=round(time.monotonic() - started, 3),
-            notes=notes,
-        )
+        before = measure(self._predictor, checks)
+        result = run_lesson(self._predictor, self.config, name, source, watch, self._device, validate)
+        after = measure(result.predictor, checks)
+        refuse_losses(task_losses(result.drift, before, after), max_drift, max_loss)
+        notes = tuple(public_note(note, (data, *(held_out or {}).values())) for note in notes)
+        notes += result.notes + notes_on_limits(old_tasks, result.drift, checks, max_loss)
+        lesson = make_lesson(name, result, source, time.monotonic() - started, notes, checks, before, after)
+        predictor = result.predictor
         record = dataclasses.replace(predictor.record, history=(*predictor.record.history, lesson))
         self._predictor = dataclasses.replace(predictor, record=record)
         return lesson
 
+    @overload
     def predict(
-        self, images: ImageInput, task: str | None = None, *, rule: Rule = DEFAULT_RULE, unknown: bool | float = False
-    ) -> list[Prediction]:
+        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
+    ) -> list[Prediction | None]: ...
+
+    def predict(
+        self,
+        images: AnyImages,
+        task: str | None = None,
+        *,
+        rule: Rule = DEFAULT_RULE,
+        unknown: bool | float = False,
+        top: int = 0,
+        skip_unreadable: bool = False,
+        max_megapixels: int = MAX_MEGAPIXELS,
+    ) -> list[Prediction] | list[Prediction | None]:
         """Return a prediction for each image.
 
         Args:
-            images: uint8 (N, H, W) or (N, H, W, 3), PIL images, or image files; of any size.
+            images: One image or several, of any size, in any form that `pah.data.image.to_pixel_array` accepts.
             task: Name of the task whose classes are considered; it is inferred if None.
             rule: How the task is inferred (`pah.learner.task_inference.task_scores`).
             unknown: Whether "none of these" may be predicted. A number is the share of images of known classes for
                 which this is allowed; `True` stands for 0.05.
+            top: Number of classes in `Prediction.top`; all of the task if it has fewer.
+            skip_unreadable: Whether to return None for an image that cannot be read, instead of an error.
+            max_megapixels: An image with more pixels counts as unreadable.
 
         Raises:
             InputError: the task is unknown, or the images are invalid.
         """
-        predictor = self.predictor
-        rate = (DEFAULT_UNKNOWN_RATE if unknown is True else float(unknown)) if unknown is not False else None
-        require(rate is None or 0 < rate <= 0.5, "unknown", "a share above 0 and up to 0.5", rate)
-        candidates = range(len(self.tasks)) if task is None else [predictor.index(task)]
-        pixels = torch.from_numpy(to_pixel_array(images, predictor.record.image_shape))
-        batches = predictor.predict_batches(pixels, candidates, rule)
-        return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
+        how = How(rule=rule, unknown=unknown, top=top, max_megapixels=max_megapixels)
+        return (predict_readable if skip_unreadable else predict)(self.predictor, images, task, how)
 
     def evaluate(
-        self, data: LessonData, task: str, *, task_given: bool = True, rule: Rule = DEFAULT_RULE
+        self,
+        data: LessonData,
+        task: str,
+        *,
+        task_given: bool = True,
+        rule: Rule = DEFAULT_RULE,
+        **reading: Unpack[ReadKeywords],
     ) -> Evaluation:
         """Return the accuracy on labelled images of a task: on their test part if they have one, otherwise on all.
 
@@ -232,14 +235,15 @@ class ContinualLearner:
             task: Name of the task.
             task_given: Whether the task is given; otherwise it is inferred.
             rule: How the task is inferred.
+            **reading: How the images are read, as in `learn`.
 
         Raises:
             InputError: the task is unknown, a class is not one of the task, or the data are invalid.
         """
+        require_rule(rule)
         index = self.predictor.index(task)
-        return self.predictor.evaluate(
-            with_all_images_in_test(self._load(data)[0]), index, None if task_given else rule
-        )
+        images = with_all_images_in_test(self._load(data, ReadOptions(**reading)))
+        return self.predictor.evaluate(images, index, None if task_given else rule)
 
     def forget(self, name: str) -> None:
         """Remove a task with its names, prototypes and head. Predictions for the other tasks do not change.
@@ -249,7 +253,8 @@ class ContinualLearner:
         """
         predictor = self.predictor.copy()
         index = predictor.index(name)
-        require(len(self.tasks) > 1, "forget", "a task beside others", name)
+        expected = "a task beside others, as a learner without tasks has no answer; delete its folder instead"
+        require(len(self.tasks) > 1, "forget", expected, name)
         predictor.method.network.remove(index)
         predictor.method.task -= 1
         tasks = tuple(task for task in self.tasks if task.name != name)
@@ -313,12 +318,11 @@ class ContinualLearner:
         """
         return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
-    def _load(self, data: LessonData, **choice: object) -> tuple[Source, tuple[str, ...]]:
-        """Return labelled images in the learner's size and channels, and notes on how they were changed."""
+    def _load(self, data: LessonData, options: ReadOptions, classes: Sequence[str] | None = None) -> Source:
+        """Return labelled images in the learner's size and channels."""
         size, channels = self.config.image_size, None
         if self._predictor:
             channels, size, width = self._predictor.record.image_shape
             require(size == width, "learner", "square images", f"{size}x{width}")
         assert size is not None, "checked in __init__"
-        source = load_lesson(data, size, channels, **choice)  # type: ignore[arg-type]
-        return source, tuple(f"left out, unreadable: {file}" for file in source.skipped) + source.conversions
+        return load_lesson(data, size, channels, classes=classes, options=options)

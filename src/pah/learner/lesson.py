@@ -10,7 +10,8 @@ import torch
 from pah.core.config import InputError, derived_seed
 from pah.core.devices import CPU
 from pah.data.sources import Source
-from pah.data.stream import StreamOptions, make_stream
+from pah.data.stream import make_stream
+from pah.data.stream_options import StreamOptions
 from pah.data.task import Task
 from pah.learner.calibration import calibrate, calibrate_among_all
 from pah.learner.drift import estimate_drift, fit_feature_map, update_statistics
@@ -29,13 +30,15 @@ class LessonResult(NamedTuple):
 
     Attributes:
         predictor: The predictor after the lesson.
-        accuracy: Accuracy on the test part of the new task, in percent.
+        accuracy: Accuracy on the test part of the new task, in percent; None if it has no test images.
         drift: Estimated share of its accuracy that each old task lost, by task name, 0 to 1.
+        notes: What the lesson could not do.
     """
 
     predictor: Predictor
-    accuracy: float
+    accuracy: float | None
     drift: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def run_lesson(
@@ -67,7 +70,7 @@ def run_lesson(
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
     normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
-    stream = make_stream(source, options, 1, config.seed, normalization).to(device)
+    stream = make_stream(source, options, 1, config.seed, 1, normalization).to(device)
     if previous:
         start = previous.copy()
     else:
@@ -76,20 +79,26 @@ def run_lesson(
     record, method = start.record, start.method
     method.optimizer_options = config.optimizer  # they may differ from those of the previous lesson
     _require_network_is_all(config.method, method)
+    if len(source.class_names) == 1 and not start.shares_features:
+        raise InputError(
+            f"classes: expected at least 2 with {config.method}, whose features differ from task to task, got only "
+            f"{source.class_names[0]!r}, which could not be told from the classes of other tasks"
+        )
     index = len(record.tasks)
     task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
     _train(method, task, record, config, watch, validate)
     entry = TaughtTask(name, task.class_names, task.labels, utc_now(), source.origin, len(task.train))
     predictor = Predictor(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
-    predictor = calibrate(predictor, index, task.validation)
-    predictor = calibrate_among_all(predictor, index, task.validation)
     drift: dict[str, float] = {}
     if predictor.shares_features:
         feature_map = None if previous is None else fit_feature_map(previous, predictor, task.train, config.augment)
         if previous is not None and feature_map is not None:
             drift = estimate_drift(previous, predictor, feature_map)
         predictor = update_statistics(previous, predictor, feature_map, task.train)
-    return LessonResult(predictor, predictor.evaluate(source, index, None).accuracy, drift)
+    predictor = calibrate(predictor, index, task.validation)
+    predictor = calibrate_among_all(predictor, index, task.validation)
+    accuracy = predictor.evaluate(source, index, None).accuracy if len(source.test) else None
+    return LessonResult(predictor, accuracy, drift, _single_class_notes(predictor))
 
 
 def _train(
@@ -105,10 +114,31 @@ def _train(
         heads = method.network.heads
         if isinstance(event, TaskBegun) and isinstance(heads, GeneratedHeads):
             watch(PrototypesInitialized(task.index, heads.prototypes.tasks[task.index].detach().cpu().clone()))
-        if on_validation and isinstance(event, EpochDone) and len(task.validation):
+        if on_validation and isinstance(event, EpochDone):
             (accuracy,), _ = evaluate(method, (task,), on_validation)
-            watch(Validated(task.index, event.epoch, accuracy))
+            if accuracy is not None:  # it is None without validation images
+                watch(Validated(task.index, event.epoch, accuracy))
     require_finite(method, state)
+
+
+def _single_class_notes(predictor: Predictor) -> tuple[str, ...]:
+    """Return what an owner must know about the last task if it has a single class."""
+    tasks, statistics = predictor.record.tasks, predictor.statistics
+    task = tasks[-1]
+    if len(task.classes) > 1:
+        return ()
+    label = task.classes[0]
+    notes = [
+        f"{task.name} has a single class: with the task given, the answer is always {label}, with probability 1.0; "
+        f"without the task, an image is {label} if its features are nearest to the mean of this class"
+    ]
+    if len(tasks) == 1:
+        notes.append("the network learned nothing yet: a first lesson of two or more classes gives better features")
+    if statistics and (unknown := [t.name for t, means in zip(tasks, statistics.means, strict=True) if not len(means)]):
+        notes.append(
+            f"without the task, no image will be {label}: no means of the classes of {', '.join(unknown)} are stored"
+        )
+    return tuple(notes)
 
 
 def utc_now() -> str:
@@ -117,9 +147,9 @@ def utc_now() -> str:
 
 
 def _require_network_is_all(name: str, method: Method) -> None:
-    """Raise InputError if the method stores more than its network, e.g. samples: a learner saves only a network."""
+    """Raise InputError if the method needs more than its network, e.g. samples: a learner saves only a network."""
     others = [key for key in method.state_dict() if not key.startswith("network.")]
-    if others or method.learns_from != "this task":
+    if others or not method.network_is_all or method.learns_from != "this task":
         raise InputError(f"method: expected one that goes on from its network alone, as pah and lwf do, got {name}")
 
 

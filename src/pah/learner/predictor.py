@@ -13,15 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pah.core.config import InputError, unknown_name_error
+from pah.core.config import InputError, require, unknown_name_error
 from pah.data.sources import Source
+from pah.learner.prediction import ClassProbability, Prediction, rank_classes
 from pah.learner.store import Record, TaughtTask
 from pah.learner.task_inference import (
     AMONG_ALL,
     KNOWN_SCORE,
     Rule,
+    known_scores,
     largest_cosine_per_task,
-    score,
+    require_rule,
     task_scores,
     threshold,
 )
@@ -33,22 +35,6 @@ from pah.training.evaluation import task_logits
 
 MAX_BATCH = 50  # images; larger batches do not fit the CPU cache (500 images of 64x64 take 1.5 times as long)
 MAX_BATCH_PIXELS = MAX_BATCH * 64 * 64  # keeps the memory constant for larger images
-
-
-class Prediction(NamedTuple):
-    """A prediction for one image.
-
-    Attributes:
-        label: Name of the class; None for "none of these".
-        task: Name of the class's task.
-        probability: Calibrated probability of the class among those of its task, 0 to 1.
-        task_probability: Share of the task in the scores that chose it, 0 to 1; 1 if the task was given.
-    """
-
-    label: str | None
-    task: str
-    probability: float
-    task_probability: float
 
 
 class Evaluation(NamedTuple):
@@ -79,6 +65,8 @@ class BatchPredictions:
         known_scores: How likely the image shows a known class: the score of the given task, or the largest score of
             all tasks in the units of `task_scores`.
         task_given: Whether the task was given.
+        ranking: The most likely classes of the predicted task, best first, and their probabilities, (B, K) each; a
+            task with fewer than K classes is filled up with class -1. K is 0 unless a ranking was asked for.
     """
 
     tasks: Tensor
@@ -87,6 +75,7 @@ class BatchPredictions:
     task_probabilities: Tensor
     known_scores: Tensor
     task_given: bool
+    ranking: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -140,6 +129,7 @@ class Predictor:
     def index(self, name: str) -> int:
         """Return the position of a task; raise InputError, naming the known tasks, if the name is unknown."""
         names = [task.name for task in self.record.tasks]
+        require(isinstance(name, str), "task", "the name of a task", name)
         if name not in names:
             raise unknown_name_error("task", name, names)
         return names.index(name)
@@ -162,17 +152,21 @@ class Predictor:
         """Return pixels as the network's input, on its device."""
         return self.record.normalization(pixels.to(self._inference_method.device))
 
-    def predict_batches(self, pixels: Tensor, tasks: Sequence[int], rule: Rule) -> Iterator[BatchPredictions]:
+    def predict_batches(
+        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, top: int = 0
+    ) -> Iterator[BatchPredictions]:
         """Yield predictions among the classes of `tasks`, batch by batch.
 
         Args:
             pixels: Images, (N, channels, H, W) uint8.
             tasks: Positions of the tasks; with a single one, the task is given.
             rule: How the task is inferred.
+            top: Number of classes in the ranking.
 
         Raises:
             InputError: the rule needs prototypes, and the network has none.
         """
+        require_rule(rule)
         uses_prototypes = rule in ("prototypes", "combined") and len(tasks) > 1
         if uses_prototypes and not self.has_prototypes:
             raise InputError(
@@ -181,30 +175,29 @@ class Predictor:
         with torch.inference_mode():
             prototypes = self.prototype_features(tasks) if uses_prototypes else None
             for batch in pixels.split(self.batch_size):
-                yield self._predict_batch(batch, tasks, rule if len(tasks) > 1 else KNOWN_SCORE, prototypes)
+                yield self._predict_batch(batch, tasks, rule if len(tasks) > 1 else KNOWN_SCORE, prototypes, top)
 
     def _predict_batch(
-        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, prototypes: Tensor | None
+        self, pixels: Tensor, tasks: Sequence[int], rule: Rule, prototypes: Tensor | None, top: int
     ) -> BatchPredictions:
         """Return predictions for one batch; `prototypes` are the features (P, D) of the tasks' prototypes."""
         logits = self.logits(pixels, tasks)
         similarity = None if prototypes is None else self.prototype_similarity(pixels, tasks, prototypes)
+        distances = self.class_distances(pixels, tasks) if 1 in self.method.network.sizes(tasks) else None
         quantiles = [self.record.tasks[k].quantiles for k in tasks]
-        scores = task_scores(rule, logits, similarity, quantiles)  # (B, T)
-        if len(tasks) > 1:
-            known_scores = task_scores(KNOWN_SCORE, logits, similarity, quantiles)
-        else:
-            known_scores = score(KNOWN_SCORE, logits, similarity)
+        scores = task_scores(rule, logits, similarity, quantiles, distances)  # (B, T)
         best = scores.argmax(dim=1)
         rows = torch.arange(len(best))
-        probabilities, classes = zip(*(z.softmax(dim=1).max(dim=1) for z in logits), strict=True)
+        of_classes = [z.softmax(dim=1) for z in logits]
+        probabilities, classes = zip(*(p.max(dim=1) for p in of_classes), strict=True)
         return BatchPredictions(
             tasks=torch.tensor(tasks)[best],
             classes=torch.stack(classes, dim=1)[rows, best],
             probabilities=torch.stack(probabilities, dim=1)[rows, best],
             task_probabilities=scores.softmax(dim=1)[rows, best],
-            known_scores=known_scores.amax(dim=1),
+            known_scores=known_scores(logits, quantiles, distances),
             task_given=len(tasks) == 1,
+            ranking=rank_classes(of_classes, best, top),
         )
 
     def prototype_features(self, tasks: Sequence[int]) -> Tensor:
@@ -227,6 +220,10 @@ class Predictor:
         features = network.backbone(self._normalize(pixels))
         return largest_cosine_per_task(features.cpu(), prototypes, network.sizes(tasks))
 
+    def class_distances(self, pixels: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return the distances of images (B, channels, H, W) uint8 from the class means of each task, (B, T)."""
+        return self.statistics_or_empty().distances(self.features(pixels), tasks)
+
     def to_predictions(self, batch: BatchPredictions, unknown_rate: float | None) -> Iterator[Prediction]:
         """Yield the predictions of a batch with names.
 
@@ -239,11 +236,15 @@ class Predictor:
         """
         tasks = self.record.tasks
         columns = (batch.tasks, batch.classes, batch.probabilities, batch.task_probabilities, batch.known_scores)
-        for k, c, probability, share, known in zip(*(column.tolist() for column in columns), strict=True):
+        rows = zip(*(column.tolist() for column in (*columns, *batch.ranking)), strict=True)
+        for k, c, probability, share, known, ranked, ranked_probabilities in rows:
             unknown = unknown_rate is not None and known < self._threshold(
                 k if batch.task_given else None, unknown_rate
             )
-            yield Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, probability, share)
+            answer = Prediction(None if unknown else tasks[k].classes[c], tasks[k].name, probability, share)
+            names = [tasks[k].classes[other] for other in ranked if other >= 0]
+            answer.top = tuple(map(ClassProbability, names, ranked_probabilities))
+            yield answer
 
     def _threshold(self, task_index: int | None, rate: float) -> float:
         """Return the known score below which that share of known images falls.
@@ -277,6 +278,7 @@ class Predictor:
                 f"{images.origin}: expected classes of task {task.name!r} ({', '.join(task.classes)}), "
                 f"got {foreign[0]!r}"
             )
+        require(len(images.test) > 0, str(images.origin), "images to evaluate", "none")
         labels = torch.tensor([positions[name] for name in images.class_names])[images.test.labels]
         candidates = [task_index] if rule is None else list(range(len(self.record.tasks)))
         batches = list(self.predict_batches(images.test.pixels, candidates, rule or "softmax"))

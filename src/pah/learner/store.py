@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from pah.core.config import InputError, require_types
 from pah.core.files import read_json, write_file, write_json
 from pah.data.task import Normalization
+from pah.learner.privacy import public_old_note, public_origin
 from pah.training.config import OPTION_GROUPS, RunConfig
 
 WEIGHTS_FILE, LEARNER_FILE = "model.safetensors", "learner.json"
-FORMAT = 3  # version of both files
+FORMAT = 4  # version of both files; format 4 says on which images an accuracy was measured
 FORMAT_WITHOUT_CHECKSUM = 1  # it had no training options, no history and no checksum of learner.json either
 FORMAT_WITH_STATISTICS = 3  # earlier formats have no class statistics, and their drift is another quantity
+FORMAT_WITHOUT_PATHS = 4  # notes of earlier formats may name files by absolute paths
 NEXT_WEIGHTS = f".{WEIGHTS_FILE}.next"  # complete new weights, until learner.json refers to them
 STATISTICS_PREFIX = "statistics."  # of the names of tensors that are class statistics and not weights
 OPTION_KEYS = ("method", "backbone", "seed", *OPTION_GROUPS)  # the keys of a configuration that a learner stores
@@ -40,7 +42,8 @@ class TaughtTask:
         classes: Names of its C classes; the position is the label within the task.
         labels: Labels of the classes in the data set.
         taught: Time of the lesson, ISO 8601 in UTC; None if unknown.
-        data: Source of the images.
+        data: Source of the images: a hub id, a relative path as it was given, or the last part of another path. An
+            absolute path is never kept.
         images: Number of training images.
         temperature: Divisor of the task's logits that calibrates probabilities.
         quantiles: Quantiles of the scores of its validation images, by kind of score (`pah.learner.task_inference`).
@@ -57,6 +60,10 @@ class TaughtTask:
     temperature: float = 1.0
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str):
+            object.__setattr__(self, "data", public_origin(self.data))
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -70,7 +77,11 @@ class Lesson:
         drift: For each old task with class statistics, by name, the estimated share of its images that are classified
             worse than before, 0 to 1 (`pah.models.class_statistics.estimate_accuracy_drops`).
         seconds: Duration.
-        notes: Changes that were made to the images.
+        notes: Changes that were made to the images, and what the lesson could not do.
+        before: Accuracy on each held-out task before the lesson, in percent, on the same images as in `accuracies`.
+        images: Number of images of each accuracy, by task name.
+        fingerprints: Fingerprint of these images and their classes, by task name (`pah.learner.measurements`). Two
+            accuracies may be compared if their fingerprints are equal. Older formats have none.
     """
 
     name: str
@@ -79,6 +90,9 @@ class Lesson:
     drift: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    before: Mapping[str, float] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,8 +235,15 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
 
 
 def _parse_lesson(stored: dict[str, Any], version: int) -> Lesson:
-    """Return a stored lesson, without the drift of older formats, which was another quantity."""
-    return Lesson(**(stored if version >= FORMAT_WITH_STATISTICS else stored | {"drift": {}}))
+    """Return a stored lesson.
+
+    Older formats lose their drift, which was another quantity, and the absolute paths in their notes.
+    """
+    if version < FORMAT_WITH_STATISTICS:
+        stored |= {"drift": {}}
+    if version < FORMAT_WITHOUT_PATHS:
+        stored |= {"notes": tuple(public_old_note(note) for note in stored.get("notes", ()))}
+    return Lesson(**stored)
 
 
 def _require_valid(record: Record) -> None:
@@ -241,9 +262,9 @@ def _require_valid(record: Record) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError("tasks: expected at least one, each name once")
     for task in record.tasks:
-        if len(task.classes) < 2 or len(task.labels) != len(task.classes) or task.temperature <= 0:
+        if not task.classes or len(task.labels) != len(task.classes) or task.temperature <= 0:
             raise ValueError(
-                f"task {task.name!r}: expected at least 2 classes, a label each, and a temperature above 0"
+                f"task {task.name!r}: expected at least one class, a label each, and a temperature above 0"
             )
 
 

@@ -5,15 +5,18 @@ B: images, N: images of a data set, T: tasks, C: classes of a task, P = Σ C: pr
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pah.core.config import require
+
 Score = Literal["softmax", "energy", "contrast", "prototypes"]
 Rule = Literal["softmax", "energy", "contrast", "prototypes", "combined"]
+RULES: tuple[str, ...] = get_args(Rule)
 
 DEFAULT_RULE: Rule = "contrast"  # infers the task; chosen on validation images
 KNOWN_SCORE: Score = "contrast"  # separates images of known classes from others; chosen on validation images
@@ -25,6 +28,11 @@ QUANTILE_SHARES = np.linspace(0, 0.5, 51)  # shares of a task's validation image
 SPREAD_SHARE = 0.05  # the spread of a score is the distance from this quantile to the median
 
 Quantiles = Mapping[str, Sequence[float]]  # of each score, at QUANTILE_SHARES; empty without validation images
+
+
+def require_rule(rule: object) -> None:
+    """Raise InputError, naming the known rules, unless this is a rule by which a task is inferred."""
+    require(isinstance(rule, str) and rule in RULES, "rule", f"one of {', '.join(RULES)}", rule)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -59,7 +67,11 @@ def threshold(quantiles: Sequence[float], share: float) -> float:
 
 
 def task_scores(
-    rule: Rule, logits: Sequence[Tensor], similarity: Tensor | None, task_quantiles: Sequence[Quantiles]
+    rule: Rule,
+    logits: Sequence[Tensor],
+    similarity: Tensor | None,
+    task_quantiles: Sequence[Quantiles],
+    distances: Tensor | None = None,
 ) -> Tensor:
     """Return how well each task fits each image, (B, T).
 
@@ -67,15 +79,81 @@ def task_scores(
     classes would be chosen too often by their softmax, and too seldom by their energy. The result is divided by the
     mean spread of all tasks: the distance from the 5 % quantile of these images to their median.
 
+    A head of one class gives all images the same answer, so no rule can use it. By every rule, a task of one class is
+    chosen if the image is nearer to the mean of this class than to that of any other class.
+
     Args:
         rule: softmax, energy, contrast or prototypes (see `score`); combined is the sum of contrast, energy and
             prototypes.
         logits: (B, C) for each task, divided by the task's temperature.
         similarity: The result of `largest_cosine_per_task`, for rules that use prototypes.
         task_quantiles: Each task's quantiles. If one of them is empty, scores are not rescaled.
+        distances: Distances of the images from the class means of each task, (B, T); needed if a task has one class.
     """
+    several = [k for k, z in enumerate(logits) if z.shape[1] > 1]
+    if len(several) < len(logits):
+        assert distances is not None, "a task of one class needs distances"
+        scores = None
+        if several:
+            own_similarity = None if similarity is None else similarity[:, several]
+            scores = task_scores(
+                rule, [logits[k] for k in several], own_similarity, [task_quantiles[k] for k in several]
+            )
+        return _with_single_classes(scores, distances, several)
     kinds = COMBINED_SCORES if rule == "combined" else (rule,)
     return torch.stack([_rescale(kind, score(kind, logits, similarity), task_quantiles) for kind in kinds]).sum(dim=0)
+
+
+def _with_single_classes(scores: Tensor | None, distances: Tensor, several: Sequence[int]) -> Tensor:
+    """Return the scores of all tasks, (B, T), with those of tasks of one class.
+
+    The score of a task of one class is the best score of the tasks of several classes, plus how much nearer the image
+    is to its mean than to the nearest other mean. If these other means are not all known, it is never chosen.
+
+    Args:
+        scores: Scores of the tasks of several classes, in their order; None if there are none.
+        distances: Distances of the images from the class means of each task, (B, T).
+        several: Positions of the tasks of several classes.
+    """
+    if scores is None:
+        return -distances
+    result = torch.full_like(distances, -torch.inf)
+    result[:, several] = scores.to(distances.dtype)
+    if not torch.isfinite(distances[:, several]).all():
+        return result
+    for k in set(range(distances.shape[1])) - set(several):
+        others = [other for other in range(distances.shape[1]) if other != k]
+        result[:, k] = scores.amax(dim=1) + distances[:, others].amin(dim=1) - distances[:, k]
+    return result
+
+
+def known_scores(
+    logits: Sequence[Tensor], task_quantiles: Sequence[Quantiles], distances: Tensor | None = None
+) -> Tensor:
+    """Return how likely each image shows a known class, (B,).
+
+    With one task it is the task's `KNOWN_SCORE`, otherwise the largest one of all tasks in units of their validation
+    images. For a task of one class it is minus the distance of the image from the mean of the class.
+
+    Args:
+        logits: (B, C) for each task, divided by the task's temperature.
+        task_quantiles: Each task's quantiles.
+        distances: Distances of the images from the class means of each task, (B, T); needed if a task has one class.
+    """
+    several = [k for k, z in enumerate(logits) if z.shape[1] > 1]
+    if len(logits) == 1:
+        if several:
+            return score(KNOWN_SCORE, logits, None)[:, 0]
+        assert distances is not None, "a task of one class needs distances"
+        return -distances[:, 0]
+    columns = []
+    if several:
+        quantiles = [task_quantiles[k] for k in several]
+        columns.append(task_scores(KNOWN_SCORE, [logits[k] for k in several], None, quantiles))
+    for k in set(range(len(logits))) - set(several):
+        assert distances is not None, "a task of one class needs distances"
+        columns.append(_rescale(KNOWN_SCORE, -distances[:, k : k + 1], [task_quantiles[k]]))
+    return torch.cat(columns, dim=1).amax(dim=1)
 
 
 def score(kind: Score, logits: Sequence[Tensor], similarity: Tensor | None) -> Tensor:

@@ -115,11 +115,13 @@ class Method(nn.Module, ABC):
 
     Attributes:
         learns_from: Whether the batches of a task have images of this task or of all tasks seen.
+        network_is_all: Whether the network alone is enough to learn a further task, after it was saved and loaded.
         task: Index of the task being learned or of the last one learned, -1 before the first.
         optimizers: The optimizers of the current task.
     """
 
     learns_from: ClassVar[Literal["this task", "all tasks seen"]] = "this task"
+    network_is_all: ClassVar[bool] = True
 
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: MethodOptions) -> None:
         super().__init__()

@@ -98,6 +98,7 @@ class QuadraticPenalty(Finetune):
         strength: λ.
     """
 
+    network_is_all = False  # the buffers exist from the first task on
     buffer_kinds: ClassVar[tuple[str, ...]] = ("anchor", "importance")
     strength: float
 

@@ -5,6 +5,7 @@ N: number of images, C: number of classes of a task, D: number of features, R: n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from pah.models.network import apply_heads
 
 RIDGE = 1e-2  # strength of the ridge towards the identity, relative to the mean square of a feature
 SHRINKAGE = 1e-3  # share of the mean variance added to every variance: few images leave directions without variance
+DISTANCE_SHRINKAGE = 0.1  # the same share for distances, where an inverse variance must not be huge
 DRAWS = 1000  # features drawn for each task to estimate an accuracy; its standard error is at most 1.6 points
 
 
@@ -98,6 +100,34 @@ class ClassStatistics:
         """Return the statistics without one task. The covariance stays that of all tasks."""
         means = tuple(task_means for k, task_means in enumerate(self.means) if k != task)
         return ClassStatistics(means, self.covariance, self.images)
+
+    def distances(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return how far images are from the nearest class mean of each task.
+
+        Args:
+            features: Features of B images, (B, D).
+            tasks: Positions of T tasks.
+
+        Returns:
+            (B, T): squared Mahalanobis distances by the within-class covariance, divided by D. They are infinite for
+            a task without statistics.
+        """
+        whitened = features.double() @ self._whitening
+        columns = []
+        for k in tasks:
+            means = self.means[k] @ self._whitening  # (C, D)
+            to_means = [(whitened - mean).square().mean(dim=1) for mean in means]
+            columns.append(torch.stack(to_means).amin(dim=0) if to_means else torch.full((len(features),), torch.inf))
+        return torch.stack(columns, dim=1)
+
+    @cached_property
+    def _whitening(self) -> Tensor:
+        """A matrix (D, D) that maps features to ones whose covariance within classes is the identity."""
+        variances, directions = torch.linalg.eigh(self.covariance)
+        mean = variances.mean().clamp_min(1e-12)
+        shrunk = (1 - DISTANCE_SHRINKAGE) * variances.clamp_min(0) + DISTANCE_SHRINKAGE * mean
+        whitening: Tensor = directions / shrunk.sqrt()
+        return whitening
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the tensors to save in a file, by name, in single precision."""

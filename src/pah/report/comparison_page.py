@@ -7,23 +7,24 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pah.core.config import InputError
-from pah.data.stream import StreamOptions
+from pah.data.stream_options import StreamOptions
 from pah.report import curves
 from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
 from pah.report.figures import accuracy_against_forgetting
 from pah.report.run_data import Run
 from pah.report.run_page import Page, Section, different_options, relevant_options
-from pah.study.bootstrap import CorrectMask, Interval
+from pah.study.bootstrap import CorrectMask
 from pah.study.grid import first_difference
 from pah.study.table import (
-    PERCENT_COLUMNS,
     REFERENCE,
     difference_intervals,
     format_interval,
     format_mean_std,
     format_value,
+    percent_columns,
     summarise,
 )
+from pah.study.table_files import as_csv, as_latex, significantly_best
 
 COLUMNS = 2  # of small plots
 MEASURES = {
@@ -54,7 +55,9 @@ def page_of(runs: Sequence[Run]) -> Page:
     _require_comparable(runs)
     groups = group_by_options(runs)
     all_metrics = [{**run.metrics, "method": group.label} for group in groups for run in group.runs]
-    summary = summarise(all_metrics, _intervals(groups))
+    answers = _answers(groups)
+    summary = summarise(all_metrics, difference_intervals(answers, REFERENCE))
+    summary["significantly_best"] = significantly_best(summary["methods"], answers)
     charts = [_measures(groups), _accuracy_against_forgetting(summary), _averages(groups), _each_task(groups)]
     text = [
         f"{len(runs)} runs on {summary['benchmark']}, {summary['tasks']} tasks, measured on {summary['evaluated_on']} "
@@ -67,7 +70,8 @@ def page_of(runs: Sequence[Run]) -> Page:
         Section("figures", "Figures", charts=charts),
         Section("runs", "The runs", tables=[_runs_table(groups)]),
     ]
-    return Page(f"{len(groups)} methods on {summary['benchmark']}", text, [], sections, [])
+    title = f"{len(groups)} methods on {summary['benchmark']}"
+    return Page(title, text, [], sections, [], {"report.csv": as_csv(summary), "report.tex": as_latex(summary)})
 
 
 def group_by_options(runs: Sequence[Run]) -> list[Group]:
@@ -121,15 +125,15 @@ def _other_options(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(name for group in groups for name in different_options(first, group.runs[0])))
 
 
-def _intervals(groups: Sequence[Group]) -> dict[str, Interval]:
-    """Return the difference in AA to the reference for each group whose runs stored their predictions."""
+def _answers(groups: Sequence[Group]) -> dict[str, dict[int, list[CorrectMask]]]:
+    """Return which test images were answered correctly, by group, seed and task, for runs that stored predictions."""
     answers: dict[str, dict[int, list[CorrectMask]]] = {}
     for group in groups:
         for run in group.runs:
             if run.answers is not None:
                 correct = [(task.task_given == task.labels).numpy() for task in run.answers]
                 answers.setdefault(group.label, {})[run.metrics["seed"]] = correct
-    return difference_intervals(answers, REFERENCE)
+    return answers
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -139,12 +143,16 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def _summary_table(summary: Mapping[str, Any]) -> Table:
     """Return a table with a row per group; every cell begins with its number, so that columns can be sorted."""
-    titles = ["method", "seeds", *PERCENT_COLUMNS, f"AA minus {REFERENCE.upper()}", "stored samples", "parameters"]
+    columns = percent_columns(summary["methods"])
+    titles = ["method", "seeds", *columns, f"AA minus {REFERENCE.upper()}", "stored samples", "parameters"]
     rows: list[list[CellValue]] = [
         [
             label,
             str(entry["n"]),
-            *(format_mean_std(list(entry[key]["by_seed"].values())) for key in PERCENT_COLUMNS.values()),
+            *(
+                format_mean_std(list(entry[key]["by_seed"].values())) if key in entry else None
+                for key in columns.values()
+            ),
             format_interval(entry["minus_reference"]) if entry["minus_reference"] else None,
             round(entry["stored_samples"]),
             round(entry["parameters"]),
@@ -220,7 +228,9 @@ def _averages(groups: Sequence[Group]) -> Chart:
         axes.set(xlabel="tasks learned", ylabel="average accuracy on tasks seen, %")
         set_task_ticks(axes.xaxis, count)
         figure.legend(loc="outside lower center", ncols=COLUMNS, fontsize=8)
-    rows: list[list[CellValue]] = [[label, *(mean for mean, _ in values)] for label, values in lines.items()]
+    rows: list[list[CellValue]] = [
+        [label, *(curves.cell(mean) for mean, _ in values)] for label, values in lines.items()
+    ]
     table = Table("Mean over seeds, %", ["method", *(f"after {k + 1}" for k in range(count))], rows)
     words = "; ".join(f"{label}: {values[-1][0]:.1f} % at the end" for label, values in lines.items())
     return Chart("averages", "Average over all tasks seen", f"A line for each method. {words}.", figure, table)
@@ -236,7 +246,10 @@ def _each_task(groups: Sequence[Group]) -> Chart:
             matrix = mean_matrix([run.matrix for run in group.runs])
             curves.draw_tasks(axes, matrix)
             axes.set_title(group.label, loc="left")
-            rows += [[group.label, str(i), *row, *[None] * (len(matrix) - i)] for i, row in enumerate(matrix, 1)]
+            rows += [
+                [group.label, str(i), *map(curves.cell, row), *[None] * (len(matrix) - i)]
+                for i, row in enumerate(matrix, 1)
+            ]
         for axes in panels[len(groups) :]:
             axes.set_axis_off()
         figure.supxlabel("tasks learned", fontsize=9)

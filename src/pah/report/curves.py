@@ -1,18 +1,19 @@
 """Charts of accuracy: the accuracy matrix, each task over time, and accuracy after learning and at the end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pah.report.charts import CellValue, Chart, Table, line_style, new_figure, set_task_ticks
 from pah.report.run_data import Run
+from pah.training import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Matrix = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float]]  # nan for a task without test images
 
 MAX_NUMBERED = 12  # tasks, up to which the heat map shows its numbers
 MAX_VECTOR = 30  # tasks, up to which its cells are vector graphics
@@ -25,16 +26,18 @@ def accuracy_matrix(run: Run) -> Chart:
     words = (
         f"Heat map of {len(matrix)} rows, one after each task learned, and {len(matrix)} columns, one for each task. "
         f"The last row, {'at the end of the run' if run.finished else 'the latest of this unfinished run'}, has "
-        f"accuracies from {min(matrix[-1]):.1f} to {max(matrix[-1]):.1f} %."
+        f"accuracies from {min(_known(matrix[-1])):.1f} to {max(_known(matrix[-1])):.1f} %."
     )
     return Chart("accuracy-matrix", "Accuracy matrix", words, heat_map(matrix), matrix_table(matrix))
 
 
-def heat_map(matrix: Matrix) -> "Figure":
+def heat_map(matrix: metrics.Matrix) -> "Figure":
     """Return a heat map with a row after each task learned and a column for each task; accuracies in percent."""
     count = len(matrix)
-    values = [[*row, *[math.nan] * (count - len(row))] for row in matrix]
-    low, high = 10 * math.floor(min(map(min, matrix)) / 10), 10 * math.ceil(max(map(max, matrix)) / 10)
+    numbers = [[math.nan if accuracy is None else accuracy for accuracy in row] for row in matrix]
+    values = [[*row, *[math.nan] * (count - len(row))] for row in numbers]
+    known = _known(accuracy for row in numbers for accuracy in row)
+    low, high = 10 * math.floor(min(known) / 10), 10 * math.ceil(max(known) / 10)
     high = max(high, low + 10)
     with new_figure() as (figure, [axes]):
         edges = [k + 0.5 for k in range(count + 1)]
@@ -47,17 +50,18 @@ def heat_map(matrix: Matrix) -> "Figure":
         axes.set(xlabel="accuracy on task", ylabel="after learning task")
         set_task_ticks(axes.xaxis, count)
         set_task_ticks(axes.yaxis, count)
-        for i, row in enumerate(matrix if count <= MAX_NUMBERED else (), 1):
+        for i, row in enumerate(numbers if count <= MAX_NUMBERED else (), 1):
             for j, accuracy in enumerate(row, 1):
                 colour = "#fefefe" if accuracy < (low + high) / 2 else "#010101"  # the same in every theme
-                axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color=colour, fontsize=7)
+                text = "–" if math.isnan(accuracy) else f"{accuracy:.0f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
     return figure
 
 
 def matrix_table(matrix: Matrix) -> Table:
     """Return the matrix as a table: a row after each task learned, a column for each task."""
     count = len(matrix)
-    rows: list[list[CellValue]] = [[str(i), *row, *[None] * (count - i)] for i, row in enumerate(matrix, 1)]
+    rows = [[str(i), *map(cell, row), *[None] * (count - i)] for i, row in enumerate(matrix, 1)]
     return Table("Accuracy in %", ["after task", *(f"on {k + 1}" for k in range(count))], rows)
 
 
@@ -67,7 +71,9 @@ def accuracy_over_time(run: Run) -> Chart:
     with new_figure() as (figure, [axes]):
         draw_tasks(axes, matrix)
         axes.set(xlabel="tasks learned", ylabel=PERCENT)
-    lost, worst = max((matrix[k][k] - matrix[-1][k], k) for k in range(len(matrix)))
+    lost, worst = max(
+        (-math.inf if math.isnan(row[-1]) else row[-1] - matrix[-1][k], k) for k, row in enumerate(matrix)
+    )
     largest = f"Task {worst + 1} lost most, from {matrix[worst][worst]:.1f} to {matrix[-1][worst]:.1f} %."
     words = f"A line for each of {len(matrix)} tasks, which starts when the task was learned. "
     words += largest if lost > 0 else "No task lost accuracy."
@@ -98,11 +104,10 @@ def average_over_time(run: Run, finetune: Run | None) -> Chart:
         set_task_ticks(axes.xaxis, len(run.matrix))
         axes.legend()
     words = "; ".join(
-        f"{name}: from {values[0]:.1f} % after the first task to {values[-1]:.1f} %" for name, values in lines.items()
+        f"{name}: from {_known(values)[0]:.1f} % after the first task to {values[-1]:.1f} %"
+        for name, values in lines.items()
     )
-    rows: list[list[CellValue]] = [
-        [str(k + 1), *(values[k] for values in lines.values())] for k in range(len(run.matrix))
-    ]
+    rows = [[str(k + 1), *(cell(values[k]) for values in lines.values())] for k in range(len(run.matrix))]
     table = Table("Average accuracy over the tasks seen, %", ["after task", *lines], rows)
     return Chart("average-over-time", "Average over all tasks seen", words + ".", figure, table)
 
@@ -124,7 +129,8 @@ def learned_and_final(run: Run, finetune: Run | None) -> Chart:
         set_task_ticks(axes.xaxis, count)
         figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     means = [
-        f"{shown.method} had {fmean(_diagonal(shown.matrix)):.1f} % and has {fmean(shown.matrix[-1]):.1f} %"
+        f"{shown.method} had {fmean(_known(_diagonal(shown.matrix))):.1f} % and has "
+        f"{fmean(_known(shown.matrix[-1])):.1f} %"
         for shown in runs
     ]
     words = (
@@ -133,15 +139,25 @@ def learned_and_final(run: Run, finetune: Run | None) -> Chart:
     )
     titles = [f"{shown.method} {moment}" for shown in runs for moment in ("just learned", "at the end")]
     rows: list[list[CellValue]] = [
-        [str(k + 1), *(row[k] for shown in runs for row in (shown.matrix[k], shown.matrix[-1]))] for k in range(count)
+        [str(k + 1), *(cell(row[k]) for shown in runs for row in (shown.matrix[k], shown.matrix[-1]))]
+        for k in range(count)
     ]
     table = Table("Accuracy in %, just learned and at the end", ["task", *titles], rows)
     return Chart("kept", "Accuracy right after learning and at the end", words, figure, table)
 
 
 def average_accuracies(matrix: Matrix) -> list[float]:
-    """Return the average accuracy over the tasks seen, after each task."""
-    return [fmean(row) for row in matrix]
+    """Return the average accuracy over the tasks seen, after each task; nan if none of them has test images."""
+    return [fmean(known) if (known := _known(row)) else math.nan for row in matrix]
+
+
+def cell(accuracy: float) -> CellValue:
+    """Return an accuracy as the cell of a table, which is empty for nan."""
+    return None if math.isnan(accuracy) else accuracy
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
 def _diagonal(matrix: Matrix) -> list[float]:

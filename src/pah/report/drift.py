@@ -20,7 +20,7 @@ def lost_parts(diagnosis: Mapping[str, Any]) -> Chart:
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set(xlabel="task", ylabel="accuracy lost, percentage points")
         axes.grid(visible=False, axis="x")
-        set_task_ticks(axes.xaxis, len(tasks))
+        set_task_ticks(axes.xaxis, tasks[-1]["task"] + 1)
         axes.legend()
     words = (
         f"Two bars for each old task. On average a task lost {mean['lost']:.1f} points since it was learned: "
@@ -36,7 +36,7 @@ def lost_parts(diagnosis: Mapping[str, Any]) -> Chart:
 def similarity(diagnosis: Mapping[str, Any]) -> Chart:
     """Return the similarity of each old task's features to those right after the task was learned."""
     tasks = diagnosis["tasks"]
-    count = len(tasks[0]["similarity"])
+    count = tasks[0]["task"] + len(tasks[0]["similarity"])  # a task without test images is not among them
     with new_figure() as (figure, [axes]):
         for task in tasks:
             k, values = task["task"], task["similarity"]

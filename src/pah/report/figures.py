@@ -5,6 +5,7 @@ matplotlib is an optional extra, so the functions that draw import it.
 
 import io
 import math
+import os
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,11 +120,19 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raise InputError unless matplotlib is installed."""
+    """Raise InputError unless matplotlib is installed.
+
+    The variable MPLBACKEND is hidden while matplotlib reads it, because a value that another environment has set, such
+    as that of a notebook, would be an error. Figures are written to files and need no backend.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise InputError("figures need the extra: in a clone of pah, run pip install -e '.[report]'") from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _point(name: str, entry: Mapping[str, Any], tasks: int) -> Point:

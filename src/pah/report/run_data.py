@@ -78,9 +78,8 @@ class Run:
 
     @property
     def matrix(self) -> list[list[float]]:
-        """Return T rows; row i has i + 1 accuracies in percent."""
-        matrix: list[list[float]] = self.metrics["accuracy_matrix"]
-        return matrix
+        """Return T rows; row i has i + 1 accuracies in percent, nan for a task without test images."""
+        return [[math.nan if value is None else value for value in row] for row in self.metrics["accuracy_matrix"]]
 
     @property
     def method(self) -> str:
@@ -124,7 +123,7 @@ def read_run(folder: Path) -> Run:
         finished=finished,
         metrics=run_metrics,
         tasks=learned if finished else _planned_tasks(config),
-        names=_class_names(folder, run_metrics),
+        names=_class_names(folder, run_metrics, config),
         log=_read_log(folder / LOG),
         answers=read_predictions(folder / PREDICTIONS) if (folder / PREDICTIONS).is_file() else None,
         diagnosis=_read_diagnosis(folder / DIAGNOSIS) if (folder / DIAGNOSIS).is_file() else None,
@@ -141,11 +140,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         absent = sorted(REQUIRED_KEYS - content.keys()) if isinstance(content, dict) else sorted(REQUIRED_KEYS)
         raise InputError(f"{path}: expected a run's metrics, got none of {', '.join(absent)}")
     try:
-        matrix = [[float(accuracy) for accuracy in row] for row in content["accuracy_matrix"]]
+        matrix = [[None if value is None else float(value) for value in row] for row in content["accuracy_matrix"]]
     except (TypeError, ValueError):
         matrix = []
-    if not matrix or any(len(row) != i or not all(map(math.isfinite, row)) for i, row in enumerate(matrix, 1)):
+    known = [value for row in matrix for value in row if value is not None]
+    if not known or any(len(row) != i for i, row in enumerate(matrix, 1)) or not all(map(math.isfinite, known)):
         raise InputError(f"{path}: expected an accuracy matrix whose row i has i numbers, got another")
+    curve = content.get("class_incremental_curve", matrix)  # runs of older versions have none
+    if not isinstance(curve, list) or len(curve) != len(matrix):
+        raise InputError(f"{path}: expected a class-incremental curve of {len(matrix)} numbers, got {curve!r:.80}")
     return content | {"accuracy_matrix": matrix} | metrics.summary(matrix)
 
 
@@ -167,10 +170,14 @@ def _metrics_so_far(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if not state.matrix:
         position = f"in task {state.task + 1} (epochs done: {state.epoch}, steps of the next: {state.step})"
         raise InputError(f"{folder}: expected a run that has learned a task, got one that is still {position}")
+    if all(accuracy is None for accuracy in state.matrix[-1]):
+        raise InputError(f"{folder}: expected a run that has learned a task with test images, got none yet")
     return facts_of_config | {
         "accuracy_matrix": state.matrix,
         **metrics.summary(state.matrix),
         "class_incremental_accuracy": state.class_incremental[-1],
+        "class_incremental_curve": state.class_incremental,
+        "average_class_incremental_accuracy": metrics.mean_or_none(state.class_incremental),
         "seconds": state.seconds,
     }
 
@@ -178,24 +185,27 @@ def _metrics_so_far(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _planned_tasks(config: Mapping[str, Any]) -> int | None:
     """Return the number of tasks of the run, if its configuration determines it."""
     stream, bench = config["stream"], BENCHMARKS.get(config["benchmark"])
-    planned: int | None = stream.get("first") or stream.get("tasks")
+    planned: int | None = stream.get("first") or stream.get("tasks") or len(stream.get("sizes") or ())
     return planned or (bench.tasks if bench else None)
 
 
-def _class_names(folder: Path, run_metrics: Mapping[str, Any]) -> list[list[str]] | None:
+def _class_names(folder: Path, run_metrics: Mapping[str, Any], config: Mapping[str, Any]) -> list[list[str]] | None:
     """Return the class names of each task from the model, or else the labels in the data set from the metrics."""
     path, learned = folder / MODEL / LEARNER_FILE, len(run_metrics["accuracy_matrix"])
     if path.is_file():
         try:
-            return [[str(name) for name in task["classes"]] for task in files.read_json(path)["tasks"]]
+            names = [[str(name) for name in task["classes"]] for task in files.read_json(path)["tasks"]]
         except (KeyError, TypeError):
             raise InputError(f"{path}: expected a learner, got JSON of something else") from None
+        if len(names) >= learned:  # otherwise the run goes on to more tasks than this model has
+            return names
     if "class_order" not in run_metrics:
         return None
     labels = iter(run_metrics["class_order"])
     count = len(run_metrics["class_order"])
-    sizes = [count // learned + (k < count % learned) for k in range(learned)]  # as the stream divides the classes
-    return [[f"class {label}" for label in islice(labels, size)] for size in sizes]
+    equal = [count // learned + (k < count % learned) for k in range(learned)]  # as the stream divides the classes
+    sizes = config.get("stream", {}).get("sizes") or equal
+    return [[f"class {label}" for label in islice(labels, size)] for size in sizes[:learned]]
 
 
 def _read_log(path: Path) -> list[Epoch]:

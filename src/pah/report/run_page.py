@@ -1,7 +1,7 @@
 """The report of one run, section by section."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -40,13 +40,14 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The content of a report, which the template renders."""
+    """The content of a report: what the template renders, and the text of other files beside it, by name."""
 
     title: str
     summary: Sequence[str]
     cards: Sequence[Card]
     sections: Sequence[Section]
     missing: Sequence[str]
+    files: Mapping[str, str] = {}
 
 
 def page_of(run: Run) -> Page:
@@ -104,7 +105,7 @@ def _summary(run: Run, finetune: Run | None) -> list[str]:
         f"{scores['class_incremental_accuracy']:.1f} % of the images.",
     ]
     if finetune:
-        finetune_accuracy = fmean(finetune.matrix[-1])
+        finetune_accuracy = finetune.metrics["average_accuracy"]
         gain = scores["average_accuracy"] - finetune_accuracy
         paragraphs.append(
             f"The same training without protection (finetune) reaches {finetune_accuracy:.1f} %, {abs(gain):.1f} "
@@ -136,7 +137,19 @@ def _accuracy(run: Run, finetune: Run | None) -> Section:
     names = [", ".join(task_names) for task_names in run.names] if run.names else run.metrics.get("task_names")
     rows = [[str(k + 1), classes_of_task] for k, classes_of_task in enumerate(names or ())]
     tables = [Table("The tasks", ["task", "classes"], rows)] if rows else []
+    tables.append(_averages(run))
     return Section("accuracy", "Accuracy and forgetting", charts=charts, tables=tables)
+
+
+def _averages(run: Run) -> Table:
+    """Return the accuracies over all tasks seen after each task, and their means over the run."""
+    given = curves.average_accuracies(run.matrix)
+    not_given = run.metrics.get("class_incremental_curve") or [None] * len(given)  # older runs lack it
+    rows = [[str(k), curves.cell(one), other] for k, (one, other) in enumerate(zip(given, not_given, strict=True), 1)]
+    means = ("average_incremental_accuracy", "average_class_incremental_accuracy")
+    rows.append(["mean", *(run.metrics.get(key) for key in means)])
+    caption = "Over all tasks seen, %; the means are the average incremental accuracies (AIA)"
+    return Table(caption, ["after task", "task given, average", "task not given"], rows)
 
 
 def _training(run: Run) -> Section | None:

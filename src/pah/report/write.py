@@ -18,6 +18,8 @@ from pah.runs.folder import FIGURES, REPORT
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write `report.html` and `figures/` of one run or of several runs side by side; return the page's path.
 
+    The table of several runs is also written as `report.csv` and `report.tex`.
+
     Args:
         folders: run folders, at least one.
         out: folder for the report; by default the run's folder, or the common parent folder of several runs.
@@ -34,6 +36,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     for section in page.sections:
         for chart in (*section.charts, *section.file_only):
             charts.save(chart, out / FIGURES)
+    for name, text in page.files.items():
+        write_file(out / name, text.encode())
     write_file(out / REPORT, render(page).encode())
     return out / REPORT
 

@@ -22,6 +22,8 @@ from pah.methods.base import Method
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.runs.folder import METRICS, SNAPSHOTS
+from pah.runs.provenance import require_data_place, require_same_data
+from pah.runs.saved_state import checkpoint_facts
 from pah.training.config import RunConfig, build_method, load_stream
 
 Features = NDArray[np.float64]  # (N, D)
@@ -80,13 +82,18 @@ def diagnose(config: RunConfig, folder: Path) -> list[TaskDiagnosis]:
         folder: The run folder.
 
     Raises:
-        InputError: the run is not finished, or has no snapshots (`pah run --snapshots true`).
+        InputError: the run is not finished, has no snapshots (`pah run --snapshots true`), or its data have changed.
     """
     metrics = read_json(folder / METRICS)
+    require_data_place(config, checkpoint_facts(folder), folder)
     stream = load_stream(config)
+    require_same_data(metrics, stream, folder)
     methods = [load_snapshot(config, stream, folder, k) for k in range(len(stream.tasks))]
     flip = config.training.flip_test
-    return [_diagnose_task(task, methods, metrics["accuracy_matrix"], flip) for task in stream.tasks[:-1]]
+    measured = [task for task in stream.tasks[:-1] if len(task.test)]
+    if len(stream.tasks) > 1 and not measured:
+        raise InputError(f"{folder}: expected test images of an old task, got none")
+    return [_diagnose_task(task, methods, metrics["accuracy_matrix"], flip) for task in measured]
 
 
 def load_snapshot(config: RunConfig, stream: Stream, folder: Path, task: int) -> Method:

@@ -5,14 +5,16 @@ diagnosis.json  report.html  figures/  track/
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pah.core.config import InputError
-from pah.core.files import read_yaml, write_file
+from pah.core.files import read_json, read_yaml, write_file, write_json
 from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE
 from pah.training import checkpoint
+from pah.training.config import RunConfig
 from pah.training.state import EpochDone, TrainState
 
 CONFIG = "config.yaml"
@@ -47,6 +49,29 @@ def run_files(folder: Path) -> list[Path]:
     ]
 
 
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write `config.yaml`."""
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    write_file(folder / CONFIG, text.encode())
+
+
+def holds_run(folder: Path, config: RunConfig) -> bool:
+    """Return whether the folder holds a run of this configuration, whatever the place of its data."""
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        written = config.completed(read_yaml(folder / CONFIG))
+    except (InputError, TypeError):  # damaged, or not what pah wrote
+        return False
+    return written | {"data": None} == config.as_dict() | {"data": None}
+
+
+def reopen_trackers(folder: Path) -> None:
+    """Let trackers receive the final metrics of a finished run again, because it goes on to more tasks."""
+    for path in (folder / TRACK).glob(f"*/{SENT}"):
+        write_json(path, read_json(path) | {"end": False, "closed": False})
+
+
 class OccupiedError(InputError):
     """The folder holds a run."""
 
@@ -70,17 +95,18 @@ def refuse_other_run(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def append_log(path: Path, event: EpochDone, peak_memory_mb: float) -> None:
+def append_log(path: Path, event: EpochDone, peak_memory_mb: float | None) -> None:
     """Append an epoch's line to the log.
 
     Args:
         path: The log.
         event: The epoch.
-        peak_memory_mb: The peak memory of the process so far, in MB.
+        peak_memory_mb: The peak memory of the process so far, in MB; None if it is not known.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event) | {"peak_memory_mb": round(peak_memory_mb, 1)}) + "\n")
+            peak = None if peak_memory_mb is None else round(peak_memory_mb, 1)
+            file.write(json.dumps(event.as_dict() | {"peak_memory_mb": peak}) + "\n")
     except OSError as error:
         raise InputError(f"{path}: expected to write a line, got: {error.strerror}") from None
 

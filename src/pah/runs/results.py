@@ -1,11 +1,11 @@
 """The files of a finished run: its metrics, predictions, model, snapshots and prototypes."""
 
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +18,22 @@ from torch import Tensor
 from pah.core import distributed, files
 from pah.core.config import InputError
 from pah.core.devices import device_name
+from pah.data.sources import Images
 from pah.data.stream import Stream
 from pah.data.task import Normalization
 from pah.learner import store
 from pah.learner.calibration import calibrate, calibrate_among_all
+from pah.learner.measurements import fingerprint
 from pah.learner.predictor import Predictor
 from pah.learner.store import Lesson, Record, TaughtTask
 from pah.methods.base import Method
 from pah.methods.pah import PAH
 from pah.training import metrics
-from pah.training.config import RunConfig
+from pah.training.config import RunConfig, build_method
 from pah.training.evaluation import TaskPredictions
+from pah.training.loop import begin
 from pah.training.state import TrainState
+from pah.training.transfer import measure_readiness
 
 Moment = Literal["start", "learned"]  # before and after a task's own training
 
@@ -39,12 +43,18 @@ def save_network(path: Path, method: Method) -> None:
     files.write_file(path, store.serialize_weights(method.network))
 
 
-def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: list[list[float]]) -> None:
+def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, matrix: metrics.Matrix) -> None:
     """Write the finished network as a learner, with its tasks and accuracies.
 
     It is calibrated if the run has validation images. It holds no dates, so equal runs write equal files.
     """
     names = [task.name for task in stream.tasks]
+    measured = [task.test if config.training.evaluate_on == "test" else task.validation for task in stream.tasks]
+    counts = [len(part) for part in measured]
+    fingerprints = [
+        fingerprint(Images(part.pixels[part.rows], part.labels), task.class_names)
+        for task, part in zip(stream.tasks, measured, strict=True)
+    ]
     record = Record(
         config=config,
         image_shape=stream.image_shape,
@@ -54,7 +64,13 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
             for task in stream.tasks
         ),
         history=tuple(
-            Lesson(name, None, dict(zip(names, accuracies, strict=False)))
+            Lesson(
+                name,
+                None,
+                {old: value for old, value in zip(names, accuracies, strict=False) if value is not None},
+                images=dict(zip(names[: len(accuracies)], counts, strict=False)),
+                fingerprints=dict(zip(names[: len(accuracies)], fingerprints, strict=False)),
+            )
             for name, accuracies in zip(names, matrix, strict=True)
         ),
     )
@@ -143,26 +159,51 @@ def results(
         revision: The commit of the source code, if known.
     """
     parameters = method.network.count_parameters()
+    validated = {"epochs_trained": state.epochs_trained, "best_epochs": state.best_epochs}
     return {
         "benchmark": config.benchmark,
         "method": config.method,
         "seed": config.seed,
         "evaluated_on": config.training.evaluate_on,
         "class_order": stream.class_order,
+        "classes_left_out": stream.classes_left_out,
         "task_names": [task.name for task in stream.tasks],
         "accuracy_matrix": state.matrix,
         **metrics.summary(state.matrix),
         "class_incremental_accuracy": state.class_incremental[-1],
+        "class_incremental_curve": state.class_incremental,
+        "average_class_incremental_accuracy": metrics.mean_or_none(state.class_incremental),
+        **(_forward_transfer(config, stream, method, state) if config.training.measure_transfer else {}),
         "parameters": parameters
         | {"total": parameters["backbone"] + parameters["hypernetwork"] + sum(parameters["per_task"])},
         "stored_samples": method.stored_samples,
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / state.train_seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": None if (peak := peak_memory_mb()) is None else round(peak, 1),
         "device": device_name(method.device),
         "processes": distributed.world_size(),
         "versions": versions(),
         "commit": revision,
+        **(validated if config.training.validates else {}),
+    }
+
+
+def _forward_transfer(config: RunConfig, stream: Stream, method: Method, state: TrainState) -> dict[str, Any]:
+    """Return the part of `metrics.json` on forward transfer; it measures an untrained network."""
+    untrained = build_method(config, stream.image_shape).to(method.device)
+    measured = []
+    for task in stream.tasks:
+        untrained.release()
+        begin(untrained, task, config.seed)
+        measured.append(measure_readiness(untrained, task, config.training))
+    heads, features = zip(*measured, strict=True)
+    return {
+        "forward_transfer": metrics.forward_transfer(state.head_before, heads),
+        "feature_forward_transfer": metrics.forward_transfer(state.features_before, features),
+        "accuracy_before_learning": state.head_before,
+        "accuracy_untrained": list(heads),
+        "feature_accuracy_before_learning": state.features_before,
+        "feature_accuracy_untrained": list(features),
     }
 
 
@@ -176,8 +217,12 @@ def versions() -> dict[str, str]:
     return package_versions | {"threads": str(torch.get_num_threads())}
 
 
+@cache
 def commit() -> str | None:
-    """Return the commit of the source code, with "+changes" if files differ from it; None outside a git checkout."""
+    """Return the commit of the source code, with "+changes" if files differ from it; None outside a git checkout.
+
+    It is looked up once, because the source files may change later, but not what this process has loaded of them.
+    """
     source_folder = Path(__file__).parents[1]  # of the package pah
 
     def git(*arguments: str) -> str:
@@ -193,7 +238,11 @@ def commit() -> str | None:
         return None
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory of this process, in MB (2^20 bytes)."""
+def peak_memory_mb() -> float | None:
+    """Return the peak memory of this process, in MB (2^20 bytes); None on Windows, where Python cannot tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

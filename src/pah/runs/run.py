@@ -1,16 +1,14 @@
 """A run: the training of a configuration in a folder, from the beginning or from a checkpoint."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import yaml
 
 from pah.core import distributed, files
 from pah.core.config import InputError
@@ -22,20 +20,24 @@ from pah.methods.base import Method
 from pah.runs.folder import (
     CHECKPOINT,
     CONFIG,
+    DIAGNOSIS,
     LOG,
     METRICS,
     MODEL,
     PREDICTIONS,
     PROTOTYPES,
+    REPORT,
     SNAPSHOTS,
     append_log,
     cut_log,
     refuse_other_run,
+    reopen_trackers,
     run_files,
+    write_config,
 )
+from pah.runs.provenance import Provenance, begin, go_on, require_data_place, require_same_data
 from pah.runs.results import (
     Moment,
-    commit,
     peak_memory_mb,
     results,
     save_model,
@@ -43,14 +45,13 @@ from pah.runs.results import (
     save_predictions,
     save_prototypes,
 )
-from pah.training import checkpoint
+from pah.runs.saved_state import load_state, restore, save_state
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.evaluation import evaluate, predict_tasks
 from pah.training.features import with_features_if_frozen
-from pah.training.loop import read_terms, replay, require_finite, train
+from pah.training.loop import epochs_are_over, train
+from pah.training.metrics import average_accuracy
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
-
-LoadedCheckpoint: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors and facts
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def start_run(
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 180.0,
     device: torch.device = CPU,
+    data_fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Train from the beginning in a folder, and return the content of `metrics.json`.
 
@@ -104,51 +106,121 @@ def start_run(
         stop: Called after every step. If it returns true, the state is saved and `StoppedError` is raised.
         checkpoint_seconds: Seconds between checkpoints; 0 saves after every step.
         device: Where to train. It is not part of the configuration, so a run may be resumed on another device.
+        data_fingerprint: The fingerprint that the data must have (`Source.fingerprint`); None for any data.
 
     Raises:
-        InputError: the data or options are invalid, or the folder holds another run.
+        InputError: the data or options are invalid or not those of the fingerprint, or the folder holds another run.
         StoppedError: `stop` returned true in any process.
         ProcessLostError: another process of this run ended.
     """
-    stream = load_stream(config).to(device)
+    stream = load_stream(config)
+    _require_data_of_study(data_fingerprint, stream, folder)
+    provenance, stream = begin(config, stream, device), stream.to(device)
     method = build_method(config, stream.image_shape).to(device)
     with _locked_by_main_process(folder):
         distributed.run_on_main_process(lambda: _start_folder(config, folder, overwrite))
         stream = with_features_if_frozen(stream, method, config)
-        return _train(config, folder, stream, method, TrainState(), watch, stop, checkpoint_seconds)
+        return _train(config, folder, stream, method, TrainState(), provenance, watch, stop, checkpoint_seconds)
 
 
 def resume_run(
     config: RunConfig,
     folder: Path,
     *,
+    more_tasks: bool = False,
     watch: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 180.0,
     device: torch.device = CPU,
+    data_fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Continue a run from its checkpoint, or from the beginning if it has none, and return the metrics.
 
     On a CPU the result equals that of an uninterrupted run with as many processes, bit for bit. For a finished run,
-    its metrics are returned and nothing is done. See `start_run` for the arguments.
+    its metrics are returned and nothing is done.
+
+    Args:
+        config: The configuration of the run. `data` may name another place of the same data, which is then written into
+            `config.yaml`.
+        folder: The run folder.
+        more_tasks: Go on to more tasks than the run began with: `config.stream.first` is larger than in the folder. The
+            result equals that of a run that began with it.
+        watch: See `start_run`.
+        stop: See `start_run`.
+        checkpoint_seconds: See `start_run`.
+        device: See `start_run`.
+        data_fingerprint: See `start_run`.
 
     Raises:
-        InputError: the data or options are invalid, or the checkpoint is damaged or has another configuration.
+        InputError: the data or options are invalid, the data are not those the run began with, or the checkpoint is
+            damaged, missing for `more_tasks`, or has another configuration.
         StoppedError: `stop` returned true in any process.
         ProcessLostError: another process of this run ended.
     """
     with _locked_by_main_process(folder):
         metrics: dict[str, Any] | None = distributed.run_on_main_process(lambda: _read_if_exists(folder / METRICS))
-        if metrics is not None:
+        if metrics is not None and not more_tasks:
+            known = metrics
+            distributed.run_on_main_process(lambda: _note_new_place(config, folder, known))
             return metrics
         # before anything is built: a configuration that was changed may be too large to build
-        loaded = distributed.run_on_main_process(lambda: _load_checkpoint(config, folder))
-        stream = load_stream(config).to(device)
-        method = build_method(config, stream.image_shape, start_weights=loaded is None).to(device)
-        state = _restore(loaded, folder, config.seed, stream, method) if loaded else TrainState()
-        del loaded  # free the memory of its tensors
+        saved = distributed.run_on_main_process(lambda: load_state(config, folder))
+        if more_tasks and saved is None:
+            raise InputError(f"{folder / CHECKPOINT}: expected the checkpoint from which a run goes on, found none")
+        require_data_place(config, saved.facts if saved else {}, folder)
+        stream = load_stream(config)
+        if saved:
+            require_same_data(saved.facts, stream, folder)
+        _require_data_of_study(data_fingerprint, stream, folder)
+        provenance, stream = begin(config, stream, device), stream.to(device)
+        method = build_method(config, stream.image_shape, start_weights=saved is None).to(device)
+        state = TrainState()
+        if saved:
+            state = restore(saved, folder, config.seed, stream, method)
+            provenance = go_on(provenance, saved.facts, state, folder)
+        restored, saved = saved is not None, None  # free the memory of its tensors
+        distributed.run_on_main_process(
+            lambda: _update_folder(config, folder, method, state, provenance, restored, more_tasks)
+        )
         stream = with_features_if_frozen(stream, method, config)
-        return _train(config, folder, stream, method, state, watch, stop, checkpoint_seconds)
+        return _train(config, folder, stream, method, state, provenance, watch, stop, checkpoint_seconds)
+
+
+def _require_data_of_study(fingerprint: str | None, stream: Stream, folder: Path) -> None:
+    """Raise InputError unless the data have the fingerprint, if there is one."""
+    if fingerprint is not None and stream.data_fingerprint != fingerprint:
+        raise InputError(
+            f"{folder}: expected the data of this study, got other images, labels or class names from {stream.origin}, "
+            "which changed since the study began; bring the former data back, or start anew with another --out"
+        )
+
+
+def _note_new_place(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> None:
+    """Write another place of the data of a finished run into its configuration, if the data are the same."""
+    if (folder / CONFIG).is_file() and files.read_yaml(folder / CONFIG).get("data") != config.data:
+        require_same_data(metrics, load_stream(config), folder)
+        write_config(folder, config)
+
+
+def _update_folder(
+    config: RunConfig,
+    folder: Path,
+    method: Method,
+    state: TrainState,
+    provenance: Provenance,
+    restored: bool,
+    more_tasks: bool,
+) -> None:
+    """Write the new place of the data or the new number of tasks into the configuration of a run that goes on."""
+    if not (folder / CONFIG).is_file() or config.completed(files.read_yaml(folder / CONFIG)) == config.as_dict():
+        return
+    if restored:  # first, so that the checkpoint fits the old and the new configuration
+        save_state(config, folder, method, state, provenance)
+    if more_tasks:
+        for name in (METRICS, PREDICTIONS, DIAGNOSIS, REPORT):  # they describe the run on fewer tasks
+            (folder / name).unlink(missing_ok=True)
+        reopen_trackers(folder)
+    write_config(folder, config)
 
 
 @contextmanager
@@ -170,8 +242,7 @@ def _start_folder(config: RunConfig, folder: Path, overwrite: bool) -> None:
         refuse_other_run(folder, config.as_dict())
     for old_file in run_files(folder):
         old_file.unlink(missing_ok=True)
-    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-    files.write_file(folder / CONFIG, text.encode())
+    write_config(folder, config)
 
 
 def _read_if_exists(path: Path) -> Any:
@@ -185,12 +256,12 @@ def _train(
     stream: Stream,
     method: Method,
     state: TrainState,
+    provenance: Provenance,
     watch: Callable[[Progress], None],
     stop: Callable[[], bool],
     checkpoint_seconds: float,
 ) -> dict[str, Any]:
     """Train to the end with a log and checkpoints, write the results, and return the metrics."""
-    revision = commit()  # now, because the source files may change during the run
     saved_at = time.monotonic()
     distributed.run_on_main_process(lambda: cut_log(folder / LOG, state))
     for event in train(method, stream, config.training, config.augment, config.seed, state):
@@ -199,12 +270,12 @@ def _train(
             _record_event(config, folder, method, stream, event)
             due = time.monotonic() - saved_at >= checkpoint_seconds
             if stopping or due or _always_saved(event, config, state):
-                _save_checkpoint(config, folder, method, state)
+                save_state(config, folder, method, state, provenance)
                 saved_at = time.monotonic()
             watch(Progress(event, state, stream, config))
         if stopping:
             raise StoppedError
-    return _write_results(config, folder, stream, method, state, revision)
+    return _write_results(config, folder, stream, method, state, provenance)
 
 
 def _always_saved(event: Event, config: RunConfig, state: TrainState) -> bool:
@@ -213,19 +284,20 @@ def _always_saved(event: Event, config: RunConfig, state: TrainState) -> bool:
     This is so after each task and after the last epoch of a task. Between the two the task is consolidated and
     evaluated, which may take long and cannot be interrupted and saved.
     """
-    last_epoch = isinstance(event, EpochDone) and state.epoch == config.training.epochs_of(state.task)
+    last_epoch = isinstance(event, EpochDone) and epochs_are_over(state, config.training)
     return last_epoch or isinstance(event, TaskDone)
 
 
 def _write_results(
-    config: RunConfig, folder: Path, stream: Stream, method: Method, state: TrainState, revision: str | None
+    config: RunConfig, folder: Path, stream: Stream, method: Method, state: TrainState, provenance: Provenance
 ) -> dict[str, Any]:
     """Write the model, the predictions and the metrics of a finished run, and return the metrics."""
     predictions = predict_tasks(method, stream.tasks, config.training)
-    metrics = results(config, stream, method, state, revision)
+    metrics = results(config, stream, method, state, provenance.parts[-1]["commit"]) | provenance.metrics()
     if config.training.flip_test:  # the metrics without mirror images, for comparison
         without_flip = dataclasses.replace(config.training, flip_test=False)
-        metrics["average_accuracy_without_flip"] = statistics.fmean(evaluate(method, stream.tasks, without_flip)[0])
+        accuracies, _ = evaluate(method, stream.tasks, without_flip)
+        metrics["average_accuracy_without_flip"] = average_accuracy([accuracies])
     if distributed.is_main_process():
         save_model(folder / MODEL, config, stream, method, state.matrix)
         save_predictions(folder / PREDICTIONS, predictions)
@@ -247,46 +319,3 @@ def _record_event(config: RunConfig, folder: Path, method: Method, stream: Strea
     save_prototypes(folder / PROTOTYPES / name, method, stream.normalization, moment)
     if config.snapshots and moment == "learned":
         save_network(folder / SNAPSHOTS / name, method)
-
-
-def _save_checkpoint(config: RunConfig, folder: Path, method: Method, state: TrainState) -> None:
-    """Save a checkpoint; raise InputError if a number is not finite."""
-    read_terms(state, config.training)
-    require_finite(method, state)
-    tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
-    tensors |= {f"optimizer/{k}": tensor for k, tensor in checkpoint.optimizer_tensors(method.optimizers).items()}
-    facts = {"fingerprint": config.fingerprint, "state": asdict(state)}
-    checkpoint.save(folder / CHECKPOINT, tensors, facts)
-
-
-def _load_checkpoint(config: RunConfig, folder: Path) -> LoadedCheckpoint | None:
-    """Return the tensors and facts of the run's checkpoint; None if it has none yet."""
-    path = folder / CHECKPOINT
-    if not checkpoint.exists(path):
-        return None
-    tensors, facts = checkpoint.load(path)
-    if facts.get("fingerprint") != config.fingerprint:
-        raise InputError(
-            f"{path}: expected a checkpoint of the configuration in {folder / CONFIG}, got one of another configuration"
-        )
-    return tensors, facts
-
-
-def _restore(loaded: LoadedCheckpoint, folder: Path, seed: int, stream: Stream, method: Method) -> TrainState:
-    """Load a checkpoint into the method, and return its training state."""
-    tensors, facts = loaded
-    try:
-        state = TrainState(**facts["state"])
-        replay(method, stream, state, seed)
-        parts: dict[str, dict[str, torch.Tensor]] = {"method": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            owner, _, rest = name.partition("/")
-            parts[owner][rest] = tensor
-        method.load_state_dict(parts["method"], strict=True)
-        checkpoint.load_optimizers(method.optimizers, parts["optimizer"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # pah or the data have changed since
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{folder / CHECKPOINT}: expected a checkpoint that fits this pah and these data, got: {reason}"
-        ) from None
-    return state

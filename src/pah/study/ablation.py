@@ -15,15 +15,16 @@ from urllib.parse import quote
 
 from pah.core import files
 from pah.study.bootstrap import CorrectMask
+from pah.study.conditions import conditions_paragraph, different_conditions, require_same_data
 from pah.study.grid import Cell, Outcome, claim_folder, correct_answers, require_matching_folders
 from pah.study.table import (
-    COLUMNS,
     column_titles,
     difference_intervals,
+    explain_columns,
     format_value,
-    interval_level,
     markdown_table,
     missing_paragraph,
+    percent_columns,
     row_cells,
     summarise_seeds,
 )
@@ -53,6 +54,7 @@ class Ablation:
     panels: tuple[Panel, ...]
     seeds: tuple[int, ...]
     folder: Path
+    data_fingerprint: str | None = None  # of the data that each cell must have; None before `prepare`
 
     def configs_by_name(self) -> dict[str, RunConfig]:
         """Return each configuration once, by the name of its cell; the base is first if it is among them."""
@@ -76,7 +78,7 @@ class Ablation:
     def cells(self) -> list[Cell]:
         """Return the runs, ordered by seed: all configurations with the first seed come first."""
         return [
-            Cell(dataclasses.replace(config, seed=seed), self.folder / f"{name}-seed{seed}")
+            Cell(dataclasses.replace(config, seed=seed), self.folder / f"{name}-seed{seed}", self.data_fingerprint)
             for seed in self.seeds
             for name, config in self.configs_by_name().items()
         ]
@@ -105,16 +107,20 @@ def short_names(config: RunConfig) -> dict[str, str]:
     return {name: special.get(name, last if times[last] == 1 else name) for name, last in last_parts.items()}
 
 
-def prepare(ablation: Ablation) -> None:
-    """Check the data and the options, and create or check the study folder.
+def prepare(ablation: Ablation) -> Ablation:
+    """Check the data and the options, create or check the study folder, and return the ablation of these data alone.
 
     Raises:
-        InputError: bad data, a configuration that does not fit its stream, or a folder of another study.
+        InputError: bad data, a configuration that does not fit its stream, or a folder of another study or other data.
     """
-    for config in ablation.configs_by_name().values():
+    base, *others = ablation.configs_by_name().values()
+    stream = load_stream(base)
+    for config in others:
         load_stream(config)
     require_matching_folders(ablation.cells())
+    require_same_data(ablation.folder, stream)
     claim_folder(ablation.folder, ablation.base, cell_options=("seed",))
+    return dataclasses.replace(ablation, data_fingerprint=stream.data_fingerprint)
 
 
 def write_summary(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -160,6 +166,7 @@ def summarise(ablation: Ablation, outcomes: Sequence[Outcome]) -> dict[str, Any]
             if name in runs
         },
         "missing": missing,
+        "conditions": different_conditions(run for cell_runs in runs.values() for run in cell_runs),
     }
 
 
@@ -186,13 +193,14 @@ def _panel_summary(ablation: Ablation, panel: Panel, finished: Mapping[str, Any]
 def panel_rows(summary: Mapping[str, Any], panel: Mapping[str, Any]) -> list[list[str]]:
     """Return the texts of a panel's table: the column titles, then one row per configuration."""
     cells = summary["cells"]
+    columns = percent_columns(cells).values()
     rows = []
     for row in panel["rows"]:
         first, *rest = map(format_value, row["values"])
         if row["cell"] == BASE:
             first = f"{first} ({BASE})"
-        rows.append([first, *rest, *row_cells(cells[row["cell"]])])
-    return [[*panel["short"], *column_titles(BASE, BASE, interval_level(cells))], *rows]
+        rows.append([first, *rest, *row_cells(cells[row["cell"]], columns)])
+    return [[*panel["short"], *column_titles(BASE, BASE, cells)], *rows]
 
 
 def as_markdown(summary: Mapping[str, Any]) -> str:
@@ -203,8 +211,8 @@ def as_markdown(summary: Mapping[str, Any]) -> str:
         parts.append(markdown_table([header, ["---", *["---:"] * (len(header) - 1)], *rows]))
     cells = summary["cells"].values()
     tasks, images = (" or ".join(dict.fromkeys(str(cell[key]) for cell in cells)) for key in ("tasks", "evaluated_on"))
-    level = interval_level(summary["cells"])
-    columns = COLUMNS.format(reference=BASE, rows="cells", unit="the base", level=level)
+    columns = explain_columns(BASE, "cells", "the base", summary["cells"])
     parts.append(LEGEND.format(benchmark=summary["benchmark"], tasks=tasks, images=images, columns=columns, base=BASE))
+    parts += conditions_paragraph(summary)
     parts += missing_paragraph((f"{cell['cell']}, seed {cell['seed']}", cell["reason"]) for cell in summary["missing"])
     return "\n\n".join(parts) + "\n"

@@ -38,6 +38,7 @@ class Cell:
 
     config: RunConfig
     folder: Path
+    data_fingerprint: str | None = None  # that the data must have; None for any data
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def run_cell(
             stop=stop,
             checkpoint_seconds=checkpoint_seconds,
             device=device,
+            data_fingerprint=cell.data_fingerprint,
         )
     except FolderBusyError:
         return None

@@ -190,6 +190,7 @@ class RayDriver:
             device=self.cluster.device,
             study_versions=software_versions(),
             checkpoint_seconds=self.checkpoint_seconds,
+            data_fingerprint=cell.data_fingerprint,
             progress_queue=self.progress_queue,
             stop_queue=self.stop_queue,
         )

@@ -66,6 +66,7 @@ def run_remote_cell(
     checkpoint_seconds: float,
     progress_queue: MessageQueue,
     stop_queue: MessageQueue,
+    data_fingerprint: str | None = None,
 ) -> CellResult:
     """Run a cell on this node until it is finished, failed or stopped.
 
@@ -81,6 +82,7 @@ def run_remote_cell(
         checkpoint_seconds: time between two checkpoints; each checkpoint is sent.
         progress_queue: receives `ProgressMessage` tuples.
         stop_queue: not empty once the study wants its cells to stop.
+        data_fingerprint: that this node's data must have; None for any data.
     """
     from ray.util import get_node_ip_address
 
@@ -96,7 +98,7 @@ def run_remote_cell(
         write_run_files(files, folder)
         connection = StudyConnection(folder, address, progress_queue, stop_queue)
         try:
-            cell = Cell(RunConfig.from_dict(config), folder)
+            cell = Cell(RunConfig.from_dict(config), folder, data_fingerprint)
             outcome = run_cell(cell, connection.watch, connection.stop, checkpoint_seconds, find_device(device))
         except StoppedError:
             return CellResult("stopped", "", connection.changed_files())

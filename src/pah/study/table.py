@@ -1,5 +1,6 @@
 """The tables of studies: summaries of finished runs (comparison.json, ablation.json) and Markdown tables of them."""
 
+import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pah.core.config import InputError
-from pah.study.bootstrap import CorrectMask, Interval, paired_bootstrap
+from pah.study.bootstrap import CorrectMask, Interval, Pair, paired_bootstrap
+from pah.study.conditions import conditions_paragraph, different_conditions, require_one_data_set
 
 REFERENCE = "pah"  # the method that the others are compared with
 TIME_REFERENCE = "finetune"  # the method whose time counts as 1
@@ -19,6 +21,12 @@ PERCENT_COLUMNS = {  # column title -> key in metrics.json
     "LA": "learning_accuracy",
     "task not given": "class_incremental_accuracy",
 }
+MORE_COLUMNS = {  # the same for numbers that not every run has; a table shows those that some entry has
+    "AIA": "average_incremental_accuracy",
+    "AIA, task not given": "average_class_incremental_accuracy",
+    "FWT": "forward_transfer",
+    "FWT, features": "feature_forward_transfer",
+}
 REQUIRED_KEYS = {
     "benchmark",
     "evaluated_on",
@@ -29,12 +37,13 @@ REQUIRED_KEYS = {
     *PERCENT_COLUMNS.values(),
 }
 NO_VALUE = "–"
+LONGEST_LIST = 80  # characters of a list in a table
 
 COLUMNS = """\
 Percent; mean ± sample standard deviation over n seeds.
 AA: average accuracy over all tasks at the end; FM: forgetting; BWT: backward transfer; LA: accuracy on each task right
 after it was learned; all four with the task given at test time. Task not given: accuracy over all classes at once.
-
+{more}
 AA minus {reference}: the difference on the same test images, over the seeds that both {rows} finished, with its
 {level:g} % interval from a paired bootstrap over seeds and images. From one seed, the interval covers the choice of
 test images only, not the variation between trainings. From fewer than about ten seeds, it is too narrow where seeds
@@ -43,6 +52,13 @@ differ much.
 Stored samples: training images stored for later tasks. Parameters: all parameters of the model at the end; per new
 task: the mean number that belongs to one task alone. Time: duration of the whole run divided by that of {unit} on the
 same seed; other work of the machine during a run makes it longer."""
+MORE_WORDS = {  # column title -> its explanation in the legend
+    "AIA": "AIA: average incremental accuracy, the mean over tasks of the average accuracy after each task.",
+    "AIA, task not given": "AIA, task not given: the same mean of the accuracy over all classes seen.",
+    "FWT": "FWT: forward transfer, accuracy on each later task before its first step minus that of an untrained "
+    "network.",
+    "FWT, features": "FWT, features: the same with the nearest class mean instead of the new head.",
+}
 BOLD = "Bold: the highest mean AA of the methods without stored samples; the bounds ({bounds}) do not compete."
 
 
@@ -59,7 +75,7 @@ def summarise(
         missing: a {"method", "seed", "reason"} for each cell that failed or did not run.
 
     Raises:
-        InputError: no run, an incomplete run, two runs of one method and seed, or runs on different benchmarks.
+        InputError: no run, an incomplete run, two runs of one method and seed, or runs on different benchmarks or data.
     """
     _require_comparable(runs)
     by_method: dict[str, list[Mapping[str, Any]]] = {}
@@ -73,6 +89,7 @@ def summarise(
             name: summarise_seeds(seeds, intervals.get(name), reference_seconds) for name, seeds in by_method.items()
         },
         "missing": [{key: cell[key] for key in ("method", "seed", "reason")} for cell in missing],
+        "conditions": different_conditions(runs),
     }
 
 
@@ -90,9 +107,15 @@ def difference_intervals(
     for name, seeds in answers.items():
         common = [seed for seed in seeds if seed in reference_seeds]
         if name != reference and common:
-            pairs = [list(zip(seeds[seed], reference_seeds[seed], strict=True)) for seed in common]
-            intervals[name] = paired_bootstrap(pairs)
+            pairs = [_with_images(zip(seeds[seed], reference_seeds[seed], strict=True)) for seed in common]
+            if pairs[0] and len({len(tasks) for tasks in pairs}) == 1:
+                intervals[name] = paired_bootstrap(pairs)
     return intervals
+
+
+def _with_images(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the pairs of the tasks that have test images."""
+    return [pair for pair in pairs if len(pair[0])]
 
 
 def _require_comparable(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -100,11 +123,12 @@ def _require_comparable(runs: Sequence[Mapping[str, Any]]) -> None:
     if not runs:
         raise InputError("comparison: expected at least one finished run, got none")
     for run in runs:
-        if absent := REQUIRED_KEYS - run.keys():
+        if absent := {key for key in REQUIRED_KEYS if run.get(key) is None}:
             raise InputError(f"{_cell_label(run)}: expected {', '.join(sorted(absent))} in its metrics, got none")
         if _shared_facts(run) != _shared_facts(runs[0]):
             expected, received = _shared_facts(runs[0]), _shared_facts(run)
             raise InputError(f"{_cell_label(run)}: expected a run on {expected}, got {received}")
+    require_one_data_set((_cell_label(run), run) for run in runs)
     label, times = Counter(map(_cell_label, runs)).most_common(1)[0]
     if times > 1:
         raise InputError(f"{label}: expected one run, got {times}")
@@ -135,6 +159,11 @@ def summarise_seeds(
         "n": len(runs),
         "seeds": [run["seed"] for run in runs],
         **{name: _over_seeds(runs, name) for name in PERCENT_COLUMNS.values()},
+        **{
+            name: _over_seeds(runs, name)
+            for name in MORE_COLUMNS.values()
+            if all(run.get(name) is not None for run in runs)
+        },
         "stored_samples": statistics.fmean(run["stored_samples"] for run in runs),
         "parameters": statistics.fmean(run["parameters"]["total"] for run in runs),
         "parameters_per_new_task": statistics.fmean(statistics.fmean(run["parameters"]["per_task"]) for run in runs),
@@ -159,6 +188,7 @@ def as_markdown(summary: Mapping[str, Any]) -> str:
     header, *rows = table_rows(summary)
     parts = [markdown_table([header, ["---", *["---:"] * (len(header) - 1)], *rows])]
     parts.append("{benchmark}, {tasks} tasks, measured on {evaluated_on} images. ".format(**summary) + legend(summary))
+    parts += conditions_paragraph(summary)
     parts += missing_paragraph((_cell_label(cell), cell["reason"]) for cell in summary["missing"])
     return "\n\n".join(parts) + "\n"
 
@@ -173,22 +203,44 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the texts of a comparison's table: the column titles, then one row per method."""
     methods = summary["methods"]
     best = best_without_samples(methods)
-    rows = ([name, *row_cells(entry, bold=name in best)] for name, entry in methods.items())
-    header = column_titles(summary["reference"].upper(), TIME_REFERENCE, interval_level(methods))
+    columns = percent_columns(methods).values()
+    rows = ([name, *row_cells(entry, columns, bold=name in best)] for name, entry in methods.items())
+    header = column_titles(summary["reference"].upper(), TIME_REFERENCE, methods)
     return [["method", *header], *rows]
 
 
-def column_titles(reference: str, time_reference: str, level: float) -> list[str]:
-    """Return the titles of the columns that `row_cells` fills; `level` is in percent."""
-    minus = f"AA minus {reference} [{level:g} % interval]"
-    return ["n", *PERCENT_COLUMNS, minus, "stored samples", "parameters", "per new task", f"time / {time_reference}"]
+def percent_columns(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the columns in percent of a table with these entries: column title -> key of an entry."""
+    return PERCENT_COLUMNS | {
+        title: key for title, key in MORE_COLUMNS.items() if any(key in entry for entry in entries.values())
+    }
+
+
+def column_titles(reference: str, time_reference: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the titles of the columns that `row_cells` fills."""
+    minus = f"AA minus {reference} [{interval_level(entries):g} % interval]"
+    costs = ["stored samples", "parameters", "per new task", f"time / {time_reference}"]
+    return ["n", *percent_columns(entries), minus, *costs]
 
 
 def legend(summary: Mapping[str, Any]) -> str:
     """Return the explanation of a comparison's columns."""
-    words = {"reference": summary["reference"].upper(), "rows": "methods", "unit": TIME_REFERENCE}
-    columns = COLUMNS.format(**words, level=interval_level(summary["methods"]))
+    columns = explain_columns(summary["reference"].upper(), "methods", TIME_REFERENCE, summary["methods"])
     return f"{columns}\n\n{BOLD.format(bounds=', '.join(BOUNDS))}"
+
+
+def explain_columns(reference: str, rows: str, unit: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the explanation of the columns of a table with these entries.
+
+    Args:
+        reference: what AA is compared with.
+        rows: what the table's rows are, in the plural.
+        unit: whose time counts as 1.
+        entries: the summaries over seeds that `summarise_seeds` returns, by name.
+    """
+    more = "".join(f"{MORE_WORDS[title]}\n" for title in percent_columns(entries) if title in MORE_WORDS)
+    level = interval_level(entries)
+    return COLUMNS.format(reference=reference, rows=rows, unit=unit, level=level, more=more)
 
 
 def interval_level(entries: Mapping[str, Mapping[str, Any]]) -> float:
@@ -198,17 +250,18 @@ def interval_level(entries: Mapping[str, Mapping[str, Any]]) -> float:
 
 def best_without_samples(methods: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Return the methods with the highest mean AA among those without stored samples, except the bounds."""
-    means = {
-        name: entry["average_accuracy"]["mean"]
-        for name, entry in methods.items()
-        if name not in BOUNDS and not entry["stored_samples"]
-    }
+    means = {name: methods[name]["average_accuracy"]["mean"] for name in competitors(methods)}
     return {name for name, mean in means.items() if mean == max(means.values())}
 
 
-def row_cells(entry: Mapping[str, Any], bold: bool = False) -> list[str]:
-    """Return the texts of an entry's row, from the column n on."""
-    percent = [format_mean_std(list(entry[key]["by_seed"].values())) for key in PERCENT_COLUMNS.values()]
+def competitors(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the methods without stored samples, except the bounds."""
+    return [name for name, entry in methods.items() if name not in BOUNDS and not entry["stored_samples"]]
+
+
+def row_cells(entry: Mapping[str, Any], columns: Iterable[str], bold: bool = False) -> list[str]:
+    """Return the texts of an entry's row, from the column n on; `columns` are the keys of its columns in percent."""
+    percent = [format_mean_std(list(entry[key]["by_seed"].values())) if key in entry else NO_VALUE for key in columns]
     if bold:
         percent[0] = f"**{percent[0]}**"
     relative = entry["relative_seconds"]
@@ -244,9 +297,16 @@ def format_count(number: float) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return an option's value as text, the same for equal values: 0.5, 3 for 3.0, 64x64 for a list, true, none."""
+    """Return an option's value as text, the same for equal values: 0.5, 3 for 3.0, 64x64 for a list, true, none.
+
+    A long list, such as an order of 100 classes, is cut, with a checksum: it is also part of a folder's name.
+    """
     if isinstance(value, list):
-        return "x".join(map(format_value, value)) or "empty"
+        text = "x".join(map(format_value, value)) or "empty"
+        if len(text) <= LONGEST_LIST:
+            return text
+        start, end, digest = text[:12].rpartition("x")[0], text.rpartition("x")[2], hashlib.sha256(text.encode())
+        return f"{start}..{end}-{digest.hexdigest()[:6]}"
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

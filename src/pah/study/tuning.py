@@ -50,7 +50,9 @@ def trial_cells(config: RunConfig, count: int, folder: Path) -> list[Cell]:
 
 def trial_config(config: RunConfig, options: MethodOptions) -> RunConfig:
     """Return the configuration of a trial of these options."""
-    tasks = min(TRIAL_TASKS, config.stream.first or TRIAL_TASKS, config.stream.tasks or TRIAL_TASKS)
+    stream = config.stream
+    planned = stream.first, stream.tasks, len(stream.sizes or ())
+    tasks = min(TRIAL_TASKS, *(number for number in planned if number))
     validation = config.stream.validation or VALIDATION
     return dataclasses.replace(
         config,

@@ -113,12 +113,14 @@ class Sender:
     def _epoch_point(self, line: Mapping[str, Any]) -> Point:
         """Return the numbers of one epoch, from a line of the log."""
         step = self._epochs_of_tasks(line["task"]) + line["epoch"] + 1
-        plain = {name: line[name] for name in ("lr", "images_per_second")}
+        names = ("lr", "images_per_second", "validation_accuracy")  # the last one only if it was measured
+        plain = {name: line[name] for name in names if name in line}
         return step, {"task": line["task"] + 1, **plain, **{f"terms/{k}": v for k, v in line["terms"].items()}}
 
     def _task_point(self, matrix: Matrix) -> Point:
         """Return the accuracies and metrics after a task; the last row of `matrix` belongs to it."""
-        accuracies = {f"accuracy/task_{k:02}": accuracy for k, accuracy in enumerate(matrix[-1], start=1)}
+        named = {f"accuracy/task_{k:02}": accuracy for k, accuracy in enumerate(matrix[-1], start=1)}
+        accuracies = {name: accuracy for name, accuracy in named.items() if accuracy is not None}
         return self._epochs_of_tasks(len(matrix)), accuracies | metrics.summary(matrix)
 
 

@@ -1,10 +1,11 @@
 """The configuration of a run, and what is built from it: the stream of tasks and the untrained method."""
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from torch.func import functional_call
 from pah.core.config import InputError, derived_seed, require, require_types, unknown_name_error
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import find_benchmark
-from pah.data.stream import Stream, StreamOptions, make_stream
+from pah.data.read_options import ReadOptions
+from pah.data.sources import Source
+from pah.data.stream import Stream, make_stream
+from pah.data.stream_options import StreamOptions
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
@@ -44,6 +48,10 @@ class RunConfig:
         benchmark: Name of the data set and its split, one of `pah.data.benchmarks.BENCHMARKS`.
         data: Folder or hub id of the images; the benchmark's own source if None.
         label_column: Name of the column with the labels, for data in which it cannot be inferred.
+        test_split: Name of the split with the test images, as in `pah.data.read_options.ReadOptions`.
+        skip_unreadable: Whether to leave out images that cannot be read.
+        follow_links: Whether to read images to which a link leads out of the data set's folder.
+        max_megapixels: Largest number of pixels of one image, in millions.
         image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None.
         seed: Decides class order, initial weights, batches and augmentation; 0 to 2^63 - 1.
         snapshots: Whether to save the network after each task.
@@ -63,6 +71,10 @@ class RunConfig:
     benchmark: str = "split-digits"
     data: str | None = None
     label_column: str | None = None
+    test_split: str | None = None
+    skip_unreadable: bool = False
+    follow_links: bool = False
+    max_megapixels: int = 50
     image_size: int | None = None
     seed: int = 0
     snapshots: bool = False
@@ -77,6 +89,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
+        _ = self.read_options  # refuses values that are out of range
         require(self.image_size is None or 1 <= self.image_size <= 1024, "image_size", "1 to 1024", self.image_size)
         has_evaluation_images = self.training.evaluate_on == "test" or self.stream.validation > 0
         require(
@@ -85,6 +98,16 @@ class RunConfig:
             "stream.validation above 0",
             self.stream.validation,
         )
+        for option in ("patience", "keep_best"):
+            value = getattr(self.training, option)
+            usable = not value or self.stream.validation > 0
+            require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the data set is read."""
+        names = (option.name for option in fields(ReadOptions))
+        return ReadOptions(**{name: getattr(self, name) for name in names})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as `config.yaml` stores it."""
@@ -136,13 +159,24 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the configuration."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A short hash of what decides the training: without the place of the data, and without `stream.first`.
+
+        The data are compared by their own fingerprint, and a run on the first tasks may go on to more of them.
+        """
+        return fingerprint_of(self.as_dict())
 
     @property
     def folder(self) -> Path:
         """The default folder of the run."""
         return Path("runs") / f"{self.benchmark}-{self.method}-{self.seed}"
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a configuration as `RunConfig.as_dict` returns it or `config.yaml` holds it."""
+    kept = {key: value for key, value in values.items() if key != "data"}
+    if isinstance(kept.get("stream"), Mapping):
+        kept["stream"] = {key: value for key, value in kept["stream"].items() if key != "first"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,12 +190,20 @@ def load_stream(config: RunConfig) -> Stream:
     Raises:
         InputError: the data cannot be read, or cannot be split as asked.
     """
-    chosen = find_benchmark(config.benchmark)
-    source = chosen.load_source(config.data, config.label_column, config.image_size)
-    classes = config.stream.classes or len(source.class_names)
-    tasks = config.stream.tasks or chosen.tasks or max(1, min(5, classes // 2))
+    return stream_of(
+        config, find_benchmark(config.benchmark).load_source(config.data, config.image_size, config.read_options)
+    )
+
+
+def stream_of(config: RunConfig, source: Source) -> Stream:
+    """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked."""
+    order = config.stream.class_order
+    classes = config.stream.classes or len(order if isinstance(order, tuple) else source.class_names)
+    tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
     normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
-    stream = make_stream(source, config.stream, tasks, config.seed, normalization)
+    stream = make_stream(source, config.stream, tasks, config.seed, normalization=normalization)
+    if config.training.evaluate_on == "test" and not any(len(task.test) for task in stream.tasks):
+        raise InputError(f"{source.origin}: expected test images, got none in any class")
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
 
@@ -181,9 +223,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
-    network = config.method_options.build_network(
-        partial(_build_backbone, config, image_shape, start_weights), image_shape
-    )
+    build_backbone = partial(_build_backbone, config, image_shape, start_weights)
+    network = config.method_options.build_network(build_backbone, image_shape)
     backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
@@ -191,8 +232,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
     for kind, (height, width) in sizes.items():
         try:
             halves_single_pixel = _halves_single_pixel(backbone, channels, height, width)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # models of other libraries raise many types of exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {kind} of {height}x{width}, got: {reason}"
             ) from None
@@ -208,17 +249,16 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
 
 def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool) -> Backbone:
     """Return the backbone with its start weights, its input size, and frozen if the configuration says so."""
-    options, (channels, *image_size) = config.backbone_options, image_shape
-    backbone = options.build(channels)
+    options, (channels, height, width) = config.backbone_options, image_shape
     side = options.input_size or config.image_size or options.own_input_size
-    if side is not None and (options.input_size or options.scales_prototypes):
-        backbone.input_size = (side, side)
-    elif options.scales_prototypes:
-        backbone.input_size = (image_size[0], image_size[1])
     if options.has_fixed_input_size and side != options.own_input_size:
         raise InputError(
             f"image_size: expected {options.own_input_size}, the only size that {config.backbone} takes, got {side}"
         )
+    input_size = (height, width) if side is None else (side, side)
+    backbone = options.build(channels, input_size)
+    if options.scales_prototypes:
+        backbone.input_size = input_size
     if start_weights:
         options.load_start_weights(backbone)
     if options.train == "none":
@@ -238,6 +278,7 @@ def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: 
     # the meta device computes shapes alone: a check must not need the memory of a run, but importing it takes a second
     if height * width > LARGE_IMAGE_PIXELS:
         device = torch.device("meta")
+        backbone = copy.deepcopy(backbone)  # some models keep tensors of the last pass
         weights = {name: tensor.to(device) for name, tensor in weights.items()}
     single_pixel: list[bool] = []
 

@@ -14,6 +14,7 @@ from pah.data.stream import evaluation_batches
 from pah.data.task import Examples, Task
 from pah.methods.base import Method
 from pah.models.modes import evaluating
+from pah.training.metrics import Accuracy
 from pah.training.options import TrainingOptions
 
 EVALUATION_BATCH = 500  # images
@@ -96,17 +97,23 @@ def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> 
     return logits
 
 
-def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[float], float]:
-    """Return the accuracies on all tasks seen, in percent.
+def evaluate(method: Method, seen: tuple[Task, ...], options: TrainingOptions) -> tuple[list[Accuracy], Accuracy]:
+    """Return the accuracies on all tasks seen, in percent; None for a task that has no image to evaluate on.
 
     Returns:
         The accuracy on each task when the task is given, and the accuracy over all images when it is not.
     """
-    accuracies, correct, count, first_class = [], 0, 0, 0
+    accuracies: list[Accuracy] = []
+    correct, count, first_class = 0, 0, 0
     for task, predictions in zip(seen, predict_tasks(method, seen, options), strict=True):
         labels = predictions.labels
-        accuracies.append(100 * int((predictions.task_given == labels).sum()) / len(labels))
+        accuracies.append(percent(int((predictions.task_given == labels).sum()), len(labels)))
         correct += int((predictions.task_not_given == labels + first_class).sum())
         count += len(labels)
         first_class += len(task.class_names)
-    return accuracies, 100 * correct / count
+    return accuracies, percent(correct, count)
+
+
+def percent(correct: int, count: int) -> Accuracy:
+    """Return the share of correct answers in percent; None without images."""
+    return 100 * correct / count if count else None

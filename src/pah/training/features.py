@@ -114,7 +114,8 @@ class _Extraction:
 
     def task(self, task: Task) -> Task:
         """Return a task with the features of its images."""
-        return dataclasses.replace(task, **{part: self._examples(task, part) for part in PARTS})
+        train, validation, test = (self._examples(task, part) for part in PARTS)
+        return dataclasses.replace(task, train=train, validation=validation, test=test)
 
     @torch.no_grad()
     def _examples(self, task: Task, part: Part) -> Examples:

@@ -4,6 +4,7 @@
 `TrainState` says exactly how far training is, so the caller can save it or stop there.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pah.training.checkpoint import optimizer_tensors
 from pah.training.evaluation import evaluate
 from pah.training.options import TrainingOptions
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
+from pah.training.transfer import measure_readiness
 
 
 def train(
@@ -45,14 +47,26 @@ def train(
     """
     for task in stream.tasks[state.task :]:
         seen = stream.tasks[: task.index + 1]
-        yield from learn_task(method, seen, options, augment, seed, state)
+        for event in learn_task(method, seen, options, augment, seed, state):
+            if options.measure_transfer and isinstance(event, TaskBegun):
+                _measure_transfer(method, task, options, state)
+            yield event
         started = time.perf_counter()
         accuracies, class_incremental = evaluate(method, seen, options)
         state.matrix.append(accuracies)
         state.class_incremental.append(class_incremental)
-        state.task, state.began, state.epoch = task.index + 1, False, 0
+        state.task, state.began, state.epoch, state.best_epoch = task.index + 1, False, 0, None
         state.seconds += time.perf_counter() - started
         yield TaskDone(task.index, accuracies)
+
+
+def _measure_transfer(method: Method, task: Task, options: TrainingOptions, state: TrainState) -> None:
+    """Add the accuracy on a task that was just begun to the state."""
+    started = time.perf_counter()
+    readiness = measure_readiness(method, task, options)
+    state.head_before.append(readiness.head)
+    state.features_before.append(readiness.features)
+    state.seconds += time.perf_counter() - started
 
 
 def learn_task(
@@ -76,9 +90,11 @@ def learn_task(
         distributed.broadcast_from_main(list(method.state_dict().values()))
         state.began = True
         yield TaskBegun(task.index)
-    for _ in range(state.epoch, options.epochs_of(task.index)):
+    while not epochs_are_over(state, options):
         yield from _train_epoch(method, seen, options, augment, seed, state)
     started = time.perf_counter()
+    if options.validates:
+        _end_validated_task(method, state)
     torch.manual_seed(derived_seed(seed, task.index, "end"))
     method.end_task(task)
     method.release()
@@ -125,7 +141,51 @@ def _train_epoch(
         yield StepDone(values, batch.global_size, seconds, done + 1, total_steps - done - 1)
         started = time.perf_counter()
     last_factor = lr_factor((state.epoch + 1) * steps_per_epoch - 1, total_steps, options.schedule)
-    yield _finish_epoch(state, images, steps_per_epoch, method.optimizer_options.lr * last_factor)
+    accuracy = _validate(method, tasks, options, state) if options.validates else None
+    event = _finish_epoch(state, images, steps_per_epoch, method.optimizer_options.lr * last_factor)
+    yield dataclasses.replace(event, validation_accuracy=accuracy, best_epoch=state.best_epoch)
+
+
+def epochs_are_over(state: TrainState, options: TrainingOptions) -> bool:
+    """Return whether the current task has had its last epoch: all are done, or `patience` is exhausted."""
+    if state.epoch >= options.epochs_of(state.task):
+        return True
+    return options.patience > 0 and state.best_epoch is not None and state.epoch - state.best_epoch > options.patience
+
+
+def _validate(method: Method, tasks: tuple[Task, ...], options: TrainingOptions, state: TrainState) -> float:
+    """Return the mean accuracy on the tasks' validation images, in percent, and note in `state` if it is the best.
+
+    Args:
+        method: The method, at the end of an epoch.
+        tasks: The tasks whose images it learns from. Other tasks have no say: their images are no longer there.
+        options: How to evaluate.
+        state: `state.epoch` is the epoch that ends.
+    """
+    started = time.perf_counter()
+    if not all(len(task.validation) for task in tasks):
+        raise InputError("training.patience or training.keep_best: expected validation images in every task, got none")
+    accuracies, _ = evaluate(method, tasks, dataclasses.replace(options, evaluate_on="validation"))
+    mean = torch.tensor(sum(accuracies) / len(accuracies), dtype=torch.float64)
+    distributed.broadcast_from_main([mean])  # all processes must take the same decision
+    accuracy = mean.item()
+    if state.best_epoch is None or accuracy > state.best_accuracy:
+        state.best_epoch, state.best_accuracy = state.epoch, accuracy
+        if options.keep_best:
+            state.best_tensors = {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
+    state.seconds += time.perf_counter() - started
+    return accuracy
+
+
+def _end_validated_task(method: Method, state: TrainState) -> None:
+    """Restore the method's state after the best epoch, if it was kept: as if the task had been stopped there."""
+    if state.best_epoch is None:
+        return
+    state.epochs_trained.append(state.epoch)
+    state.best_epochs.append(state.best_epoch)
+    if state.best_tensors:
+        method.load_state_dict(state.best_tensors, strict=True)
+        state.best_tensors = {}
 
 
 def _finish_epoch(state: TrainState, images: int, steps: int, lr: float) -> EpochDone:

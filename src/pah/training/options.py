@@ -24,6 +24,11 @@ class TrainingOptions:
             down to 8 images. With 0, batches are never made smaller.
         schedule: "one-cycle": the learning rate rises over the first fifth of a task and falls along a cosine to zero.
             "constant": it stays the same.
+        patience: Stop a task after this number of epochs without a better accuracy on its validation images (needs
+            stream.validation above 0). With 0, every task has all its epochs. The learning rate follows the schedule
+            of all epochs.
+        keep_best: At the end of a task, go on with the weights of the epoch with the best accuracy on its validation
+            images, the earliest of several (needs stream.validation above 0).
         evaluate_on: Evaluate on the test images, or on the held-out validation images, on which choices are made.
         precision: Number format of the backbone during training. bf16 is faster if the processor supports it, fp16 is
             for GPUs without bf16. Weights, heads and evaluation stay in fp32.
@@ -33,6 +38,8 @@ class TrainingOptions:
         test_batch_norm: At test time, batch norm uses its running statistics ("running") or those of the test batch
             ("batch"). A test batch holds images of a single task. The published code of PAH uses "batch", which is not
             a fair evaluation.
+        measure_transfer: Measure forward transfer: evaluate each task also before its first step, and an untrained
+            network at the end.
     """
 
     epochs: int = 15
@@ -40,11 +47,14 @@ class TrainingOptions:
     batch_size: int = 64
     min_steps: int = 0
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    patience: int = 0
+    keep_best: bool = False
     evaluate_on: Part = "test"
     precision: Precision = "fp32"
     sync_batch_norm: bool = False
     flip_test: bool = False
     test_batch_norm: BatchNormStatistics = "running"
+    measure_transfer: bool = False
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
@@ -52,6 +62,12 @@ class TrainingOptions:
         # with a batch size of at least 3, batches of nearly equal size have the 2 images that batch norm needs
         require(3 <= self.batch_size <= 65536, "training.batch_size", "3 to 65536", self.batch_size)
         require(self.min_steps >= 0, "training.min_steps", "at least 0", self.min_steps)
+        require(self.patience >= 0, "training.patience", "at least 0", self.patience)
+
+    @property
+    def validates(self) -> bool:
+        """Whether the accuracy on the validation images is measured after each epoch."""
+        return self.patience > 0 or self.keep_best
 
     def epochs_of(self, task: int) -> int:
         """Return the number of epochs of a task."""

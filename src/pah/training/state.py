@@ -1,10 +1,12 @@
 """The state of training, and the events that training yields."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from pah.methods.base import Terms
+from pah.training.metrics import Accuracy
 
 
 @dataclass
@@ -20,12 +22,19 @@ class TrainState:
     train_seconds: float = 0.0  # in steps alone
     seconds: float = 0.0  # in all, evaluation included
     images: int = 0
-    matrix: list[list[float]] = field(default_factory=list)  # accuracy, percent
-    class_incremental: list[float] = field(default_factory=list)  # percent, after each task
+    matrix: list[list[Accuracy]] = field(default_factory=list)  # accuracy, percent
+    class_incremental: list[Accuracy] = field(default_factory=list)  # percent, after each task
+    head_before: list[Accuracy] = field(default_factory=list)  # on each task before its first step, if measured
+    features_before: list[Accuracy] = field(default_factory=list)  # the same with the nearest class mean
     scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 loss scaler
+    best_epoch: int | None = None  # of this task, by its validation images; None if they are not used
+    best_accuracy: float = 0.0  # after that epoch, on the validation images, percent
+    epochs_trained: list[int] = field(default_factory=list)  # of each task, if validation images are used
+    best_epochs: list[int] = field(default_factory=list)  # of each task, from 0, if validation images are used
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[str, Terms]] = []  # name and terms of each step that `term_sums` does not include yet
+        self.best_tensors: dict[str, Tensor] = {}  # the method's state after `best_epoch`, if it may be restored
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch ended: its mean loss terms, its last learning rate, and its speed."""
+    """An epoch ended: its mean loss terms, its last learning rate, and its speed.
+
+    With `training.patience` or `training.keep_best` also the accuracy on the task's validation images, in percent, and
+    the epoch with the best one so far.
+    """
 
     task: int
     epoch: int
@@ -59,6 +72,12 @@ class EpochDone:
     lr: float
     seconds: float
     images_per_second: float
+    validation_accuracy: float | None = None
+    best_epoch: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, without those that were not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,10 @@ class PrototypesInitialized:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task was learned; `accuracies` are those on every task seen, in percent."""
+    """A task was learned; `accuracies` are those on every task seen, in percent; None without test images."""
 
     task: int
-    accuracies: list[float]
+    accuracies: list[Accuracy]
 
 
 Event = TaskBegun | PrototypesInitialized | StepDone | EpochDone | Validated | TaskDone

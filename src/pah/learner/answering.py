@@ -1,0 +1,78 @@
+"""Answers of a predictor about images, all of them or those that can be read.
+
+N: images, C: channels, H x W: pixels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pah.core.config import InputError, require
+from pah.data.image import AnyImages, Pixels, to_pixel_array
+from pah.learner.arguments import unknown_rate
+from pah.learner.prediction import Prediction
+from pah.learner.predictor import Predictor
+from pah.learner.task_inference import Rule, require_rule
+
+
+class How(TypedDict, total=False):
+    """How images are answered, as in `ContinualLearner.predict`.
+
+    Attributes:
+        rule: How the task is inferred.
+        unknown: Whether, or with which rate, "none of these" may be predicted.
+        top: Number of classes in `Prediction.top`.
+        max_megapixels: An image with more pixels counts as unreadable.
+    """
+
+    rule: Rule
+    unknown: bool | float
+    top: int
+    max_megapixels: int
+
+
+def predict(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction]:
+    """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
+    return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
+
+
+def predict_readable(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction | None]:
+    """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
+    shape = predictor.record.image_shape
+    decoded = list(decode_each(images, shape, how["max_megapixels"]))
+    readable = [pixels for pixels in decoded if not isinstance(pixels, InputError)]
+    pixels = np.stack(readable) if readable else np.empty((0, *shape), np.uint8)
+    answers = iter(_answer(predictor, pixels, task, how))
+    return [None if isinstance(pixels, InputError) else next(answers) for pixels in decoded]
+
+
+def _answer(predictor: Predictor, pixels: Pixels, task: str | None, how: How) -> list[Prediction]:
+    """Return a prediction for each of the images (N, C, H, W)."""
+    rule, rate, top = how["rule"], unknown_rate(how["unknown"]), how["top"]
+    require_rule(rule)
+    require(top >= 0, "top", "a number of classes, at least 0", top)
+    candidates = range(len(predictor.record.tasks)) if task is None else [predictor.index(task)]
+    batches = predictor.predict_batches(torch.from_numpy(pixels), candidates, rule, top)
+    return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
+
+
+def decode_each(images: AnyImages, shape: tuple[int, int, int], max_megapixels: int) -> Iterator[Pixels | InputError]:
+    """Yield each image as an array (C, H, W), or the reason why it cannot be read.
+
+    Args:
+        images: As in `ContinualLearner.predict`.
+        shape: Channels, height and width of the network's input.
+        max_megapixels: An image with more pixels counts as unreadable.
+    """
+    if isinstance(images, np.ndarray):
+        yield from to_pixel_array(images, shape, max_megapixels)
+        return
+    for image in [images] if isinstance(images, str | Path | Image.Image) else images:
+        try:
+            yield to_pixel_array([image], shape, max_megapixels)[0]
+        except InputError as error:
+            yield error
