@@ -33,6 +33,17 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return what a predictor takes for the images at `rows` of the source: their features, or else their pixels.
+
+        Args:
+            rows: (B,), some of `self.rows`.
+
+        Returns:
+            float32 (B, V, D) or uint8 (B, C, H, W).
+        """
+        return self.pixels[rows] if self.features is None else self.features[rows]
+
 
 NO_EXAMPLES = Examples(
     torch.zeros(0, 1, 1, 1, dtype=torch.uint8),
