@@ -3,7 +3,7 @@
 import gc
 import sys
 
-from pah.core import streams
+from pah.cli import streams
 
 
 def main() -> int:

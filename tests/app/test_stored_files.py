@@ -105,8 +105,8 @@ def test_files_of_a_task_of_the_same_name_that_was_taught_anew_are_not_used(anim
 def load_birds_prototypes(learner: ContinualLearner) -> torch.Tensor:
     heads = learner.predictor.method.network.heads
     assert isinstance(heads, GeneratedHeads)
-    prototypes: torch.Tensor = heads.prototypes.tasks[0]
-    return prototypes.detach().contiguous()
+    prototypes: torch.Tensor = heads.prototypes.tasks[0].detach().contiguous()
+    return prototypes
 
 
 def test_without_a_learner_nothing_is_deleted(animals: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from helpers import DIGITS
 from pah import ContinualLearner
 from pah.cli import image_paths, main, predicting
-from pah.learner import answering
+from pah.learner.answering import decode_each
 
 Answers = Callable[..., list[dict[str, Any]]]
 NEW = ("--image_size", "8", "--backbone", "convnet", "--backbone.width", "8", "--epochs", "3", "--augment.crop", "0")
@@ -90,14 +90,14 @@ def test_answers_are_printed_before_later_images_are_decoded(
     expected = answers_of("low", "--task", "low")
     monkeypatch.setattr(predicting, "BATCHES", 1)  # 50 images
     printed: list[int] = []
-    real = answering.decode_each
+    real = decode_each
 
-    def decode_each(names: list[str], *options: Any) -> Any:
+    def decode_and_count(names: list[str], *options: Any) -> Any:
         printed.append(capsys.readouterr().out.count("\n"))
         assert len(names) <= 50
         return real(names, *options)
 
-    monkeypatch.setattr(predicting, "decode_each", decode_each)
+    monkeypatch.setattr(predicting, "decode_each", decode_and_count)
     assert main(["predict", "learner", "low", "--json", "--task", "low"]) == 0
     assert printed == [0, 50, 50]
     last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,6 +1,7 @@
 """Single images and batches: what counts as one image, formats that need a package, and the limit of the size."""
 
 import io
+import os
 import sys
 import threading
 from pathlib import Path
@@ -226,3 +227,10 @@ def test_large_images_are_decoded_by_several_threads(monkeypatch: pytest.MonkeyP
         thread.join()
     assert decoded == [255] * 8
     assert Image.MAX_IMAGE_PIXELS == 500
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png: expected an image, got: no regular file" in refusal(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="no regular file"):
+        read_image_size(row(tmp_path / "pipe.png"), "pipe.png")

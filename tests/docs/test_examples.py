@@ -59,7 +59,12 @@ QUICK_COMMANDS = {  # start of a command -> words that make it faster; if an opt
     "pah compare": (*A_STUDY, "--methods", "pah,finetune"),
     "pah ablate": A_STUDY,
     "pah learn": ("--epochs", "1", "--backbone", "convnet", "--backbone.width", "4", "--image_size", "8"),
-    "pah learn animals --name fish": ("--epochs", "1", "--max_loss", "100"),  # after one epoch there is drift
+    "pah learn animals --name fish --data fish/ --held_out": (
+        "--epochs",
+        "1",
+        "--max_loss",
+        "100",
+    ),  # after one epoch there is drift
 }
 
 

@@ -105,7 +105,7 @@ def test_it_is_saved_exported_and_forgotten(
     file = tmp_path / "3.png"
     Image.fromarray(pixels[0]).save(file)
     assert main(["predict", str(tmp_path / "digits"), str(file), "--task", "three"]) == 0
-    assert "three: a single class, so its probability within the task is always 1" in capsys.readouterr().out
+    assert "three: a single class, so its probability within the task is always 1" in capsys.readouterr().err
     loaded.learn("five", lesson(5))
     loaded.forget("low")
     assert {answer.task for answer in loaded.predict(lesson(3, 5, part="test")[0])} == {"three", "five"}

@@ -122,7 +122,7 @@ def test_a_relative_place_is_not_looked_up_on_the_hub(
     def asked(*_: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("pah.data.sources._locate_on_hub", asked)
+    monkeypatch.setattr("pah.data.located._locate_on_hub", asked)
     (stopped.parent / "other").mkdir()
     monkeypatch.chdir(stopped.parent / "other")
     assert main(["resume", "../run"]) == 2

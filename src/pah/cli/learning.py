@@ -125,12 +125,12 @@ def show_learner(console: Console, folder: Path) -> None:
         markup=False,
     )
     table = Table()
-    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "measured on", "from"):
+    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "n", "from"):
         table.add_column(title, justify="left" if title in ("task", "classes", "taught", "from") else "right")
     for task in learner.tasks:
         table.add_row(*_task_row(task, learner))
     console.print(table)
-    legend = "then and last: the first and the last accuracy measured on the same images; measured on: their number"
+    legend = "then and last: the first and the last accuracy measured on the same images; n: their number"
     console.print(legend, highlight=False, soft_wrap=True)
 
 
@@ -146,7 +146,13 @@ def print_learner(folder: Path) -> None:
             "taught": task.taught,
             "data": task.data,
             "accuracies": [
-                {"after": lesson.name, "accuracy": lesson.accuracies[task.name]}
+                {
+                    "lesson": lesson.name,
+                    "before": lesson.before.get(task.name),
+                    "after": lesson.accuracies[task.name],
+                    "images": lesson.images.get(task.name),
+                    "fingerprint": lesson.fingerprints.get(task.name),
+                }
                 for lesson in learner.history
                 if task.name in lesson.accuracies
             ],

@@ -190,20 +190,16 @@ def _add_data(parser: ArgumentParser, command: Command) -> None:
             metavar="TASK=DATA",
             help="images of an old task on which its accuracy is measured after the lesson (may be repeated)",
         )
-        add(
-            "--max_loss",
-            type=float | None,
-            default=None,
-            help="undo the lesson if an old task loses more points of accuracy than this on its --held_out images",
+        max_loss_help = (
+            "undo the lesson if an old task loses more points of accuracy than this on its --held_out images"
         )
+        add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)
         add(
             "--max_drift",
             type=float | None,
             default=None,
             help="the same as a share, 0 to 1, also for tasks without held-out images, whose loss is estimated",
         )
-        max_loss_help = "roll the lesson back if an old task loses more than this many points on its held-out images"
-        add("--max_loss", type=float | None, default=None, metavar="POINTS", help=max_loss_help)
         add("--seed", type=int, default=0, help="decides first weights, batches and augmentation")
     else:
         add("--benchmark", type=str, default="split-digits", help="stream to learn; same as BENCHMARK")

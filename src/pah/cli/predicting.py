@@ -18,8 +18,8 @@ from pah.cli.errors import readable_error
 from pah.cli.image_paths import ImagePaths
 from pah.cli.parser import add_device
 from pah.cli.printing import PlainConsole, json_line, one_line, say
+from pah.cli.streams import reader_has_left
 from pah.core.config import InputError, require
-from pah.core.streams import reader_has_left
 from pah.data.image import MAX_MEGAPIXELS, Pixels
 from pah.learner.answering import How, decode_each
 from pah.learner.learner import ContinualLearner

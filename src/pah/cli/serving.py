@@ -1,11 +1,9 @@
 """The command `pah app`: a web page on which a learner is asked and taught."""
 
 import contextlib
-import errno
 import os
 import queue
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +37,6 @@ def app(console: Console, arguments: list[str]) -> int:
     torch.set_num_threads(1)  # enough for answers; the other cores are for the lesson
     received: queue.SimpleQueue[int] = queue.SimpleQueue()
     opened = OpenLearner(Path(positional[0]) if positional else None, Path(options.learners or LEARNERS), roots)
-    _require_free_port(server)
     with serving(opened, server) as address:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: received.put(number))
@@ -47,21 +44,6 @@ def app(console: Console, arguments: list[str]) -> int:
         while True:
             with contextlib.suppress(queue.Empty):  # a wait without an end cannot be interrupted on Windows
                 return 128 + received.get(timeout=0.5)  # the exit status that a shell expects after a signal
-
-
-def _require_free_port(server: ServerOptions) -> None:
-    """Raise InputError if the port is taken or not allowed; what the server's library says does not name the option."""
-    if server.port == 0:
-        return
-    try:
-        socket.create_server((server.host, server.port)).close()
-    except OSError as error:
-        in_use = error.errno == errno.EADDRINUSE
-        reason = "one that another program uses" if in_use else error.strerror or str(error)
-        raise InputError(
-            f"port {server.port}: expected a free one at {server.host}, got {reason}; --port N chooses another, "
-            "--port 0 any free one"
-        ) from None
 
 
 def _read_password(file: str | None) -> str | None:

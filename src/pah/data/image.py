@@ -3,6 +3,8 @@
 Shapes: N images of C channels, 1 for grey and 3 for colour, H x W pixels.
 """
 
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -229,6 +231,8 @@ def _open(row: Mapping[str, Any] | None) -> Image.Image:
     """Open an image from its bytes or its file, without decoding it."""
     if row is None or (row["bytes"] is None and not row["path"]):
         raise ValueError("nothing")
+    if row["bytes"] is None and not stat.S_ISREG(os.stat(row["path"]).st_mode):  # opening a pipe would wait for ever
+        raise ValueError("no regular file")
 
     def open_as(formats: Sequence[str]) -> Image.Image:
         return Image.open(row["path"] if row["bytes"] is None else BytesIO(row["bytes"]), formats=list(formats))

@@ -50,7 +50,8 @@ def resolve_inside(root: Path, text: str, base: Path, follow_links: bool, name: 
     Raises:
         InputError: the file is outside the data set's folder.
     """
-    candidates = (base / text, Path(text).absolute())
+    # one in the working directory stays relative: from another one it leads elsewhere, which the cache must notice
+    candidates = (base / text, Path(text))
     path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
     if not follow_links and not any(path.resolve().is_relative_to(place) for place in _inner_places(root)):
         raise InputError(

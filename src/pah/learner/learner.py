@@ -157,8 +157,9 @@ class ContinualLearner:
                 f"task {name!r}: expected a new name, got one taught before; forget({name!r}) makes room for it"
             )
         arguments.require_limits(max_drift, max_loss, old_tasks, held_out)
+        arguments.require_class_names(data[-1] if isinstance(data, tuple) else ())
         source = self._load(data, options := ReadOptions(**reading), classes)
-        arguments.require_class_names(source)
+        arguments.require_class_names(source.class_names)
         check_options = dataclasses.replace(options, label_column=None, test_split=None)  # names of the lesson's data
         checks = {
             task: HeldOutTask(self.predictor.index(task), with_all_images_in_test(self._load(images, check_options)))

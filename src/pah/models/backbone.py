@@ -64,6 +64,10 @@ class Backbone(nn.Module):
         self.trained = "none"
         self.requires_grad_(False).eval()
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the weights that lessons change: all, or none of a frozen backbone."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def stages(self) -> list[nn.Sequential]:
         """Return the body split into stages. The last stage holds only the pooling.
 

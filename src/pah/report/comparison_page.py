@@ -16,6 +16,8 @@ from pah.report.run_page import Page, Section, different_options, relevant_optio
 from pah.study.bootstrap import CorrectMask
 from pah.study.grid import first_difference
 from pah.study.table import (
+    MORE_COLUMNS,
+    PERCENT_COLUMNS,
     REFERENCE,
     difference_intervals,
     format_interval,
@@ -143,17 +145,15 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def _summary_table(summary: Mapping[str, Any]) -> Table:
     """Return a table with a row per group; every cell begins with its number, so that columns can be sorted."""
-    columns = percent_columns(summary["methods"])
-    titles = ["method", "seeds", *columns, f"AA minus {REFERENCE.upper()}", "stored samples", "parameters"]
+    more = {title: key for title, key in percent_columns(summary["methods"]).items() if title in MORE_COLUMNS}
+    titles = ["method", "seeds", *PERCENT_COLUMNS, f"AA minus {REFERENCE.upper()}", *more, "stored samples"]
     rows: list[list[CellValue]] = [
         [
             label,
             str(entry["n"]),
-            *(
-                format_mean_std(list(entry[key]["by_seed"].values())) if key in entry else None
-                for key in columns.values()
-            ),
+            *(format_mean_std(list(entry[key]["by_seed"].values())) for key in PERCENT_COLUMNS.values()),
             format_interval(entry["minus_reference"]) if entry["minus_reference"] else None,
+            *(format_mean_std(list(entry[key]["by_seed"].values())) if key in entry else None for key in more.values()),
             round(entry["stored_samples"]),
             round(entry["parameters"]),
             round(entry["parameters_per_new_task"]),
@@ -162,7 +162,7 @@ def _summary_table(summary: Mapping[str, Any]) -> Table:
         for label, entry in summary["methods"].items()
     ]
     caption = "Percent; AA minus PAH with its 95 % interval from a paired bootstrap over seeds and images"
-    return Table(caption, [*titles, "per new task", "minutes"], rows)
+    return Table(caption, [*titles, "parameters", "per new task", "minutes"], rows)
 
 
 def _measures(groups: Sequence[Group]) -> Chart:

@@ -89,6 +89,12 @@ def go_on(new: Provenance, saved: Mapping[str, Any], state: TrainState, folder: 
     return replace(new, parts=[*parts, _position(state) | conditions])
 
 
+def _short(value: object) -> str:
+    """Return a condition in few characters; of a commit its beginning, and whether files differed from it."""
+    text, plus, changes = str(value).partition("+changes")
+    return f"{text:.16}{plus}{changes}"
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences of two conditions in words; none if the former ones are unknown."""
     flat_before, flat_now = (
@@ -96,7 +102,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for conditions in (before, now)
     )
     return [
-        f"{name} {flat_now[name]!s:.16} instead of {flat_before[name]!s:.16}"
+        f"{name} {_short(flat_now[name])} instead of {_short(flat_before[name])}"
         for name in flat_now
         if flat_before.get(name) is not None and flat_now[name] != flat_before[name]
     ]

@@ -85,8 +85,8 @@ def with_features_if_frozen(
     stream: Stream, method: Method, config: RunConfig, watch: Callable[[int, int], None] = lambda done, total: None
 ) -> Stream:
     """Return the stream with the features of its images if the method's backbone is frozen, or else as it is."""
-    backbone, options = method.network.backbone, config.backbone_options
-    if backbone.trained == "all":
+    options = config.backbone_options
+    if options.train == "all":
         return stream
     require(
         type(method.network) is Network,
@@ -95,7 +95,7 @@ def with_features_if_frozen(
         config.method,
     )
     views = Views(options.views, config.training.flip_test, config.augment, config.seed)
-    return with_features(stream, backbone, views, watch)
+    return with_features(stream, method.network.backbone, views, watch)
 
 
 class _Extraction:

@@ -11,7 +11,7 @@ import pah
 
 # the module imports nothing of the package, so that a process starts at once
 START = (
-    f"import sys; sys.path.insert(0, {str(Path(pah.__file__).parents[1])!r}); from pah.core import streams; "
+    f"import sys; sys.path.insert(0, {str(Path(pah.__file__).parents[1])!r}); from pah.cli import streams; "
     "streams.protect_streams(); "
 )
 
