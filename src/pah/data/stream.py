@@ -67,10 +67,18 @@ class Stream:
         return dataclasses.replace(self, tasks=tuple(tasks))
 
 
-def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, smallest: int = 2) -> Stream:
+def make_stream(
+    source: Source,
+    options: StreamOptions,
+    tasks: int,
+    seed: int,
+    smallest: int = 2,
+    normalization: Normalization | None = None,
+) -> Stream:
     """Return the data set as a stream of tasks.
 
-    Normalisation uses only the training images of the first task, as later tasks are unknown when training starts.
+    Without a `normalization`, it uses only the training images of the first task, as later tasks are unknown when
+    training starts.
 
     Args:
         source: The data set.
@@ -79,6 +87,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
         seed: Orders the classes and draws held-out images.
         smallest: Smallest number of classes of a task. With 1, as in a lesson, a class may also have a single image,
             which is trained on and not held out.
+        normalization: That of a pretrained backbone, if there is one.
 
     Raises:
         InputError: the options need more classes than there are, a task has fewer than `smallest` classes, or a class
@@ -100,7 +109,7 @@ def make_stream(source: Source, options: StreamOptions, tasks: int, seed: int, s
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
-    normalization = _channel_statistics(parts[0][1])
+    normalization = normalization or _channel_statistics(parts[0][1])
     stream_tasks = tuple(
         Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, *examples)
         for k, (labels, *examples) in enumerate(parts)
@@ -139,6 +148,7 @@ def training_batches(
     rows, labels, task_indices = _concatenate_training_examples(tasks)
     order = torch.randperm(len(rows), generator=generator(seed, task_index, epoch, "order"))
     pixels, normalization = tasks[-1].train.pixels, tasks[-1].normalization
+    features = tasks[-1].train.features  # of all images of the source, as the pixels are
     batches = order.tensor_split(number_of_batches(len(rows), batch_size))
     for index in range(first, len(batches)):
         size = len(batches[index])
@@ -147,7 +157,12 @@ def training_batches(
         selected = (pixels[to_device(rows[selection], pixels.device)], labels[selection], task_indices[selection])
         raw, y, batch_tasks = (to_device(tensor, device) for tensor in selected)
         step = Step(seed, task_index, epoch, index, options, normalization)
-        yield Batch(step.prepare(raw, first=part.start, slice_of=size), y, batch_tasks, raw, step, slice_of=size)
+        if features is None:
+            x = step.prepare(raw, first=part.start, slice_of=size)
+        else:
+            views = torch.randint(features.shape[1], (size,), generator=step.generator("view"))[part]
+            x = to_device(features[rows[selection], views], device)
+        yield Batch(x, y, batch_tasks, raw, step, slice_of=size)
 
 
 def number_of_batches(images: int, batch_size: int) -> int:
@@ -158,8 +173,14 @@ def number_of_batches(images: int, batch_size: int) -> int:
 def evaluation_batches(
     task: Task, part: Examples, batch_size: int, device: torch.device = CPU
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images of one task, not augmented and in order: x (B, C, H, W) on the device, y (B,) on the CPU."""
+    """Yield images of one task, not augmented and in order, on the device, and their labels (B,) on the CPU.
+
+    The images are x (B, C, H, W), or the features (B, V, D) of their views if a frozen backbone has computed them.
+    """
     for rows, y in zip(part.rows.split(batch_size), part.labels.split(batch_size), strict=True):
+        if part.features is not None:
+            yield part.features[rows].to(device), y
+            continue
         x = task.normalization(part.pixels[rows].to(device))
         yield x.contiguous(memory_format=torch.channels_last), y
 

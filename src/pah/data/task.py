@@ -15,14 +15,34 @@ from pah.data.augment import AugmentOptions, augment
 
 @dataclass(frozen=True)
 class Examples:
-    """Some images of a data set, selected and not copied: `pixels[rows]` and their `labels` within the task."""
+    """Some images of a data set, selected and not copied: `pixels[rows]` and their `labels` within the task.
 
-    pixels: Tensor  # uint8 (all images of the source, C, H, W)
-    rows: Tensor  # int64 (N,)
-    labels: Tensor  # int64 (N,), 0 to C_k - 1
+    Args:
+        pixels: uint8 (all images of the source, C, H, W).
+        rows: int64 (N,).
+        labels: int64 (N,), 0 to C_k - 1.
+        features: float32 (all images of the source, V, D), the features of V views of each image in `rows`, if a frozen
+            backbone has computed them; None otherwise.
+    """
+
+    pixels: Tensor
+    rows: Tensor
+    labels: Tensor
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return what a predictor takes for the images at `rows` of the source: their features, or else their pixels.
+
+        Args:
+            rows: (B,), some of `self.rows`.
+
+        Returns:
+            float32 (B, V, D) or uint8 (B, C, H, W).
+        """
+        return self.pixels[rows] if self.features is None else self.features[rows]
 
 
 NO_EXAMPLES = Examples(
@@ -118,7 +138,8 @@ class Batch:
     """Images to learn from: a whole batch, or the slice of it that one of several processes takes.
 
     Args:
-        x: float32 (B, C, H, W), augmented and normalised.
+        x: float32 (B, C, H, W), augmented and normalised; or (B, D), the features of one view of each image, if a
+            frozen backbone has computed them.
         y: int64 (B,), labels within their tasks.
         tasks: int64 (B,), the index of each image's task.
         pixels: uint8 (B, C, H, W), the same images before `step` prepared them; replay buffers store these.

@@ -28,18 +28,18 @@ def calibrate(predictor: Predictor, task_index: int, validation: Examples) -> Pr
     task = predictor.record.tasks[task_index]
     batches = validation.rows.split(predictor.batch_size)
     if len(task.classes) == 1:
-        distances = torch.cat([predictor.class_distances(validation.pixels[rows], [task_index]) for rows in batches])
+        distances = torch.cat([predictor.class_distances(validation.inputs(rows), [task_index]) for rows in batches])
         return predictor.with_task(
             task_index, dataclasses.replace(task, quantiles={KNOWN_SCORE: score_quantiles(-distances[:, 0])})
         )
     with torch.inference_mode():
-        logits = torch.cat([predictor.logits(validation.pixels[rows], [task_index])[0] for rows in batches])
+        logits = torch.cat([predictor.logits(validation.inputs(rows), [task_index])[0] for rows in batches])
         temperature = task.temperature * fit_temperature(logits, validation.labels)
         similarity = None
         if predictor.has_prototypes:
             prototypes = predictor.prototype_features([task_index])
             similarity = torch.cat(
-                [predictor.prototype_similarity(validation.pixels[r], [task_index], prototypes) for r in batches]
+                [predictor.prototype_similarity(validation.inputs(r), [task_index], prototypes) for r in batches]
             )
     logits = logits * task.temperature / temperature
     kinds: list[Score] = [kind for kind in SCORES if kind != "prototypes" or similarity is not None]
@@ -57,7 +57,7 @@ def calibrate_among_all(predictor: Predictor, task_index: int, validation: Examp
     tasks = predictor.record.tasks
     if not all(task.quantiles for task in tasks):
         return predictor
-    batches = predictor.predict_batches(validation.pixels[validation.rows], range(len(tasks)), KNOWN_SCORE)
+    batches = predictor.predict_batches(validation.inputs(validation.rows), range(len(tasks)), KNOWN_SCORE)
     known_scores = torch.cat([batch.known_scores for batch in batches])
     quantiles = {**tasks[task_index].quantiles, AMONG_ALL: score_quantiles(known_scores)}
     return predictor.with_task(task_index, dataclasses.replace(tasks[task_index], quantiles=quantiles))

@@ -26,6 +26,8 @@ def fit_feature_map(before: Predictor, after: Predictor, examples: Examples, opt
         examples: The images of the lesson; at most `MAX_IMAGES` of them are used.
         options: How the views are augmented. The first view is not augmented.
     """
+    if examples.features is not None:  # a frozen backbone
+        return FeatureMap.identity(after.method.network.backbone.features)
     chosen = torch.randperm(len(examples), generator=generator(0, "measured"))[:MAX_IMAGES]
     features_before, features_after = [], []
     for view in range(VIEWS):
@@ -60,7 +62,7 @@ def update_statistics(
     features.
     """
     classes = after.method.network.sizes([len(after.record.tasks) - 1])[0]
-    features = after.features(examples.pixels[examples.rows])
+    features = after.features(examples.inputs(examples.rows))
     statistics = ClassStatistics.from_features(features, examples.labels.cpu(), classes)
     if before is not None and feature_map is not None:
         statistics = before.statistics_or_empty().mapped(feature_map).merged(statistics)

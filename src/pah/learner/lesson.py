@@ -9,7 +9,7 @@ import torch
 
 from pah.core.config import InputError, derived_seed
 from pah.core.devices import CPU
-from pah.data.sources import Source
+from pah.data.sources import Images, Source
 from pah.data.stream import make_stream
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Task
@@ -21,6 +21,7 @@ from pah.methods.base import Method
 from pah.models.network import GeneratedHeads
 from pah.training.config import RunConfig, build_method
 from pah.training.evaluation import evaluate
+from pah.training.features import with_features_if_frozen
 from pah.training.loop import learn_task, require_finite
 from pah.training.state import EpochDone, Event, PrototypesInitialized, TaskBegun, TrainState, Validated
 
@@ -69,7 +70,8 @@ def run_lesson(
             infinite.
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
-    stream = make_stream(source, options, 1, config.seed, smallest=1).to(device)
+    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    stream = make_stream(source, options, 1, config.seed, 1, normalization).to(device)
     if previous:
         start = previous.copy()
     else:
@@ -83,6 +85,7 @@ def run_lesson(
             f"classes: expected at least 2 with {config.method}, whose features differ from task to task, got only "
             f"{source.class_names[0]!r}, which could not be told from the classes of other tasks"
         )
+    stream = with_features_if_frozen(stream, method, config)
     index = len(record.tasks)
     task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
     _train(method, task, record, config, watch, validate)
@@ -96,7 +99,10 @@ def run_lesson(
         predictor = update_statistics(previous, predictor, feature_map, task.train)
     predictor = calibrate(predictor, index, task.validation)
     predictor = calibrate_among_all(predictor, index, task.validation)
-    accuracy = predictor.evaluate(source, index, None).accuracy if len(source.test) else None
+    accuracy = None
+    if len(task.test):
+        images = Images(task.test.inputs(task.test.rows), task.test.labels)
+        accuracy = predictor.evaluate(dataclasses.replace(source, test=images), index, None).accuracy
     return LessonResult(predictor, accuracy, drift, _single_class_notes(predictor))
 
 

@@ -138,18 +138,22 @@ class Predictor:
         """Return logits divided by each task's temperature, on the CPU.
 
         Args:
-            pixels: Images, (B, channels, H, W) uint8.
+            pixels: Images, (B, channels, H, W) uint8, or the features of V views of each, (B, V, D).
             tasks: Positions of the tasks.
 
         Returns:
             A (B, C) tensor for each task.
         """
-        x = self._normalize(pixels.contiguous(memory_format=torch.channels_last))  # bytes are faster to rearrange
+        if pixels.ndim == 4:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)  # bytes are faster to rearrange
+        x = self._normalize(pixels)
         logits = task_logits(self._inference_method, x, tasks, self.record.config.training.flip_test)
         return [z.cpu() / self.record.tasks[k].temperature for k, z in zip(tasks, logits, strict=True)]
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        """Return pixels as the network's input, on its device."""
+        """Return pixels as the network's input, on its device; features stay as they are."""
+        if pixels.ndim == 3:
+            return pixels.to(self._inference_method.device)
         return self.record.normalization(pixels.to(self._inference_method.device))
 
     def predict_batches(
@@ -158,7 +162,7 @@ class Predictor:
         """Yield predictions among the classes of `tasks`, batch by batch.
 
         Args:
-            pixels: Images, (N, channels, H, W) uint8.
+            pixels: Images, (N, channels, H, W) uint8, or the features of V views of each, (N, V, D).
             tasks: Positions of the tasks; with a single one, the task is given.
             rule: How the task is inferred.
             top: Number of classes in the ranking.
@@ -216,9 +220,8 @@ class Predictor:
             tasks: Positions of the tasks.
             prototypes: Features of the tasks' prototypes, (P, D).
         """
-        network = self._inference_method.network
-        features = network.backbone(self._normalize(pixels))
-        return largest_cosine_per_task(features.cpu(), prototypes, network.sizes(tasks))
+        sizes = self._inference_method.network.sizes(tasks)
+        return largest_cosine_per_task(self.features(pixels), prototypes, sizes)
 
     def class_distances(self, pixels: Tensor, tasks: Sequence[int]) -> Tensor:
         """Return the distances of images (B, channels, H, W) uint8 from the class means of each task, (B, T)."""
@@ -294,7 +297,13 @@ class Predictor:
         )
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the features (N, D) of images (N, channels, H, W) uint8, on the CPU."""
+        """Return the features (N, D) of images, on the CPU.
+
+        Args:
+            pixels: (N, channels, H, W) uint8, or the features of V views of each, (N, V, D), of which it is the first.
+        """
+        if pixels.ndim == 3:
+            return pixels[:, 0].cpu()
         batches = pixels.split(self.batch_size)
         return torch.cat([self.features_of_normalized(self._normalize(batch)) for batch in batches])
 

@@ -59,7 +59,7 @@ def _require_fitting(record: Record, weights: Mapping[str, Tensor]) -> None:
 
 def _build_untrained(record: Record) -> Method:
     """Return the untrained method on a network with heads for all tasks of the record."""
-    method = build_method(record.config, record.image_shape)
+    method = build_method(record.config, record.image_shape, start_weights=False)
     for task in record.tasks:
         method.network.grow(len(task.classes))
     method.task = len(record.tasks) - 1

@@ -127,6 +127,8 @@ def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[s
     """
     weights = serialize_weights(network, {STATISTICS_PREFIX + name: x for name, x in (statistics or {}).items()})
     config = record.config.as_dict()
+    if config["backbone"].get("weights"):
+        config["backbone"]["weights"] = public_origin(config["backbone"]["weights"])
     content = {
         "format": FORMAT,
         "sha256": hashlib.sha256(weights).hexdigest(),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pah.core.config import require
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, Terms, descend
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.column_networks import ColumnNetwork, IndependentColumns, ProgressiveNetwork
 
 

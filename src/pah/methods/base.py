@@ -14,7 +14,7 @@ from pah.core import distributed
 from pah.core.config import NonFiniteLossError, require
 from pah.data.task import Batch, Examples, Task
 from pah.methods.losses import stack_logits
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.distributed_batch_norm import DistributedBatchNorm
 from pah.models.network import Heads, Network, StoredHeads
 
@@ -71,9 +71,14 @@ class OptimizerOptions:
             others: The other parameters.
             others_lr: Their learning rate. By default it is `lr`.
         """
-        parts = ((list(backbone.parameters()), self.backbone_lr), (list(others), others_lr))
+        trained = [p for p in backbone.parameters() if p.requires_grad]  # none of a frozen backbone
+        parts = ((trained, self.backbone_lr), (list(others), others_lr))
         return [
-            ([p for p in params if (p.ndim > 1) == decayed], lr or self.lr, self.weight_decay if decayed else 0.0)
+            (
+                [p for p in params if p.requires_grad and (p.ndim > 1) == decayed],
+                lr or self.lr,
+                self.weight_decay if decayed else 0.0,
+            )
             for params, lr in parts
             for decayed in (True, False)
         ]

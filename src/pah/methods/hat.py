@@ -15,7 +15,7 @@ from pah.core.config import require
 from pah.data.stream import number_of_batches
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.masked_network import MaskedNetwork
 from pah.models.network import apply_heads
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pah.core.config import require
 from pah.data.task import Batch, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms, descend
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.embedding_heads import EmbeddingHeads, require_equal_tasks
 from pah.models.modes import evaluating
 from pah.models.network import Network, apply_heads

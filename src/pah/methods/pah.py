@@ -179,8 +179,7 @@ class PAH(Method):
 
     def observe(self, batch: Batch) -> Terms:
         """Take one step on L_hm and L_sm, and one on L_sp with the separate optimizer of old prototypes."""
-        options = self.options
-        old = sample_old_tasks(self.old_tasks, options.old_tasks_per_step, batch.step)
+        old = sample_old_tasks(self.old_tasks, (options := self.options).old_tasks_per_step, batch.step)
         weights = {"L_sm": options.stability * sampled_tasks_weight(self.old_tasks, old, options.over_tasks)}
         weights |= {"L_features": options.feature_stability, "L_heads": options.head_stability}
         terms = self._image_terms(batch, old)
@@ -196,7 +195,7 @@ class PAH(Method):
 
     def end_task(self, task: Task) -> None:
         """After the first task, estimate the statistics of batch norms that are frozen from now on."""
-        if task.index == 0 and self.options.later_batch_norm == "frozen":
+        if task.index == 0 and self.options.later_batch_norm == "frozen" and self.network.backbone.trained == "all":
             batches = number_of_batches(len(task.train), STATISTICS_BATCH_SIZE)
             parts = torch.arange(len(task.train)).tensor_split(batches)
             images = (self.normalized_images(task, task.train, indices) for indices in parts)
@@ -217,7 +216,8 @@ class PAH(Method):
         options = self.options
         if self.teacher is None or not (options.stability or options.feature_stability or options.head_stability):
             old = range(0)
-        x = torch.cat([batch.x, self.distillation_copies(batch, old)]) if old and options.copies else batch.x
+        copies = old and options.copies and batch.x.ndim == 4  # features of a frozen backbone need no copies
+        x = torch.cat([batch.x, self.distillation_copies(batch, old)]) if copies else batch.x
         features = self._student_features(x)  # (N, D)
         rows = self.heads.rows([*old, self.task], detach=old)
         logits = apply_heads(features, rows)  # (N, P + C_task)

@@ -119,7 +119,7 @@ class QuadraticPenalty(Finetune):
 
     def shared_weights(self) -> list[nn.Parameter]:
         """Return the weights that all tasks use."""
-        return [*self.network.backbone.parameters(), *self.network.heads.shared_parameters()]
+        return [*self.network.backbone.trained_parameters(), *self.network.heads.shared_parameters()]
 
     def weight_buffers(self, kind: str) -> list[Tensor]:
         """Return the buffers of a kind in the order of `shared_weights`."""
@@ -130,7 +130,8 @@ class QuadraticPenalty(Finetune):
         parts = zip(
             self.shared_weights(), self.weight_buffers("anchor"), self.weight_buffers("importance"), strict=True
         )
-        return torch.stack([(importance * (p - anchor).square()).sum() for p, anchor, importance in parts]).sum()
+        terms = [(importance * (p - anchor).square()).sum() for p, anchor, importance in parts]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=self.device)  # none: a frozen backbone
 
 
 @dataclass(frozen=True)

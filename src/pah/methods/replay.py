@@ -98,7 +98,8 @@ class Replay(Method):
 
     def augmented(self, batch: Batch, stored: StoredBatch, number: int = 0) -> Tensor:
         """Return the augmented and normalised images of a step's stored batch with index `number`."""
-        return batch.step.prepare(stored.samples.pixels, f"replay {number}", stored.first, stored.total)
+        images = batch.step.prepare(stored.samples.pixels, f"replay {number}", stored.first, stored.total)
+        return self.network.backbone(images) if batch.x.ndim == 2 else images  # features beside those of the batch
 
     def draw_stored(self, batch: Batch, purpose: str = "draw") -> StoredBatch:
         """Return stored samples for a step. All processes together draw the same samples as one process would."""
@@ -268,7 +269,7 @@ class AGEM(Replay):
         terms = {"L_hm": F.cross_entropy(self.network(batch.x, [self.task]), batch.y)}
         if not len(stored):
             return descend(self.optimizers[0], terms)
-        weights = [*self.network.backbone.parameters(), *self.network.heads.parameters()]
+        weights = [*self.network.backbone.trained_parameters(), *self.network.heads.parameters()]
         logits = self.own_task_logits(self.augmented(batch, stored), stored.samples.tasks)
         stored_loss = stored.loss_factor * F.cross_entropy(logits, stored.samples.labels)
         loss, reference = gradients_of(stored_loss, weights)

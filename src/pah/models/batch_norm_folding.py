@@ -6,7 +6,8 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pah.models.backbones import Backbone, BasicBlock
+from pah.models.backbone import Backbone
+from pah.models.layers import BasicBlock
 
 
 def fold_batch_norm(backbone: Backbone) -> Backbone:

@@ -49,6 +49,11 @@ class FeatureMap:
         error = new - old @ matrix
         return cls(matrix, error.T @ error / len(error))
 
+    @classmethod
+    def identity(cls, features: int) -> "FeatureMap":
+        """Return the map of a lesson that changes none of D = `features` features."""
+        return cls(torch.eye(features, dtype=torch.float64), torch.zeros(features, features, dtype=torch.float64))
+
 
 @dataclass(frozen=True)
 class ClassStatistics:

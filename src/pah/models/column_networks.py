@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.modes import evaluating
 from pah.models.network import Heads, TaskNetwork, apply_heads
 

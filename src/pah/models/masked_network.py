@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pah.models.backbones import Backbone, BasicBlock
+from pah.models.backbone import Backbone
+from pah.models.layers import BasicBlock
 from pah.models.modes import evaluating
 from pah.models.network import Heads, TaskNetwork
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.core.config import InputError
-from pah.models.backbones import Backbone
+from pah.models.backbone import Backbone
 from pah.models.hypernetwork import Conditioning, build_hypernetwork
 from pah.models.modes import full_precision
 from pah.models.prototypes import Prototypes

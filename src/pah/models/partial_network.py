@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pah.core.config import require
-from pah.models.backbones import Backbone, GlobalPool
+from pah.models.backbone import Backbone
 from pah.models.embedding_heads import require_equal_tasks, stored_head_std
 from pah.models.hypernetwork import unit_variance_mlp
+from pah.models.layers import GlobalPool
 from pah.models.modes import evaluating
 from pah.models.network import Heads, TaskNetwork, apply_heads
 

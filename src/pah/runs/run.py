@@ -48,6 +48,7 @@ from pah.runs.results import (
 from pah.runs.saved_state import load_state, restore, save_state
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.evaluation import evaluate, predict_tasks
+from pah.training.features import with_features_if_frozen
 from pah.training.loop import epochs_are_over, train
 from pah.training.metrics import average_accuracy
 from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
@@ -118,6 +119,7 @@ def start_run(
     method = build_method(config, stream.image_shape).to(device)
     with _locked_by_main_process(folder):
         distributed.run_on_main_process(lambda: _start_folder(config, folder, overwrite))
+        stream = with_features_if_frozen(stream, method, config)
         return _train(config, folder, stream, method, TrainState(), provenance, watch, stop, checkpoint_seconds)
 
 
@@ -171,7 +173,7 @@ def resume_run(
             require_same_data(saved.facts, stream, folder)
         _require_data_of_study(data_fingerprint, stream, folder)
         provenance, stream = begin(config, stream, device), stream.to(device)
-        method = build_method(config, stream.image_shape).to(device)
+        method = build_method(config, stream.image_shape, start_weights=saved is None).to(device)
         state = TrainState()
         if saved:
             state = restore(saved, folder, config.seed, stream, method)
@@ -180,6 +182,7 @@ def resume_run(
         distributed.run_on_main_process(
             lambda: _update_folder(config, folder, method, state, provenance, restored, more_tasks)
         )
+        stream = with_features_if_frozen(stream, method, config)
         return _train(config, folder, stream, method, state, provenance, watch, stop, checkpoint_seconds)
 
 

@@ -24,7 +24,8 @@ from pah.data.stream_options import StreamOptions
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah import PAHOptions
-from pah.models.backbones import Backbone, BackboneOptions, ConvNetOptions, TimmOptions, backbone_options
+from pah.models.backbone import Backbone, BackboneOptions
+from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads
 from pah.training.options import TrainingOptions
@@ -199,29 +200,30 @@ def stream_of(config: RunConfig, source: Source) -> Stream:
     order = config.stream.class_order
     classes = config.stream.classes or len(order if isinstance(order, tuple) else source.class_names)
     tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
-    stream = make_stream(source, config.stream, tasks, config.seed)
+    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    stream = make_stream(source, config.stream, tasks, config.seed, normalization=normalization)
     if config.training.evaluate_on == "test" and not any(len(task.test) for task in stream.tasks):
         raise InputError(f"{source.origin}: expected test images, got none in any class")
     config.method_options.check_stream([len(task.class_names) for task in stream.tasks])
     return stream
 
 
-def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method:
-    """Return the untrained method on its network; the initial weights depend on the seed alone.
+def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool = True) -> Method:
+    """Return the untrained method on its network; the initial weights depend on the seed and on `weights` alone.
 
     Args:
         config: The run's configuration.
         image_shape: Channels, height and width of the images.
+        start_weights: Whether to load the pretrained weights that the configuration names. It is not needed if saved
+            weights are loaded afterwards.
 
     Raises:
-        InputError: the backbone cannot be built, or does not accept images or prototypes of this size.
+        InputError: the backbone or its weights cannot be had, or it does not accept images or prototypes of this size.
     """
     channels, *size = image_shape
     require(math.prod(size) <= MAX_PIXELS, "images", f"at most {MAX_PIXELS} pixels each", "x".join(map(str, size)))
     torch.manual_seed(derived_seed(config.seed, "network"))
-    build_backbone = partial(config.backbone_options.build, channels)
-    if isinstance(config.backbone_options, TimmOptions):
-        build_backbone = partial(config.backbone_options.build, channels, (size[0], size[1]))
+    build_backbone = partial(_build_backbone, config, image_shape, start_weights)
     network = config.method_options.build_network(build_backbone, image_shape)
     backbone, heads = network.backbone, network.heads
     sizes = {"images": tuple(size)}
@@ -243,6 +245,25 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int]) -> Method
             )
     method = METHODS[config.method].method(network, config.optimizer, config.method_options)
     return method.to(memory_format=torch.channels_last)
+
+
+def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool) -> Backbone:
+    """Return the backbone with its start weights, its input size, and frozen if the configuration says so."""
+    options, (channels, height, width) = config.backbone_options, image_shape
+    side = options.input_size or config.image_size or options.own_input_size
+    if options.has_fixed_input_size and side != options.own_input_size:
+        raise InputError(
+            f"image_size: expected {options.own_input_size}, the only size that {config.backbone} takes, got {side}"
+        )
+    input_size = (height, width) if side is None else (side, side)
+    backbone = options.build(channels, input_size)
+    if options.scales_prototypes:
+        backbone.input_size = input_size
+    if start_weights:
+        options.load_start_weights(backbone)
+    if options.train == "none":
+        backbone.freeze()
+    return backbone
 
 
 def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: int) -> bool:

@@ -74,7 +74,7 @@ def _examples_of_this_process(part: Examples, options: TrainingOptions) -> Examp
     if distributed.world_size() == 1 or options.test_batch_norm == "batch":
         return part
     own = distributed.own_slice(len(part))
-    return Examples(part.pixels, part.rows[own], part.labels[own])
+    return Examples(part.pixels, part.rows[own], part.labels[own], part.features)
 
 
 def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> list[Tensor]:
@@ -82,10 +82,14 @@ def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> 
 
     Args:
         method: The method.
-        x: Normalized images, (B, channels, H, W).
+        x: Normalized images, (B, channels, H, W), or the features of V views of each image, (B, V, D).
         tasks: Indices of the tasks.
-        flip: Whether to average the logits of each image and its mirror image.
+        flip: Whether to average the logits of each image and its mirror image. For features, the logits of all views
+            are averaged.
     """
+    if x.ndim == 3:
+        logits = method.logits_per_task(x.flatten(0, 1), tasks)
+        return [task_logits.unflatten(0, x.shape[:2]).mean(dim=1) for task_logits in logits]
     logits = method.logits_per_task(x, tasks)
     if flip:
         mirrored = method.logits_per_task(x.flip(3), tasks)

@@ -1,0 +1,78 @@
+"""Weights from a file: read without running code, and fitted to a backbone."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pah.core.config import InputError
+
+CONTAINERS = ("state_dict", "model_state_dict", "state_dict_ema", "model")  # keys under which files store the weights
+PREFIXES = ("", "module.", "model.", "backbone.", "backbone.body.", "body.")  # before the names of the weights
+CLASSIFIER = re.compile(r"^(fc|classifier|head|heads|head_dist|statistics|_fc)\b")  # names that a backbone may lack
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a safetensors or .pth file, by name. Reading never runs code.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load(path.read_bytes()))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a file of weights, found none") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: expected a file of weights, got: {_first_line(error)}") from None
+    except Exception as error:  # torch raises many kinds for damaged files, and for files that hold code
+        raise InputError(
+            f"{path}: expected weights alone, as torch.save writes a state dict, got: {_first_line(error)}"
+        ) from None
+    for name in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: expected tensors by name, got {type(content).__name__} of something else")
+    return {str(name): value for name, value in content.items()}
+
+
+def load_weights(body: nn.Module, path: Path) -> None:
+    """Load the weights of a file into the body of a backbone.
+
+    Names may have one of the usual prefixes. Tensors of a classifier are left out, because a backbone has none.
+
+    Args:
+        body: The module.
+        path: The file.
+
+    Raises:
+        InputError: the file cannot be read, or a tensor is missing, unknown or of another shape. The message names the
+            first such tensor and both shapes.
+    """
+    fit_weights(body, read_weights(path), str(path))
+
+
+def fit_weights(body: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Do what `load_weights` does with tensors that have been read; `source` names them in messages."""
+    expected = body.state_dict()
+    prefix = max(PREFIXES, key=lambda start: sum(start + name in tensors for name in expected))
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    for name in [*expected, *own]:
+        if name not in expected and CLASSIFIER.match(name):
+            continue
+        wanted, got = (list(part[name].shape) if name in part else "none" for part in (expected, own))
+        if wanted != got and not (got == "none" and name.endswith("num_batches_tracked")):
+            raise InputError(
+                f"{source}: expected weights of this backbone, whose {name} has the shape {wanted}, got {got}"
+            )
+    body.load_state_dict({name: own[name] for name in expected if name in own}, strict=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

