@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from PIL import Image, features
 from pah.cli import main
 from pah.data.sources import load_digits
 
+NOTES = re.compile("without effect|resumed with ")  # on options, and on another commit of the source code
 MAX_SECONDS, MAX_MEGABYTES = 10.0, 1024.0
 QUICK = ("--backbone", "convnet", "--backbone.width", "4", "--image_size", "8")
 FORBIDDEN_EVENTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class"}
@@ -61,7 +63,7 @@ class Result:
         lines = self.err.splitlines()
         if self.status not in (0, 2):
             return f"status {self.status}: {lines[-1] if lines else ''}"
-        reasons = [line for line in lines if "without effect" not in line]  # such a note may come beside the reason
+        reasons = [line for line in lines if not NOTES.search(line)]  # notes may come beside the reason
         if [line for line in lines if not line.startswith("pah: ")] or len(reasons) != (self.status == 2):
             return f"status {self.status}, stderr: {self.err!r:.300}"
         if self.violations:
