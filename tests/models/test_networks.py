@@ -62,18 +62,18 @@ def test_timm_models_are_backbones() -> None:
 )
 def test_a_timm_model_has_as_many_features_as_it_returns(name: str, size: int, features: int) -> None:
     pytest.importorskip("timm")
-    backbone = TimmOptions(model=name).build(3, (size, size))
+    backbone = TimmOptions(model=name).build_for(3, (size, size))
     assert backbone.features == features
     assert backbone.eval()(torch.randn(2, 3, size, size)).shape == (2, features)
     with torch.device("meta"):  # as a learner's file is checked
-        assert TimmOptions(model=name).build(3, (size, size)).features == features
+        assert TimmOptions(model=name).build_for(3, (size, size)).features == features
 
 
 def test_a_timm_model_that_allows_no_other_pooling_uses_its_own_and_refuses_other_sizes() -> None:
     pytest.importorskip("timm")
-    assert TimmOptions(model="pit_ti_224").build(3, (224, 224)).features == 256
+    assert TimmOptions(model="pit_ti_224").build_for(3, (224, 224)).features == 256
     with pytest.raises(InputError, match=r"timm:pit_ti_224: expected one that takes images of 64x64") as caught:
-        TimmOptions(model="pit_ti_224").build(3, (64, 64))
+        TimmOptions(model="pit_ti_224").build_for(3, (64, 64))
     assert "\n" not in str(caught.value)
 
 
@@ -83,7 +83,7 @@ def test_counting_features_changes_neither_the_model_nor_the_random_numbers() ->
     expected = timm.create_model("resnet10t", num_classes=0, in_chans=3, global_pool="avg")
     following = torch.rand(3)
     torch.manual_seed(0)
-    backbone = TimmOptions(model="resnet10t").build(3, (64, 64))
+    backbone = TimmOptions(model="resnet10t").build_for(3, (64, 64))
     assert torch.equal(torch.rand(3), following)
     weights = expected.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.body.state_dict().items())

@@ -133,13 +133,12 @@ class BackboneOptions(ABC):
         return None
 
     @abstractmethod
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
-        """Return the untrained backbone.
+    def build(self, channels: int) -> Backbone:
+        """Return the untrained backbone for images of `channels` channels."""
 
-        Args:
-            channels: Number of channels of the images.
-            size: Height and width of the images; None if it is not known.
-        """
+    def build_for(self, channels: int, size: tuple[int, int]) -> Backbone:
+        """Return the untrained backbone for images of this height and width, if it depends on them."""
+        return self.build(channels)
 
     def load_start_weights(self, backbone: Backbone) -> None:
         """Load the weights from which training starts; without `weights` the random ones stay.

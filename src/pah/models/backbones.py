@@ -29,7 +29,7 @@ class ConvNetOptions(BackboneOptions):
         super().__post_init__()
         require(1 <= self.width <= 65536, "backbone.width", "1 to 65536", self.width)
 
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+    def build(self, channels: int) -> Backbone:
         """Return the untrained backbone for images of `channels` channels. D = 4 width."""
         layers: list[nn.Module] = []
         inputs = channels
@@ -47,7 +47,7 @@ class ConvNetOptions(BackboneOptions):
 class ResNet18Options(BackboneOptions):
     """ResNet-18 for images of 32x32 and 64x64 pixels (He et al. 2016), with the 3x3 stem that is usual on CIFAR."""
 
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+    def build(self, channels: int) -> Backbone:
         """Return the untrained backbone for images of `channels` channels. D = 512."""
         return _resnet(channels, widths=(64, 128, 256, 512), blocks=2, stem_stride=1)
 
@@ -70,7 +70,7 @@ class SlimResNet18Options(BackboneOptions):
         require(1 <= self.width <= 65536, "backbone.width", "1 to 65536", self.width)
         require(self.stem_stride in (1, 2), "backbone.stem_stride", "1 or 2", self.stem_stride)
 
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+    def build(self, channels: int) -> Backbone:
         """Return the untrained backbone for images of `channels` channels. D = 8 width."""
         widths = tuple(self.width * 2**stage for stage in range(4))
         return _resnet(channels, widths, blocks=2, stem_stride=self.stem_stride)
@@ -80,7 +80,7 @@ class SlimResNet18Options(BackboneOptions):
 class ResNet32Options(BackboneOptions):
     """ResNet-32 for CIFAR: three stages of five blocks with 16, 32 and 64 channels (He et al. 2016, section 4.2)."""
 
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+    def build(self, channels: int) -> Backbone:
         """Return the untrained backbone for images of `channels` channels. D = 64."""
         return _resnet(channels, widths=(16, 32, 64), blocks=5, stem_stride=1)
 

@@ -65,20 +65,24 @@ class TimmOptions(BackboneOptions):
             mean, std = (fmean(mean),), (fmean(std),)
         return Normalization(mean, std)
 
-    def build(self, channels: int, size: tuple[int, int] | None = None) -> Backbone:
+    def build(self, channels: int) -> Backbone:
+        """Do what `build_for` does, for images of the size for which the model was made."""
+        side = int(self._data_config()["input_size"][1])
+        return self.build_for(channels, (side, side))
+
+    def build_for(self, channels: int, size: tuple[int, int]) -> Backbone:
         """Return the model without its classifier and with random weights. D is the number of features it returns.
 
         Args:
             channels: Number of channels of the images.
-            size: Height and width of the images; the size for which the model was made if None.
+            size: Height and width of the images.
 
         Raises:
             InputError: timm is not installed, does not know the model, or cannot build it; or the model does not return
                 one vector for an image of this size.
         """
         body = self._create(channels)
-        own = int(self._data_config()["input_size"][1])
-        return Backbone(body, self._count_features(body, channels, *(size or (own, own))))
+        return Backbone(body, self._count_features(body, channels, *size))
 
     def load_start_weights(self, backbone: Backbone) -> None:
         """Load the weights of the file, or those that timm downloads for the model.

@@ -256,7 +256,7 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
             f"image_size: expected {options.own_input_size}, the only size that {config.backbone} takes, got {side}"
         )
     input_size = (height, width) if side is None else (side, side)
-    backbone = options.build(channels, input_size)
+    backbone = options.build_for(channels, input_size)
     if options.scales_prototypes:
         backbone.input_size = input_size
     if start_weights:
