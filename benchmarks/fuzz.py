@@ -40,7 +40,7 @@ from PIL import Image, features
 from pah.cli import main
 from pah.data.sources import load_digits
 
-NOTES = re.compile("without effect|resumed with |is no folder here")  # on options, commits and hub ids
+NOTES = re.compile("without effect|resumed with ")  # on options, and on another commit of the source code
 MAX_SECONDS, MAX_MEGABYTES = 10.0, 1024.0
 QUICK = ("--backbone", "convnet", "--backbone.width", "4", "--image_size", "8")
 FORBIDDEN_EVENTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class"}

@@ -135,8 +135,8 @@ def test_a_relative_place_is_not_looked_up_on_the_hub(
 def test_a_place_that_was_never_recorded_is_not_silently_taken_for_a_hub_id(stopped: Path) -> None:
     config = options.read_config(stopped / "config.yaml")
     Path("photos").rename("moved")
-    with pytest.warns(UserWarning, match="'photos' is no folder here, so it is taken for a hub id"):
-        provenance.require_data_place(config, {}, stopped)
+    with pytest.warns(UserWarning, match="'photos' is no folder here, so it was taken for a hub id"):
+        provenance.say_hub_place(config, {}, stopped)
 
 
 def test_a_diagnosis_needs_the_data_of_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,17 +143,23 @@ def require_data_place(config: RunConfig, saved: Mapping[str, Any], folder: Path
     if config.data is None or _is_folder(config.data):
         return
     place = saved.get("data_place") or {}
-    if place.get("path") != config.data:
-        if not place and HUB_ID.fullmatch(config.data):
-            _warn(f"{folder / CONFIG}: data {config.data!r} is no folder here, so it is taken for a hub id")
-        return
-    if place["is_folder"]:
+    if place.get("path") == config.data and place["is_folder"]:
         then = "" if Path(config.data).is_absolute() else f", relative to {place['working_directory']} as it was,"
         here = "" if Path(config.data).is_absolute() else f" relative to {os.getcwd()}"
         raise InputError(
             f"{folder / CONFIG}: data: expected the folder {config.data!r}{then} got none{here}; "
             "add --data PATH with its place, or run the command from the former working directory"
         )
+
+
+def say_hub_place(config: RunConfig, saved: Mapping[str, Any], folder: Path) -> None:
+    """Warn that data were loaded from the hub if it was not recorded that the run began with them.
+
+    It is called after loading: if the hub lacks them as well, the error of loading says both.
+    """
+    data = config.data
+    if data is not None and not saved.get("data_place") and not _is_folder(data) and HUB_ID.fullmatch(data):
+        _warn(f"{folder / CONFIG}: data {data!r} is no folder here, so it was taken for a hub id")
 
 
 def _is_folder(data: str) -> bool:

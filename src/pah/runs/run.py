@@ -35,7 +35,7 @@ from pah.runs.folder import (
     run_files,
     write_config,
 )
-from pah.runs.provenance import Provenance, begin, go_on, require_data_place, require_same_data
+from pah.runs.provenance import Provenance, begin, go_on, require_data_place, require_same_data, say_hub_place
 from pah.runs.results import (
     Moment,
     peak_memory_mb,
@@ -169,6 +169,7 @@ def resume_run(
             raise InputError(f"{folder / CHECKPOINT}: expected the checkpoint from which a run goes on, found none")
         require_data_place(config, saved.facts if saved else {}, folder)
         stream = load_stream(config)
+        say_hub_place(config, saved.facts if saved else {}, folder)
         if saved:
             require_same_data(saved.facts, stream, folder)
         _require_data_of_study(data_fingerprint, stream, folder)
