@@ -1,5 +1,7 @@
 """Helpers of several tests: small streams of real images, and methods on small networks."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,22 @@ from pah.data.sources import Source, load_digits
 from pah.data.stream import Stream, make_stream
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Step, Task
+from pah.learner.defaults import DEFAULT
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH, PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.network import Network
 from pah.training.loop import begin
+from pah.training.options import TrainingOptions
 
 DIGITS: Source = load_digits()
+QUICK_LEARNER = dataclasses.replace(  # the options of a learner of 8x8 images whose lessons take a moment
+    DEFAULT,
+    image_size=8,
+    backbone="convnet",
+    backbone_options=ConvNetOptions(4),
+    training=TrainingOptions(epochs=1, batch_size=32),
+)
 
 
 def digits(tasks: int = 5, seed: int = 0, **options: object) -> Stream:

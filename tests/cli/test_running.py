@@ -1,6 +1,5 @@
 """`pah data` and `pah --version`: what is listed, as text and as JSON, and what is refused."""
 
-import dataclasses
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -8,25 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import QUICK_LEARNER
 from pah import ContinualLearner
 from pah.cli import main
-from pah.learner.defaults import DEFAULT
-from pah.models.backbones import ConvNetOptions
-from pah.training.options import TrainingOptions
-
-QUICK = dataclasses.replace(
-    DEFAULT,
-    image_size=8,
-    backbone="convnet",
-    backbone_options=ConvNetOptions(4),
-    training=TrainingOptions(epochs=1, batch_size=32),
-)
 
 
 @pytest.fixture
 def learner(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    learner = ContinualLearner(config=QUICK)
+    learner = ContinualLearner(config=QUICK_LEARNER)
     learner.learn("noise", (pixels, [i % 2 for i in range(40)], ["a, b", "c"]))
     learner.save(tmp_path / "learner")
     return tmp_path / "learner"

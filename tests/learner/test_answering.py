@@ -1,6 +1,5 @@
 """`ContinualLearner.predict` with a ranking of the classes, and with images that cannot be read."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import DIGITS
+from helpers import DIGITS, QUICK_LEARNER
 from pah import ContinualLearner, InputError
-from pah.learner.defaults import DEFAULT
 from pah.learner.prediction import rank_classes
-from pah.models.backbones import ConvNetOptions
-from pah.training.options import TrainingOptions
-
-QUICK = dataclasses.replace(
-    DEFAULT,
-    image_size=8,
-    backbone="convnet",
-    backbone_options=ConvNetOptions(4),
-    training=TrainingOptions(epochs=1, batch_size=32),
-)
 
 
 def digits(*classes: int) -> tuple[np.ndarray, list[int], list[str]]:
@@ -32,7 +20,7 @@ def digits(*classes: int) -> tuple[np.ndarray, list[int], list[str]]:
 
 @pytest.fixture(scope="module")
 def learner() -> ContinualLearner:
-    learner = ContinualLearner(config=QUICK)
+    learner = ContinualLearner(config=QUICK_LEARNER)
     learner.learn("low", digits(0, 1, 2))
     learner.learn("high", digits(3, 4))
     return learner
