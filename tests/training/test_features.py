@@ -39,11 +39,11 @@ def config_of(method: str, **changes: Any) -> RunConfig:
 def test_every_method_learns_from_features_or_is_refused(name: str) -> None:
     config = config_of(name)
     stream = load_stream(config)
-    method = build_method(config, stream.image_shape)
     if name in ("independent", "pnn", "hat", "hn2"):
-        with pytest.raises(InputError, match="none: expected a method whose tasks share the features, got"):
-            with_features_if_frozen(stream, method, config)
+        with pytest.raises(InputError, match=f"expected all, or a method whose tasks share the features, got '?{name}"):
+            build_method(config, stream.image_shape)
         return
+    method = build_method(config, stream.image_shape)
     learnt = with_features_if_frozen(stream, method, config)
     before = {name: tensor.clone() for name, tensor in method.network.backbone.state_dict().items()}
     state = TrainState()
@@ -114,3 +114,15 @@ def test_a_lesson_with_a_frozen_backbone_costs_old_tasks_no_features(tmp_path: P
     pixels = lesson(0, 1)[0][:5]
     assert loaded.predict(pixels, task="low") == learner.predict(pixels, task="low")
     assert loaded.predictor.method.network.backbone.trained == "none"
+
+
+def test_batch_statistics_at_test_time_are_refused() -> None:
+    with pytest.raises(InputError, match="test_batch_norm: expected running with a frozen backbone, got"):
+        dataclasses.replace(CONFIG, training=TrainingOptions(test_batch_norm="batch"))
+
+
+def test_a_refused_method_leaves_the_old_run_in_place(tmp_path: Path) -> None:
+    start_run(config_of("finetune"), tmp_path / "run")
+    with pytest.raises(InputError, match="share the features"):
+        start_run(config_of("pnn"), tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "metrics.json").is_file()

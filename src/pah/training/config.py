@@ -27,7 +27,7 @@ from pah.methods.pah import PAHOptions
 from pah.models.backbone import Backbone, BackboneOptions
 from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
-from pah.models.network import GeneratedHeads
+from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
 
 MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
@@ -102,6 +102,8 @@ class RunConfig:
             value = getattr(self.training, option)
             usable = not value or self.stream.validation > 0
             require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
+        without_effect = self.backbone_options.train == "none" and self.training.test_batch_norm == "batch"
+        require(not without_effect, "training.test_batch_norm", "running with a frozen backbone", "batch")
 
     @property
     def read_options(self) -> ReadOptions:
@@ -226,6 +228,9 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
     build_backbone = partial(_build_backbone, config, image_shape, start_weights)
     network = config.method_options.build_network(build_backbone, image_shape)
     backbone, heads = network.backbone, network.heads
+    shares_features = type(network) is Network
+    expected = "all, or a method whose tasks share the features"
+    require(config.backbone_options.train == "all" or shares_features, "backbone.train", expected, config.method)
     sizes = {"images": tuple(size)}
     if isinstance(heads, GeneratedHeads):
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)

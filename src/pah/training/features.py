@@ -5,7 +5,6 @@ N: images, V: views, D: features, C: channels, H and W: height and width.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pah.core.config import generator, require
+from pah.core.config import generator
 from pah.data.augment import AugmentOptions, augment
 from pah.data.stream import Stream
 from pah.data.task import Examples, Task
 from pah.methods.base import Method
 from pah.models.backbone import Backbone
 from pah.models.batch_norm_folding import fold_batch_norm
-from pah.models.network import Network
 from pah.training.config import RunConfig
 
 BATCH = 64  # images that pass through the backbone at a time
@@ -62,54 +60,28 @@ class Views:
         return augment(pixels, self.augment, generator(self.seed, "view", number, *names))
 
 
-def with_features(
-    stream: Stream,
-    backbone: Backbone,
-    views: Views,
-    watch: Callable[[int, int], None] = lambda done, total: None,
-) -> Stream:
-    """Return the stream with the features of all its images, which a frozen backbone computes now.
+def with_features_if_frozen(stream: Stream, method: Method, config: RunConfig) -> Stream:
+    """Return the stream with the features of all its images, computed now, if the backbone is frozen.
 
     Args:
         stream: The tasks.
-        backbone: The frozen backbone, on the device that computes.
-        views: The views of each image.
-        watch: Called after each batch with the number of views that are done and of all views.
+        method: The method, whose backbone computes the features on its device.
+        config: The configuration. If it does not freeze the backbone, the stream is returned as it is.
     """
-    total = sum(len(getattr(task, part)) * views.count(part) for task in stream.tasks for part in PARTS)
-    extraction = _Extraction(fold_batch_norm(backbone), backbone.features, views, watch, total)
-    return dataclasses.replace(stream, tasks=tuple(extraction.task(task) for task in stream.tasks))
-
-
-def with_features_if_frozen(
-    stream: Stream, method: Method, config: RunConfig, watch: Callable[[int, int], None] = lambda done, total: None
-) -> Stream:
-    """Return the stream with the features of its images if the method's backbone is frozen, or else as it is."""
     options = config.backbone_options
     if options.train == "all":
         return stream
-    require(
-        type(method.network) is Network,
-        "backbone.train none",
-        "a method whose tasks share the features",
-        config.method,
-    )
     views = Views(options.views, config.training.flip_test, config.augment, config.seed)
-    return with_features(stream, method.network.backbone, views, watch)
+    extraction = _Extraction(method.network.backbone, views)
+    return dataclasses.replace(stream, tasks=tuple(extraction.task(task) for task in stream.tasks))
 
 
 class _Extraction:
     """Computes features task after task into one tensor for each part of the data."""
 
-    def __init__(
-        self, backbone: Backbone, features: int, views: Views, watch: Callable[[int, int], None], total: int
-    ) -> None:
-        self.backbone = backbone
-        self.features = features
+    def __init__(self, backbone: Backbone, views: Views) -> None:
+        self.backbone = fold_batch_norm(backbone)
         self.views = views
-        self.watch = watch
-        self.total = total
-        self.done = 0
         self.tensors: dict[Part, Tensor] = {}
 
     def task(self, task: Task) -> Task:
@@ -122,15 +94,13 @@ class _Extraction:
         examples: Examples = getattr(task, part)
         views = self.views.count(part)
         if part not in self.tensors:
-            self.tensors[part] = _new_tensor((len(examples.pixels), views, self.features))
+            self.tensors[part] = _new_tensor((len(examples.pixels), views, self.backbone.features))
         features, device = self.tensors[part], next(self.backbone.parameters()).device
         for batch, rows in enumerate(examples.rows.split(BATCH) if len(examples) else ()):
             pixels = examples.pixels[rows]
             for number in range(views):
                 x = task.normalization(self.views.view(pixels, number, part, task.index, batch).to(device))
                 features[rows, number] = self.backbone(x.contiguous(memory_format=torch.channels_last)).float().cpu()
-                self.done += len(rows)
-                self.watch(self.done, self.total)
         return dataclasses.replace(examples, features=features)
 
 
