@@ -26,7 +26,7 @@ def fit_feature_map(before: Predictor, after: Predictor, examples: Examples, opt
         examples: The images of the lesson; at most `MAX_IMAGES` of them are used.
         options: How the views are augmented. The first view is not augmented.
     """
-    if examples.features is not None:  # a frozen backbone
+    if after.method.network.backbone.trained == "none":
         return FeatureMap.identity(after.method.network.backbone.features)
     chosen = torch.randperm(len(examples), generator=generator(0, "measured"))[:MAX_IMAGES]
     features_before, features_after = [], []
@@ -35,7 +35,7 @@ def fit_feature_map(before: Predictor, after: Predictor, examples: Examples, opt
         for rows in examples.rows[chosen].split(after.batch_size):
             pixels = examples.pixels[rows].cpu()
             x = after.record.normalization(augment(pixels, options if view else AugmentOptions(), shifts))
-            views = torch.cat([x, recolour(x, colours)])
+            views = after.kept(torch.cat([x, recolour(x, colours)]))
             features_before.append(before.features_of_normalized(views))
             features_after.append(after.features_of_normalized(views))
     return FeatureMap.fit(torch.cat(features_before), torch.cat(features_after))

@@ -152,7 +152,7 @@ class Predictor:
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """Return pixels as the network's input, on its device; features stay as they are."""
-        if pixels.ndim == 3:
+        if pixels.ndim < 4:
             return pixels.to(self._inference_method.device)
         return self.record.normalization(pixels.to(self._inference_method.device))
 
@@ -302,13 +302,17 @@ class Predictor:
         Args:
             pixels: (N, channels, H, W) uint8, or the features of V views of each, (N, V, D), of which it is the first.
         """
-        if pixels.ndim == 3:
-            return pixels[:, 0].cpu()
-        batches = pixels.split(self.batch_size)
+        batches = (pixels[:, 0] if pixels.ndim == 3 else pixels).split(self.batch_size)
         return torch.cat([self.features_of_normalized(self._normalize(batch)) for batch in batches])
 
+    def kept(self, x: Tensor) -> Tensor:
+        """Return what lessons do not change of normalized images, (B, K), if the backbone keeps it; otherwise `x`."""
+        backbone = self._inference_method.network.backbone
+        with torch.inference_mode():
+            return x if backbone.kept_size is None else backbone.kept(x.to(self._inference_method.device))
+
     def features_of_normalized(self, x: Tensor) -> Tensor:
-        """Return the features (B, D) of normalized images (B, channels, H, W), on the CPU."""
+        """Return the features (B, D) of normalized images (B, channels, H, W) or of `kept`, on the CPU."""
         with torch.inference_mode():
             features: Tensor = self._inference_method.network.backbone(x.to(self._inference_method.device))
             return features.cpu()

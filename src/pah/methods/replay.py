@@ -99,7 +99,7 @@ class Replay(Method):
     def augmented(self, batch: Batch, stored: StoredBatch, number: int = 0) -> Tensor:
         """Return the augmented and normalised images of a step's stored batch with index `number`."""
         images = batch.step.prepare(stored.samples.pixels, f"replay {number}", stored.first, stored.total)
-        return self.network.backbone(images) if batch.x.ndim == 2 else images  # features beside those of the batch
+        return self.network.backbone.kept(images) if batch.x.ndim == 2 else images  # as the batch itself
 
     def draw_stored(self, batch: Batch, purpose: str = "draw") -> StoredBatch:
         """Return stored samples for a step. All processes together draw the same samples as one process would."""

@@ -4,8 +4,8 @@ B: number of images, J: number of old tasks requested, P = Σ C_j: number of the
 C: number of classes of the largest of them, D: number of features.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -38,7 +38,8 @@ def sampled_tasks_weight(old: Sequence[int], sampled: Sequence[int], reduction: 
 class Teacher(nn.Module):
     """f_old: a frozen copy of the backbone and of the rows of the old heads.
 
-    A checkpoint within a task contains it. It is deleted at the end of the task.
+    Weights of the backbone that lessons do not change are shared with the network and not copied. A checkpoint within a
+    task contains the teacher. It is deleted at the end of the task.
 
     Args:
         network: The network to copy.
@@ -52,8 +53,10 @@ class Teacher(nn.Module):
         super().__init__()
         self.statistics = statistics
         self.sizes = network.sizes(tasks)
-        copy_backbone = fold_batch_norm if statistics == "running" else copy.deepcopy
-        self.backbone = copy_backbone(network.backbone).requires_grad_(False)
+        backbone = network.backbone
+        running = statistics == "running"
+        copied = fold_batch_norm(backbone, share_frozen=True) if running else backbone.copy_sharing_frozen()
+        self.backbone = copied.requires_grad_(False)
         with torch.no_grad():
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)
 
@@ -64,7 +67,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Return the features of images: (B, channels, H, W) -> (B, D)."""
-        with evaluating(self.backbone, statistics=self.statistics):
+        with self._evaluating():
             features: Tensor = self.backbone(x)
         return features
 
@@ -90,7 +93,7 @@ class Teacher(nn.Module):
         """
         images = torch.arange(len(x), device=x.device)
         sizes = torch.tensor([self.sizes[k] for k in tasks], device=x.device)[task]
-        with evaluating(self.backbone, statistics=self.statistics), torch.enable_grad():
+        with self._evaluating(), torch.enable_grad():
             for _ in range(ASCENT_STEPS):
                 x = x.detach().requires_grad_(True)
                 task_logits = self._stacked_logits(self.backbone(x), tasks)[images, task]  # (B, C)
@@ -103,6 +106,12 @@ class Teacher(nn.Module):
     def head_rows(self, tasks: Sequence[int]) -> Tensor:
         """Return the rows of the heads of some old tasks, (P, D + 1)."""
         return select_tasks(self.rows, self.sizes, tasks)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Set the teacher to eval mode; only what lessons change may use the statistics of the batch."""
+        with evaluating(self.backbone), evaluating(*self.backbone.trained_modules(), statistics=self.statistics):
+            yield
 
     def _stacked_logits(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
         """Return the logits of old heads for features, with gradients: (B, D) -> (B, J, C)."""

@@ -1,22 +1,26 @@
 """The backbone of a network, and the options that every backbone has.
 
-B: number of images, H and W: height and width in pixels, D: number of features.
+B: number of images, H and W: height and width in pixels, D: number of features, K: number of values that the part
+that lessons do not change returns for an image.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.core.config import InputError, require
 from pah.data.task import Normalization
+from pah.models.backbone_parts import Parts, find_parts
 from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolutions
 from pah.models.weights import load_weights
 
-Trained = Literal["all", "none"]
+Trained = Literal["all", "last", "none"]
 
 
 class Backbone(nn.Module):
@@ -29,13 +33,17 @@ class Backbone(nn.Module):
     Attributes:
         input_size: (H, W) to which images and prototypes of another size are scaled before the body; None if the body
             takes them as they are.
-        trained: What lessons change. A frozen backbone stays in inference mode and its weights have no gradient.
+        trained: What lessons change. What they do not change stays in inference mode, and its weights have no gradient.
+        parts: The part that lessons train and the part before it, if they train the last part only.
+        lr_factor: Factor of the learning rate, if the options name none for the backbone.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
         self.input_size: tuple[int, int] | None = None
         self.trained: Trained = "all"
+        self.parts: Parts | None = None
+        self.lr_factor = 1.0
         replace_unsafe_convolutions(body)
         self.body = body
         self.features = features
@@ -43,30 +51,93 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of images (B, channels, H, W) as (B, D).
 
-        Features (B, D) are returned as they are: a frozen backbone computes them once for a lesson, and methods then
-        pass them in place of images.
+        In place of images, methods may pass what `kept` returned for them, (B, K): the body is then entered behind the
+        part that lessons do not change. This is the only tensor of two dimensions that a backbone accepts.
         """
         if x.ndim == 2:
-            return x
-        if self.input_size is not None and x.shape[2:] != self.input_size:
-            x = F.interpolate(
-                x, self.input_size, mode="bilinear", align_corners=False, antialias=x.shape[2] > self.input_size[0]
-            )
-        features: Tensor = self.body(x)  # (B, D)
+            return x if self.parts is None else self.parts.last(self.body, x)
+        features: Tensor = self.body(self._scaled(x))  # (B, D)
+        return features
+
+    @property
+    def kept_size(self) -> int | None:
+        """K; None if there is nothing to keep, because every image must pass through the whole backbone."""
+        if self.trained == "none":
+            return self.features
+        return self.parts.size if self.parts is not None and self.parts.chain is not None else None
+
+    @torch.no_grad()
+    def kept(self, x: Tensor) -> Tensor:
+        """Return what stays the same of images during a lesson: (B, channels, H, W) -> (B, K).
+
+        It is the output of the part that lessons do not change, flattened. `kept_size` says whether there is any.
+        """
+        if self.parts is not None:
+            return self.parts.first(self.body, self._scaled(x))
+        features: Tensor = self(x)
         return features
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode. A frozen backbone stays in inference mode: no dropout, and batch norm keeps its statistics."""
-        return super().train(mode and self.trained == "all")
+        """Set the mode. What lessons do not change stays in inference mode: no dropout, and constant batch norm."""
+        super().train(mode and self.trained == "all")
+        for module in self.trained_modules():
+            module.train(mode)
+        return self
 
     def freeze(self) -> None:
         """Keep all weights as they are from now on."""
         self.trained = "none"
         self.requires_grad_(False).eval()
 
+    def freeze_first_part(self, image_shape: tuple[int, int, int], name: str) -> None:
+        """Keep the weights of all but the last part as they are from now on.
+
+        Args:
+            image_shape: Channels, height and width of the images that the body takes.
+            name: Name of the backbone, for messages.
+
+        Raises:
+            InputError: the body cannot be divided.
+        """
+        self.trained = "last"
+        self.parts = find_parts(self.body, image_shape, name)
+        last = {id(parameter) for module in self.trained_modules() for parameter in module.parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in last)
+        self.train(self.training)
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Return the modules that lessons change: the body, those of its last part, or none."""
+        if self.trained == "all":
+            return [self.body]
+        return [] if self.parts is None else self.parts.modules(self.body)
+
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the weights that lessons change: all, or none of a frozen backbone."""
+        """Return the weights that lessons change."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def copy_sharing_frozen(self) -> Self:
+        """Return a copy that shares the memory of the weights that lessons do not change.
+
+        The shared tensors are not part of the state of the copy, which a checkpoint would hold twice.
+        """
+        trained = {id(tensor) for module in self.trained_modules() for tensor in _tensors(module).values()}
+        shared = {id(tensor): tensor for tensor in _tensors(self).values() if id(tensor) not in trained}
+        copied = copy.deepcopy(self, dict(shared))
+        for module in copied.modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if id(tensor) in shared:
+                    delattr(module, name)
+                    module.register_buffer(name, tensor.detach(), persistent=False)
+        return copied
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Return images (B, channels, H, W) in the size that the body takes."""
+        if self.input_size is None or x.shape[2:] == self.input_size:
+            return x
+        return F.interpolate(
+            x, self.input_size, mode="bilinear", align_corners=False, antialias=x.shape[2] > self.input_size[0]
+        )
 
     def stages(self) -> list[nn.Sequential]:
         """Return the body split into stages. The last stage holds only the pooling.
@@ -148,6 +219,11 @@ class BackboneOptions(ABC):
         """
         if self.weights is not None:
             load_weights(backbone.body, Path(self.weights))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 def _starts_stage(layer: nn.Module) -> bool:

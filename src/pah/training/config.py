@@ -268,6 +268,8 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
         options.load_start_weights(backbone)
     if options.train == "none":
         backbone.freeze()
+    elif options.train == "last" and not next(backbone.parameters()).is_meta:  # shapes alone have no parts
+        backbone.freeze_first_part((channels, *input_size), config.backbone)
     return backbone
 
 

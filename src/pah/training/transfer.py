@@ -70,4 +70,4 @@ def _features(method: Method, task: Task, examples: Examples, options: TrainingO
     batches = (x for x, _ in evaluation_batches(task, examples, size, method.device))
     if isinstance(network, TaskNetwork):
         return torch.cat([network.features(x, task.index).double().cpu() for x in batches])
-    return torch.cat([network.backbone(x).double().cpu() for x in batches])
+    return torch.cat([network.backbone(x[:, 0] if x.ndim == 3 else x).double().cpu() for x in batches])
