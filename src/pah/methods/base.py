@@ -30,7 +30,8 @@ class OptimizerOptions:
     Args:
         name: AdamW, or SGD with Nesterov momentum 0.9.
         lr: Peak learning rate.
-        backbone_lr: Peak learning rate of the backbone. By default it is `lr`.
+        backbone_lr: Peak learning rate of the backbone. By default it is `lr`, or a tenth of it if the backbone starts
+            from pretrained weights.
         weight_decay: Weight decay of matrices and filters. Biases, norms and prototypes have none.
     """
 
@@ -61,6 +62,11 @@ class OptimizerOptions:
             return torch.optim.SGD(optimizer_groups, momentum=0.9, nesterov=True)
         return torch.optim.AdamW(optimizer_groups, fused=True)
 
+    def lr_of(self, backbone: nn.Module) -> float:
+        """Return the peak learning rate of a backbone: `backbone_lr`, or `lr` times the factor of the backbone."""
+        factor = backbone.lr_factor if isinstance(backbone, Backbone) else 1.0
+        return self.backbone_lr or factor * self.lr
+
     def groups(
         self, backbone: nn.Module, others: Iterable[nn.Parameter], others_lr: float | None = None
     ) -> list[ParameterGroup]:
@@ -72,11 +78,11 @@ class OptimizerOptions:
             others_lr: Their learning rate. By default it is `lr`.
         """
         trained = [p for p in backbone.parameters() if p.requires_grad]  # none of a frozen backbone
-        parts = ((trained, self.backbone_lr), (list(others), others_lr))
+        parts = ((trained, self.lr_of(backbone)), (list(others), others_lr or self.lr))
         return [
             (
                 [p for p in params if p.requires_grad and (p.ndim > 1) == decayed],
-                lr or self.lr,
+                lr,
                 self.weight_decay if decayed else 0.0,
             )
             for params, lr in parts

@@ -299,7 +299,7 @@ class PAH(Method):
         current = [self.heads.prototypes.tasks[self.task]]
         shared = old if options.prototype_optimizer == "shared" else []
         if self.task > 0:
-            backbone_lr = options.later_lr_factor * (optimizer_options.backbone_lr or optimizer_options.lr)
+            backbone_lr = options.later_lr_factor * optimizer_options.lr_of(self.network.backbone)
             optimizer_options = replace(optimizer_options, backbone_lr=backbone_lr)
         hypernetwork_parameters = self.heads.hypernetwork.parameters()
         groups = optimizer_options.groups(self.network.backbone, hypernetwork_parameters, options.hypernetwork_lr)

@@ -35,7 +35,7 @@ class Backbone(nn.Module):
             takes them as they are.
         trained: What lessons change. What they do not change stays in inference mode, and its weights have no gradient.
         parts: The part that lessons train and the part before it, if they train the last part only.
-        lr_factor: Factor of the learning rate, if the options name none for the backbone.
+        lr_factor: Factor of the learning rate, if the options give none for the backbone.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
@@ -183,6 +183,11 @@ class BackboneOptions(ABC):
         require(self.views >= 1, "backbone.views", "at least 1", self.views)
         size = self.input_size
         require(size is None or 1 <= size <= 1024, "backbone.input_size", "1 to 1024", size)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from given weights and not from random ones."""
+        return self.weights is not None
 
     @property
     def scales_prototypes(self) -> bool:

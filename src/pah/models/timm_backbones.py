@@ -35,6 +35,11 @@ class TimmOptions(BackboneOptions):
     model: str = ""  # the <name> of `timm:<name>`, not an option of its own
 
     @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from given weights and not from random ones."""
+        return self.pretrained or super().is_pretrained
+
+    @property
     def scales_prototypes(self) -> bool:
         """Whether prototypes are scaled to the size of the images: always, as most models take no tiny images."""
         return True
@@ -43,7 +48,7 @@ class TimmOptions(BackboneOptions):
     def own_input_size(self) -> int | None:
         """The size of the images for which the weights were trained, or the only size that the model takes."""
         config = self._data_config()
-        if self.pretrained or self.weights is not None or config.get("fixed_input_size"):
+        if self.is_pretrained or config.get("fixed_input_size"):
             return int(config["input_size"][1])
         return None
 
@@ -57,7 +62,7 @@ class TimmOptions(BackboneOptions):
 
         For grey images it is the mean over the colours.
         """
-        if not (self.pretrained or self.weights is not None):
+        if not self.is_pretrained:
             return None
         config = self._data_config()
         mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))

@@ -31,6 +31,7 @@ from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
 
 MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
+PRETRAINED_LR_FACTOR = 0.1  # of the learning rate of a backbone that starts from pretrained weights
 LARGE_IMAGE_PIXELS = 2**14  # above this size (128x128) a backbone is checked without computing any values
 OPTION_GROUPS = {  # the groups of options that every run has
     "stream": StreamOptions,
@@ -102,7 +103,7 @@ class RunConfig:
             value = getattr(self.training, option)
             usable = not value or self.stream.validation > 0
             require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
-        without_effect = self.backbone_options.train == "none" and self.training.test_batch_norm == "batch"
+        without_effect = self.backbone_options.train != "all" and self.training.test_batch_norm == "batch"
         require(not without_effect, "training.test_batch_norm", "running with a frozen backbone", "batch")
 
     @property
@@ -266,6 +267,8 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
         backbone.input_size = input_size
     if start_weights:
         options.load_start_weights(backbone)
+    if options.is_pretrained:
+        backbone.lr_factor = PRETRAINED_LR_FACTOR
     if options.train == "none":
         backbone.freeze()
     elif options.train == "last" and not next(backbone.parameters()).is_meta:  # shapes alone have no parts
