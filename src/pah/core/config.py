@@ -23,7 +23,8 @@ class InputError(Exception):
 class RecoveryWarning(UserWarning):
     """Work goes on, but not everything is as it was: a damaged file was skipped, or a run has other versions now.
 
-    The message says what is different and what was done. Commands print it.
+    Or work that is usually done once has to be repeated. The message says what is different and what was done. Commands
+    print it.
     """
 
 

@@ -55,7 +55,7 @@ class Teacher(nn.Module):
         self.sizes = network.sizes(tasks)
         backbone = network.backbone
         running = statistics == "running"
-        copied = fold_batch_norm(backbone, share_frozen=True) if running else backbone.copy_sharing_frozen()
+        copied = fold_batch_norm(backbone, "trained") if running else backbone.copy_sharing_fixed()
         self.backbone = copied.requires_grad_(False)
         with torch.no_grad():
             self.register_buffer("rows", network.heads.rows(tasks).clone())  # (P, D + 1)

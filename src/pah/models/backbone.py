@@ -21,6 +21,7 @@ from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolution
 from pah.models.weights import load_weights
 
 Trained = Literal["all", "last", "none"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Backbone(nn.Module):
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
     Attributes:
         input_size: (H, W) to which images and prototypes of another size are scaled before the body; None if the body
             takes them as they are.
+        interpolation: How they are scaled.
         trained: What lessons change. What they do not change stays in inference mode, and its weights have no gradient.
         parts: The part that lessons train and the part before it, if they train the last part only.
         lr_factor: Factor of the learning rate, if the options give none for the backbone.
@@ -41,6 +43,7 @@ class Backbone(nn.Module):
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
         self.input_size: tuple[int, int] | None = None
+        self.interpolation: Interpolation = "bilinear"
         self.trained: Trained = "all"
         self.parts: Parts | None = None
         self.lr_factor = 1.0
@@ -116,13 +119,17 @@ class Backbone(nn.Module):
         """Return the weights that lessons change."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def copy_sharing_frozen(self) -> Self:
-        """Return a copy that shares the memory of the weights that lessons do not change.
+    def fixed_tensors(self) -> dict[str, Tensor]:
+        """Return the weights and statistics that lessons do not change, by name."""
+        trained = {id(tensor) for module in self.trained_modules() for tensor in _tensors(module).values()}
+        return {name: tensor for name, tensor in _tensors(self).items() if id(tensor) not in trained}
+
+    def copy_sharing_fixed(self) -> Self:
+        """Return a copy that shares the memory of what lessons do not change.
 
         The shared tensors are not part of the state of the copy, which a checkpoint would hold twice.
         """
-        trained = {id(tensor) for module in self.trained_modules() for tensor in _tensors(module).values()}
-        shared = {id(tensor): tensor for tensor in _tensors(self).values() if id(tensor) not in trained}
+        shared = {id(tensor): tensor for tensor in self.fixed_tensors().values()}
         copied = copy.deepcopy(self, dict(shared))
         for module in copied.modules():
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -135,9 +142,8 @@ class Backbone(nn.Module):
         """Return images (B, channels, H, W) in the size that the body takes."""
         if self.input_size is None or x.shape[2:] == self.input_size:
             return x
-        return F.interpolate(
-            x, self.input_size, mode="bilinear", align_corners=False, antialias=x.shape[2] > self.input_size[0]
-        )
+        shrinks = x.shape[2] > self.input_size[0]
+        return F.interpolate(x, self.input_size, mode=self.interpolation, align_corners=False, antialias=shrinks)
 
     def stages(self) -> list[nn.Sequential]:
         """Return the body split into stages. The last stage holds only the pooling.
@@ -198,6 +204,11 @@ class BackboneOptions(ABC):
     def own_input_size(self) -> int | None:
         """Pixels a side of the images for which the backbone was made; None if it takes any size."""
         return None
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How images and prototypes are scaled to the input size."""
+        return "bilinear"
 
     @property
     def has_fixed_input_size(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
 from pah.data.task import Normalization
-from pah.models.backbone import Backbone, BackboneOptions, Trained
+from pah.models.backbone import Backbone, BackboneOptions, Interpolation, Trained
 from pah.models.modes import evaluating
 from pah.models.weights import fit_weights, load_weights, read_weights
 
@@ -51,6 +51,12 @@ class TimmOptions(BackboneOptions):
         if self.is_pretrained or config.get("fixed_input_size"):
             return int(config["input_size"][1])
         return None
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How images and prototypes are scaled to the input size: as for the start weights, otherwise bilinear."""
+        bicubic = self.is_pretrained and self._data_config().get("interpolation") == "bicubic"
+        return "bicubic" if bicubic else "bilinear"
 
     @property
     def has_fixed_input_size(self) -> bool:
