@@ -13,6 +13,7 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pah.core.config import InputError, require
 from pah.data.task import Normalization
@@ -81,10 +82,15 @@ class Backbone(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode. What lessons do not change stays in inference mode: no dropout, and constant batch norm."""
+        """Set the mode. What lessons do not change stays in inference mode: no dropout, and constant batch norm.
+
+        In the last part, batch norm keeps its statistics too and learns its weights alone: the few images of a lesson
+        would give worse statistics.
+        """
         super().train(mode and self.trained == "all")
-        for module in self.trained_modules():
-            module.train(mode)
+        if self.trained == "last":
+            for layer in (layer for module in self.trained_modules() for layer in module.modules()):
+                layer.training = mode and not isinstance(layer, _BatchNorm)
         return self
 
     def freeze(self) -> None:
@@ -138,13 +144,6 @@ class Backbone(nn.Module):
                     module.register_buffer(name, tensor.detach(), persistent=False)
         return copied
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        """Return images (B, channels, H, W) in the size that the body takes."""
-        if self.input_size is None or x.shape[2:] == self.input_size:
-            return x
-        shrinks = x.shape[2] > self.input_size[0]
-        return F.interpolate(x, self.input_size, mode=self.interpolation, align_corners=False, antialias=shrinks)
-
     def stages(self) -> list[nn.Sequential]:
         """Return the body split into stages. The last stage holds only the pooling.
 
@@ -163,6 +162,13 @@ class Backbone(nn.Module):
         ends = [*starts[1:], len(self.body)]
         return [self.body[start:end] for start, end in zip(starts, ends, strict=True)]
 
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Return images (B, channels, H, W) in the size that the body takes."""
+        if self.input_size is None or x.shape[2:] == self.input_size:
+            return x
+        shrinks = x.shape[2] > self.input_size[0]
+        return F.interpolate(x, self.input_size, mode=self.interpolation, align_corners=False, antialias=shrinks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions(ABC):
@@ -171,10 +177,12 @@ class BackboneOptions(ABC):
     Args:
         weights: File with the weights to start from: safetensors, or a .pth file, which is read without running code.
             The tensors of a classifier are left out.
-        train: What lessons change: all weights, or none. A frozen backbone sees each view of a training image once
-            and keeps its features for the lesson, so that a lesson takes little longer than one pass over its images.
-        views: Views of each training image that a frozen backbone sees: the image, its mirror image if
-            `augment.flip` is set, then augmented ones.
+        train: What lessons change: all weights, those of the last part, or none. The last part is the last stage or
+            blocks, with about a quarter of the layers. What lessons do not change sees each view of a training image
+            once, and its output is kept for the lesson: with "none", a lesson takes little longer than one pass over
+            its images. With "last", batch norm keeps its statistics.
+        views: Views of each training image that a frozen backbone, or the frozen part of it, sees: the image, its
+            mirror image if `augment.flip` is set, then augmented ones.
         input_size: Pixels a side to which the backbone scales images and prototypes. By default images keep the size
             that they were read with. Prototypes are scaled to the size of the images, or keep their own size in the
             small backbones, which take any size.
