@@ -117,7 +117,8 @@ class Reshaping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return self.pool(x.transpose(2, 3).tanh()).flatten(1)
+        pooled: Tensor = self.pool(x.transpose(2, 3).tanh())
+        return pooled.flatten(1)
 
 
 def test_a_block_that_changes_its_input_does_not_change_what_is_kept() -> None:

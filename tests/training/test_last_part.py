@@ -10,14 +10,18 @@ import torch
 
 from helpers import DIGITS, changed_tensors, digits, snapshot, train_few_steps
 from pah import ContinualLearner
-from pah.core.config import InputError
+from pah.core.config import InputError, RecoveryWarning
 from pah.data.augment import AugmentOptions
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
+from pah.methods.pah import PAHOptions
 from pah.models.backbone import Backbone
 from pah.models.backbones import ConvNetOptions
-from pah.runs.run import StoppedError, resume_run, start_run
+from pah.models.modes import BatchNormStatistics
+from pah.runs.progress import StoppedError
+from pah.runs.run import resume_run, start_run
+from pah.training import features
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.features import with_features_if_frozen
 from pah.training.loop import train
@@ -84,6 +88,19 @@ def test_what_is_kept_gives_the_features_of_the_images() -> None:
         torch.testing.assert_close(backbone(task.test.inputs(rows)[:, 0]), features, rtol=1e-4, atol=1e-5)
 
 
+def test_outputs_that_are_too_large_are_not_kept_and_images_pass_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MOST_BYTES", 1000)
+    config = config_of("lwf")
+    with pytest.warns(RecoveryWarning, match="backbone.train last: the output of its first part for all images takes"):
+        method, stream = built(config)
+    assert stream.tasks[0].train.features is None
+    backbone = method.network.backbone
+    before = snapshot(backbone)
+    assert list(train(method, stream, config.training, config.augment, config.seed, TrainState()))
+    assert "body.9.weight" in changed_tensors(backbone, before)
+    assert not changed_tensors(backbone, before) & frozen_names(backbone)
+
+
 @pytest.mark.parametrize("method", ["pah", "der++"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
     config = config_of(method)
@@ -98,8 +115,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, method: str) 
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_the_teacher_shares_the_first_part_and_has_a_last_part_of_its_own(statistics: str) -> None:
-    options = METHODS["pah"].options(teacher_batch_norm=statistics)
+def test_the_teacher_shares_the_first_part_and_has_a_last_part_of_its_own(statistics: BatchNormStatistics) -> None:
+    options = PAHOptions(teacher_batch_norm=statistics)
     method = build_method(dataclasses.replace(config_of("pah"), method_options=options), (1, 8, 8))
     train_few_steps(method, digits(), tasks=2)
     student, teacher = method.network.backbone, method.teacher.backbone  # type: ignore[union-attr]
