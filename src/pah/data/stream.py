@@ -26,7 +26,7 @@ class Stream:
     Args:
         tasks: All tasks.
         normalization: Applied to every image.
-        image_shape: Channels, height, width.
+        image_shape: Channels, height, width; D, 1, 1 for vectors.
         origin: Where the images come from, in words.
         source: The data set of which it consists, if it is known.
         classes_left_out: Number of classes of the data set that the options leave out of the stream.
@@ -109,7 +109,7 @@ def make_stream(
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
-    normalization = normalization or _channel_statistics(parts[0][1])
+    normalization = normalization or (_channel_statistics if source.numbers is None else vector_statistics)(parts[0][1])
     stream_tasks = tuple(
         Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, *examples)
         for k, (labels, *examples) in enumerate(parts)
@@ -287,6 +287,14 @@ def _channel_statistics(part: Examples) -> Normalization:
     mean = total / count
     std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)  # a constant channel must not divide by 0
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def vector_statistics(part: Examples) -> Normalization:
+    """Return mean and standard deviation of each number of the vectors, in float64."""
+    values = part.pixels[part.rows].flatten(1).double()  # (N, D)
+    std = values.std(dim=0, correction=0)
+    std = std.clamp_min(std.square().mean().sqrt())
+    return Normalization(tuple(values.mean(dim=0).tolist()), tuple(std.tolist()))
 
 
 def _concatenate_training_examples(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,12 +30,14 @@ class Backbone(nn.Module):
         input_size: (H, W) to which images and prototypes of another size are scaled before the body; None if the body
             takes them as they are.
         trained: What lessons change. A frozen backbone stays in inference mode and its weights have no gradient.
+        takes_vectors: Whether its input are vectors (B, D, 1, 1) and not images.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
         self.input_size: tuple[int, int] | None = None
         self.trained: Trained = "all"
+        self.takes_vectors = False
         replace_unsafe_convolutions(body)
         self.body = body
         self.features = features
@@ -122,6 +124,11 @@ class BackboneOptions(ABC):
     def own_input_size(self) -> int | None:
         """Pixels a side of the images for which the backbone was made; None if it takes any size."""
         return None
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the data are vectors and not images."""
+        return False
 
     @property
     def has_fixed_input_size(self) -> bool:

@@ -52,7 +52,9 @@ class RunConfig:
         skip_unreadable: Whether to leave out images that cannot be read.
         follow_links: Whether to read images to which a link leads out of the data set's folder.
         max_megapixels: Largest number of pixels of one image, in millions.
-        image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None.
+        image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None. It is None
+            for vectors.
+        column: Name of the column with the vectors, for data in tables.
         seed: Decides class order, initial weights, batches and augmentation; 0 to 2^63 - 1.
         snapshots: Whether to save the network after each task.
         method: Name of the method, one of `pah.methods.METHODS`.
@@ -75,6 +77,7 @@ class RunConfig:
     skip_unreadable: bool = False
     follow_links: bool = False
     max_megapixels: int = 50
+    column: str | None = None
     image_size: int | None = None
     seed: int = 0
     snapshots: bool = False
@@ -104,6 +107,25 @@ class RunConfig:
             require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
         without_effect = self.backbone_options.train == "none" and self.training.test_batch_norm == "batch"
         require(not without_effect, "training.test_batch_norm", "running with a frozen backbone", "batch")
+        if self.takes_vectors:
+            self._refuse_image_options()
+
+    def _refuse_image_options(self) -> None:
+        """Raise InputError if an option that changes nothing for vectors has another value than its default."""
+        require(self.image_size is None, "image_size", "none with backbone features", self.image_size)
+        require(self.augment.crop == 0, "augment.crop", "0 with backbone features", self.augment.crop)
+        require(not self.augment.flip, "augment.flip", "false with backbone features", self.augment.flip)
+        require(not self.training.flip_test, "training.flip_test", "false with backbone features", True)
+        if isinstance(self.method_options, PAHOptions):
+            for name in ("prototype_size", "prototype_channels"):
+                value, default = getattr(self.method_options, name), getattr(PAHOptions, name)
+                expected = f"its default {default} with backbone features, whose prototypes are vectors"
+                require(value == default, f"method.{name}", expected, value)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the data are vectors and not images."""
+        return self.backbone_options.takes_vectors
 
     @property
     def read_options(self) -> ReadOptions:
@@ -192,9 +214,19 @@ def load_stream(config: RunConfig) -> Stream:
     Raises:
         InputError: the data cannot be read, or cannot be split as asked.
     """
-    return stream_of(
-        config, find_benchmark(config.benchmark).load_source(config.data, config.image_size, config.read_options)
+    source = find_benchmark(config.benchmark).load_source(
+        config.data, config.image_size, config.read_options, only_vectors=config.takes_vectors
     )
+    require_kind_of(config, source)
+    return stream_of(config, source)
+
+
+def require_kind_of(config: RunConfig, source: Source) -> None:
+    """Raise InputError if the data are vectors and the backbone takes images, or the other way round."""
+    if config.takes_vectors != (source.numbers is not None):
+        got = "images" if source.numbers is None else f"vectors of {source.numbers} numbers, for backbone features"
+        expected = "vectors" if config.takes_vectors else "images"
+        raise InputError(f"{source.origin}: expected {expected} with backbone {config.backbone}, got {got}")
 
 
 def stream_of(config: RunConfig, source: Source) -> Stream:
