@@ -5,13 +5,15 @@ N: vectors, D: numbers in a vector.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow
 import pyarrow.compute
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
-from pah.data.columns import holds_lists
+from pah.data.columns import holds_lists, require_vector_column
 from pah.data.decode import BATCH_ROWS, EncodedDataSet, EncodedSplit, reading
 from pah.data.decode_cache import DecodedDataSet, ReadingRecord
 from pah.data.read_options import ReadOptions
@@ -54,6 +56,25 @@ def read_vectors(encoded: EncodedDataSet, skip_unreadable: bool) -> DecodedDataS
     train, test = (as_pixels(array.reshape(-1, numbers or 1)) for array in arrays)
     record = ReadingRecord(encoded.record.notes, tuple(skipped), encoded.record.test_split)
     return DecodedDataSet(encoded.class_names, train, labels[0], test, labels[1], record)
+
+
+def read_column(path: Path, column: str, numbers: int) -> Vectors:
+    """Return the vectors (N, D) in a column of a Parquet file; a row without a vector becomes NaN.
+
+    Args:
+        path: The file.
+        column: The column of lists of numbers.
+        numbers: D.
+
+    Raises:
+        InputError: the file cannot be read, has no such column, or has vectors of another length.
+    """
+    import pyarrow.dataset
+
+    with reading(str(path)):
+        table = pyarrow.dataset.dataset(path)
+        require_vector_column(table.schema, column, str(path))
+        return _read_split(EncodedSplit(str(path), table, column, np.zeros(0, np.int64)), numbers)
 
 
 def require_table_kind(name: str, image_size: int | None, options: ReadOptions, only_vectors: bool) -> None:
