@@ -125,12 +125,13 @@ def show_learner(console: Console, folder: Path) -> None:
         markup=False,
     )
     table = Table()
-    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "n", "from"):
+    noun = "images" if learner.predictor.record.numbers is None else "vectors"
+    for title in ("task", "classes", noun, "taught", "then, %", "last, %", "n", "from"):
         table.add_column(title, justify="left" if title in ("task", "classes", "taught", "from") else "right")
     for task in learner.tasks:
         table.add_row(*_task_row(task, learner))
     console.print(table)
-    legend = "then and last: the first and the last accuracy measured on the same images; n: their number"
+    legend = f"then and last: the first and the last accuracy measured on the same {noun}; n: their number"
     console.print(legend, highlight=False, soft_wrap=True)
 
 
@@ -163,7 +164,8 @@ def print_learner(folder: Path) -> None:
         "learner": str(folder),
         "method": learner.config.method,
         "backbone": learner.config.backbone,
-        **({"image_shape": list(record.image_shape)} if record.numbers is None else {"numbers": record.numbers}),
+        "image_shape": list(record.image_shape) if record.numbers is None else None,
+        **({} if record.numbers is None else {"numbers": record.numbers}),
         "bytes": (folder / "model.safetensors").stat().st_size,
         "tasks": tasks,
     }

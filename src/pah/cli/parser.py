@@ -130,7 +130,7 @@ def _choices(arguments: list[str], command: Command, base_defaults: Mapping[str,
 def _are_vectors(values: Mapping[str, Any]) -> bool:
     """Return whether the options by full name choose the backbone of vectors, or none with data that are vectors."""
     has_vectors = bool(values.get("column")) or is_npz(values.get("data"))
-    return values.get("backbone.name", "features" if has_vectors else "") == "features"
+    return str(values.get("backbone.name", "features" if has_vectors else "")) == "features"
 
 
 def _image_size(values: Mapping[str, Any]) -> int:

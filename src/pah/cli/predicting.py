@@ -80,12 +80,13 @@ def _writers(stack: ExitStack, console: Console, learner: ContinualLearner, opti
 
 
 def _say_what_is_missing(run: "_Run", paths: ImagePaths) -> None:
-    """Print how many images could not be read, and how many files were left out."""
+    """Print how many images or vectors could not be read, and how many files were left out."""
+    kind = "images" if run.learner.predictor.record.numbers is None else "vectors"
     if paths.left_out:
-        reason = "their names are not those of images, or they are links to folders"
+        reason = f"their names are not those of {kind}, or they are links to folders"
         say(f"{paths.left_out} left out, as {reason}; the first: {paths.first_left_out}")
     if run.unreadable and run.unreadable + run.answered > 1:
-        say(f"{run.unreadable} of {run.unreadable + run.answered} images could not be read")
+        say(f"{run.unreadable} of {run.unreadable + run.answered} {kind} could not be read")
 
 
 class Answer(NamedTuple):

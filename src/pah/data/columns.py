@@ -120,7 +120,11 @@ def find_image_column(features: datasets.Features, data: str) -> str:
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
     ]
     if len(columns) != 1:
-        raise InputError(f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}")
+        has_lists = any(holds_lists(field.type) for field in features.arrow_schema)
+        hint = "; `--column NAME` reads one of vectors" if has_lists else ""
+        raise InputError(
+            f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}{hint}"
+        )
     return str(columns[0])
 
 

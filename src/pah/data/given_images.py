@@ -18,7 +18,7 @@ from pah.core.config import InputError, require
 from pah.data.image import ImageInput, Pixels
 from pah.data.read_options import ReadOptions
 from pah.data.vector_files import is_npz, read_npz, require_labels
-from pah.data.vectors import Vectors, are_vectors, to_vectors
+from pah.data.vectors import Vectors, are_vectors, require_finite, to_vectors
 
 if TYPE_CHECKING:
     import datasets
@@ -80,7 +80,7 @@ def as_data_set(
         if not is_npz(data):
             return str(data)
         _refuse_column(str(data), options)
-        return _from_npz(Path(data))
+        return _from_npz(Path(data), options)
     if isinstance(data, dict) and not is_hugging_face(data):
         return _as_splits(data, options)
     if not is_hugging_face(data):
@@ -96,20 +96,20 @@ def as_data_set(
     raise _unknown_kind(data)
 
 
-def _from_npz(path: Path) -> dict[str, GivenImages]:
+def _from_npz(path: Path, options: ReadOptions) -> dict[str, GivenImages]:
     """Return the vectors of an .npz file by split."""
     splits, unused = read_npz(Path(path).expanduser())
     require_labels(splits, path)
     notes = (f"not used: the array{'s' * (len(unused) > 1)} {', '.join(unused)}",) if unused else ()
-    try:
-        given = {
-            split: _given(
-                to_vectors(arrays.vectors), arrays.labels, None if arrays.names is None else list(arrays.names)
-            )
-            for split, arrays in splits.items()
-        }
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    given = {}
+    for split, arrays in splits.items():
+        try:
+            vectors = to_vectors(arrays.vectors)
+            if not options.skip_unreadable:
+                require_finite(vectors)
+            given[split] = _given(vectors, arrays.labels, None if arrays.names is None else list(arrays.names))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     return given | {"train": replace(given["train"], notes=notes)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -51,8 +51,8 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
     are_images = decoded is None
     if decoded is None:
         size = (image_size, image_size) if image_size is not None else _common_size(parts)
-        decoded = [_decode(part.images, size, options) for part in parts]
-    pixels = [images for images, _, _ in decoded]
+        decoded = [_decode(cast("ImageInput", part.images), size, options) for part in parts]
+    pixels: list[Pixels | Vectors] = [images for images, _, _ in decoded]
     labels = [y[kept] for y, (_, kept, _) in zip(labels, decoded, strict=True)]
     if are_images and all(bool((images[:, 1:] == images[:, :1]).all()) for images in pixels):
         pixels = [np.ascontiguousarray(images[:, :1]) for images in pixels]
@@ -60,7 +60,9 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
         is_test = _test_fifth(labels[0], names)
         pixels, labels = [pixels[0][~is_test], pixels[0][is_test]], [labels[0][~is_test], labels[0][is_test]]
     skipped = tuple(name for _, _, names_of_split in decoded for name in names_of_split)
-    resized = () if image_size is None else _describe_resize(splits["train"].images, decoded[0][1], image_size)
+    resized: tuple[str, ...] = ()
+    if image_size is not None:
+        resized = _describe_resize(cast("ImageInput", splits["train"].images), decoded[0][1], image_size)
     record = ReadingRecord((*splits["train"].notes, *notes, *dropped, *resized), skipped, test_split)
     return DecodedDataSet(names, pixels[0], labels[0], pixels[1], labels[1], record)
 

@@ -18,6 +18,8 @@ from pah.data.sources import Images, Source
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Examples, Normalization, Step, Task
 
+SIMILAR_SCALES = 10.0  # largest ratio of standard deviations to their median with which all numbers are scaled alike
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -109,7 +111,9 @@ def make_stream(
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
-    normalization = normalization or (_channel_statistics if source.numbers is None else vector_statistics)(parts[0][1])
+    normalization = normalization or (_channel_statistics if source.numbers is None else _vector_statistics)(
+        parts[0][1]
+    )
     stream_tasks = tuple(
         Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, *examples)
         for k, (labels, *examples) in enumerate(parts)
@@ -289,12 +293,20 @@ def _channel_statistics(part: Examples) -> Normalization:
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def vector_statistics(part: Examples) -> Normalization:
-    """Return mean and standard deviation of each number of the vectors, in float64."""
+def _vector_statistics(part: Examples) -> Normalization:
+    """Return mean and standard deviation of vectors, in float64: one for all numbers, or each number's own.
+
+    One for all is better for embeddings, whose numbers have similar scales (docs/log.md). Numbers in units of their own
+    have scales of their own.
+    """
     values = part.pixels[part.rows].flatten(1).double()  # (N, D)
     std = values.std(dim=0, correction=0)
-    std = std.clamp_min(std.square().mean().sqrt())
-    return Normalization(tuple(values.mean(dim=0).tolist()), tuple(std.tolist()))
+    varying = std[std > 0]
+    if len(varying) and std.max() > SIMILAR_SCALES * varying.median():
+        std = torch.where(std > 0, std, 1.0)  # a constant number must not divide by 0
+        return Normalization(tuple(values.mean(dim=0).tolist()), tuple(std.tolist()))
+    one_std = values.std(correction=0).item() or 1.0
+    return Normalization((values.mean().item(),) * values.shape[1], (one_std,) * values.shape[1])
 
 
 def _concatenate_training_examples(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:

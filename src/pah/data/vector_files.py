@@ -77,7 +77,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return all arrays of a file by name."""
     try:
         if not zipfile.is_zipfile(path) and path.is_file():
-            raise InputError(f"{path}: expected an .npz file, as numpy.savez writes it, got another kind of file")
+            raise InputError(f"{path}: expected an .npz file, as numpy.savez writes it, got a damaged or another file")
         with np.load(path, allow_pickle=False) as file:
             return {name: _array(file, name, path) for name in file.files}
     except FileNotFoundError:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from pah.core.config import InputError
@@ -99,6 +97,8 @@ def _read_split(split: EncodedSplit, numbers: int | None) -> Vectors:
         split: The split.
         numbers: D, if it is known.
     """
+    import pyarrow.compute
+
     lengths, values = [], []
     with reading(split.name):
         for batch in split.table.to_batches(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pah.core.config import InputError
 
 Vectors: TypeAlias = NDArray[np.float32]
+AnyVectors: TypeAlias = NDArray[Any] | torch.Tensor | Sequence[Any]  # one vector or several
 MAX_NUMBERS = 8192  # in a vector: a learner stores a covariance of D x D numbers
 SHOWN_ROWS = 5  # in a message
 VECTORS_EXPECTED = "vectors, as backbone features takes them (an .npz file, an array (N, D) or --column NAME)"

@@ -5,19 +5,23 @@ N: images, C: channels, H x W: pixels.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pah.core.config import InputError, require
 from pah.data.image import AnyImages, Pixels, to_pixel_array
-from pah.data.vectors import Vectors, as_pixels, asked_vectors, bad_rows, name_rows, require_finite
+from pah.data.vectors import AnyVectors, Vectors, as_pixels, asked_vectors, bad_rows, name_rows, require_finite
 from pah.learner.arguments import unknown_rate
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
 from pah.learner.task_inference import Rule, require_rule
+
+
+Inputs: TypeAlias = AnyImages | AnyVectors  # of a prediction: images, or vectors for a learner of vectors
 
 
 class How(TypedDict, total=False):
@@ -36,25 +40,26 @@ class How(TypedDict, total=False):
     max_megapixels: int
 
 
-def predict(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction]:
+def predict(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
     if (numbers := predictor.record.numbers) is not None:
         vectors = require_finite(asked_vectors(images, numbers))
         return _answer(predictor, as_pixels(vectors), task, how)
+    images = cast("AnyImages", images)
     return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
 
 
-def predict_readable(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction | None]:
+def predict_readable(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction | None]:
     """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
     shape = predictor.record.image_shape
     decoded: list[Pixels | Vectors | InputError]
     if (numbers := predictor.record.numbers) is not None:
         decoded = list(check_each(asked_vectors(images, numbers)))
     else:
-        decoded = list(decode_each(images, shape, how["max_megapixels"]))
+        decoded = list(decode_each(cast("AnyImages", images), shape, how["max_megapixels"]))
     readable = [pixels for pixels in decoded if not isinstance(pixels, InputError)]
     kind = np.uint8 if numbers is None else np.float32
-    pixels = np.stack(readable) if readable else np.empty((0, *shape), kind)
+    pixels: NDArray[Any] = np.stack(readable) if readable else np.empty((0, *shape), kind)
     answers = iter(_answer(predictor, pixels, task, how))
     return [None if isinstance(pixels, InputError) else next(answers) for pixels in decoded]
 

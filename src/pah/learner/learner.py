@@ -9,12 +9,12 @@ from typing import Literal, Unpack, overload
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.image import MAX_MEGAPIXELS, AnyImages
+from pah.data.image import MAX_MEGAPIXELS
 from pah.data.lesson import LessonData, with_all_images_in_test
 from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
 from pah.learner import arguments, store
-from pah.learner.answering import How, predict, predict_readable
+from pah.learner.answering import How, Inputs, predict, predict_readable
 from pah.learner.defaults import defaults_for
 from pah.learner.held_out import DriftError as DriftError  # callers import it from here
 from pah.learner.held_out import HeldOutTask, make_lesson, measure, notes_on_limits, refuse_losses, task_losses
@@ -185,17 +185,17 @@ class ContinualLearner:
 
     @overload
     def predict(
-        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
+        self, images: Inputs, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
-        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
+        self, images: Inputs, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
     ) -> list[Prediction | None]: ...
 
     def predict(
         self,
-        images: AnyImages,
+        images: Inputs,
         task: str | None = None,
         *,
         rule: Rule = DEFAULT_RULE,
