@@ -296,7 +296,7 @@ def _channel_statistics(part: Examples) -> Normalization:
 def _vector_statistics(part: Examples) -> Normalization:
     """Return mean and standard deviation of vectors, in float64: one for all numbers, or each number's own.
 
-    One for all is better for embeddings, whose numbers have similar scales (docs/log.md). Numbers in units of their own
+    One for all is better for embeddings, whose numbers have similar scales (docs/vectors.md). Numbers in units of their own
     have scales of their own.
     """
     values = part.pixels[part.rows].flatten(1).double()  # (N, D)

@@ -20,7 +20,6 @@ from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
 from pah.learner.task_inference import Rule, require_rule
 
-
 Inputs: TypeAlias = AnyImages | AnyVectors  # of a prediction: images, or vectors for a learner of vectors
 
 
