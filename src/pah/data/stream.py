@@ -296,8 +296,8 @@ def _channel_statistics(part: Examples) -> Normalization:
 def _vector_statistics(part: Examples) -> Normalization:
     """Return mean and standard deviation of vectors, in float64: one for all numbers, or each number's own.
 
-    One for all is better for embeddings, whose numbers have similar scales (docs/vectors.md). Numbers in units of their own
-    have scales of their own.
+    One for all is better for embeddings, whose numbers have similar scales (docs/vectors.md). Otherwise each number has
+    a scale of its own.
     """
     values = part.pixels[part.rows].flatten(1).double()  # (N, D)
     std = values.std(dim=0, correction=0)

@@ -9,7 +9,8 @@ from pah.data.lesson import LessonData, load_lesson
 from pah.data.read_options import ReadOptions
 from pah.data.sources import Source
 from pah.learner.store import Record
-from pah.training.config import RunConfig, require_kind_of
+from pah.training.config import RunConfig
+from pah.training.vector_options import require_kind
 
 
 def load_labelled(
@@ -37,7 +38,7 @@ def load_labelled(
         require(height == width, "learner", "square images", f"{height}x{width}")
         size = None if config.takes_vectors else height
     source = load_lesson(data, size, channels, classes=classes, options=options)
-    require_kind_of(config, source)
+    require_kind(config.backbone, config.backbone_options, source)
     return source
 
 

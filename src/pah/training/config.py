@@ -29,6 +29,7 @@ from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
+from pah.training.vector_options import refuse_image_options, require_kind
 
 MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
 LARGE_IMAGE_PIXELS = 2**14  # above this size (128x128) a backbone is checked without computing any values
@@ -108,19 +109,7 @@ class RunConfig:
         without_effect = self.backbone_options.train == "none" and self.training.test_batch_norm == "batch"
         require(not without_effect, "training.test_batch_norm", "running with a frozen backbone", "batch")
         if self.takes_vectors:
-            self._refuse_image_options()
-
-    def _refuse_image_options(self) -> None:
-        """Raise InputError if an option that changes nothing for vectors has another value than its default."""
-        require(self.image_size is None, "image_size", "none with backbone features", self.image_size)
-        require(self.augment.crop == 0, "augment.crop", "0 with backbone features", self.augment.crop)
-        require(not self.augment.flip, "augment.flip", "false with backbone features", self.augment.flip)
-        require(not self.training.flip_test, "training.flip_test", "false with backbone features", True)
-        if isinstance(self.method_options, PAHOptions):
-            for name in ("prototype_size", "prototype_channels"):
-                value, default = getattr(self.method_options, name), getattr(PAHOptions, name)
-                expected = f"its default {default} with backbone features, whose prototypes are vectors"
-                require(value == default, f"method.{name}", expected, value)
+            refuse_image_options(self.image_size, self.augment, self.training.flip_test, self.method_options)
 
     @property
     def takes_vectors(self) -> bool:
@@ -217,16 +206,8 @@ def load_stream(config: RunConfig) -> Stream:
     source = find_benchmark(config.benchmark).load_source(
         config.data, config.image_size, config.read_options, only_vectors=config.takes_vectors
     )
-    require_kind_of(config, source)
+    require_kind(config.backbone, config.backbone_options, source)
     return stream_of(config, source)
-
-
-def require_kind_of(config: RunConfig, source: Source) -> None:
-    """Raise InputError if the data are vectors and the backbone takes images, or the other way round."""
-    if config.takes_vectors != (source.numbers is not None):
-        got = "images" if source.numbers is None else f"vectors of {source.numbers} numbers, for backbone features"
-        expected = "vectors" if config.takes_vectors else "images"
-        raise InputError(f"{source.origin}: expected {expected} with backbone {config.backbone}, got {got}")
 
 
 def stream_of(config: RunConfig, source: Source) -> Stream:
