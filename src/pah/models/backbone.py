@@ -116,6 +116,11 @@ class BackboneOptions(ABC):
         require(size is None or 1 <= size <= 1024, "backbone.input_size", "1 to 1024", size)
 
     @property
+    def takes_vectors(self) -> bool:
+        """Whether the data are vectors and not images."""
+        return False
+
+    @property
     def scales_prototypes(self) -> bool:
         """Whether prototypes are scaled to the size of the images before they pass through the backbone."""
         return self.input_size is not None
@@ -124,11 +129,6 @@ class BackboneOptions(ABC):
     def own_input_size(self) -> int | None:
         """Pixels a side of the images for which the backbone was made; None if it takes any size."""
         return None
-
-    @property
-    def takes_vectors(self) -> bool:
-        """Whether the data are vectors and not images."""
-        return False
 
     @property
     def has_fixed_input_size(self) -> bool:
