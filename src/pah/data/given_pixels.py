@@ -101,7 +101,8 @@ def _vectors(
         assert array is not None, "checked above"
         bad = bad_rows(array) if options.skip_unreadable else np.zeros(0, np.int64)
         kept = np.setdiff1d(np.arange(len(array)), bad)
-        result.append((as_pixels(require_finite(array[kept])), kept, [f"row {row}" for row in bad.tolist()]))
+        finite = require_finite(array[kept] if len(bad) else array)
+        result.append((as_pixels(finite), kept, [f"row {row}" for row in bad.tolist()]))
     return result
 
 

@@ -4,7 +4,9 @@ N: vectors, D: numbers in a vector.
 """
 
 import zipfile
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,26 +43,22 @@ def read_npz(path: Path) -> tuple[dict[str, SplitArrays], tuple[str, ...]]:
             followed by `_train` or `_test`; the names of the classes have one of `CLASS_NAMES`.
 
     Raises:
-        InputError: the file is missing, damaged or no .npz file, or holds Python objects, or its arrays have other
-            names.
+        InputError: the file is missing, damaged or no .npz file, its arrays have other names, or hold Python objects.
     """
-    arrays = _read_arrays(path)
-    vectors, labels = (_find(arrays, names, TRAIN, path) for names in (VECTOR_NAMES, LABEL_NAMES))
-    if vectors is None:
-        raise InputError(
-            f"{path}: expected an array {' or '.join(VECTOR_NAMES)}, got {', '.join(arrays) or 'no array'}"
-        )
-    test, test_labels = (_find(arrays, names, TEST, path) for names in (VECTOR_NAMES, LABEL_NAMES))
-    names = _find(arrays, CLASS_NAMES, ("",), path)
-    splits = {"train": (vectors, labels)} | ({} if test is None else {"test": (test, test_labels)})
-    found = {name for split in splits.values() for name in split} | {names}
-
-    def content(name: str | None) -> NDArray[Any] | None:
-        return None if name is None else arrays[name]
-
+    with _opened(path) as file:
+        found = list(file.files)
+        vectors, labels = (_find(found, names, TRAIN, path) for names in (VECTOR_NAMES, LABEL_NAMES))
+        if vectors is None:
+            expected = " or ".join(VECTOR_NAMES)
+            raise InputError(f"{path}: expected an array {expected}, got {', '.join(found) or 'no array'}")
+        test, test_labels = (_find(found, names, TEST, path) for names in (VECTOR_NAMES, LABEL_NAMES))
+        names = _find(found, CLASS_NAMES, ("",), path)
+        splits = {"train": (vectors, labels)} | ({} if test is None else {"test": (test, test_labels)})
+        used = {name for split in splits.values() for name in split if name is not None}
+        arrays = {name: _array(file, name, path) for name in (*used, *([] if names is None else [names]))}
     return (
-        {split: SplitArrays(arrays[x], content(y), content(names)) for split, (x, y) in splits.items()},
-        tuple(name for name in arrays if name not in found),
+        {x: SplitArrays(arrays[v], arrays.get(y or ""), arrays.get(names or "")) for x, (v, y) in splits.items()},
+        tuple(name for name in found if name not in arrays),
     )
 
 
@@ -73,16 +71,17 @@ def require_labels(splits: Mapping[str, SplitArrays], path: Path) -> None:
             raise InputError(f"{path}: expected an array {names} beside the vectors, got none")
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return all arrays of a file by name."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file; turn errors of reading it into an InputError."""
     try:
         if not zipfile.is_zipfile(path) and path.is_file():
             raise InputError(f"{path}: expected an .npz file, as numpy.savez writes it, got a damaged or another file")
         with np.load(path, allow_pickle=False) as file:
-            return {name: _array(file, name, path) for name in file.files}
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: expected an .npz file, found none") from None
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: expected an .npz file that can be read, got: {reason}") from None
 

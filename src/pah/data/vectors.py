@@ -4,6 +4,7 @@ N: vectors, D: numbers in a vector. A data set stores vectors as float32 images 
 """
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ def are_vectors(data: Any) -> bool:
     first = data[0]
     if isinstance(first, np.ndarray | torch.Tensor):
         return first.ndim == 1
-    return isinstance(first, list | tuple) and all(isinstance(number, int | float) for number in first)
+    return isinstance(first, list | tuple) and all(isinstance(number, Real) for number in first)
 
 
 def is_sparse(data: object) -> bool:
@@ -141,7 +142,7 @@ def asked_vectors(data: Any, numbers: int) -> Vectors:
         InputError: the data are no vectors of D numbers.
     """
     is_one = isinstance(data, np.ndarray | torch.Tensor) and data.ndim == 1
-    is_one = is_one or (isinstance(data, list | tuple) and bool(data) and all(isinstance(x, int | float) for x in data))
+    is_one = is_one or (isinstance(data, list | tuple) and bool(data) and all(isinstance(x, Real) for x in data))
     if is_one:
         data = data[None] if isinstance(data, np.ndarray | torch.Tensor) else [data]
     if isinstance(data, list | tuple) and not data:
