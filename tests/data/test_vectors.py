@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
-import scipy.sparse  # type: ignore[import-untyped]
+import scipy.sparse
 import torch
 
 from data_sets import NAMES, class_folders, refused

@@ -52,7 +52,7 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
     if decoded is None:
         size = (image_size, image_size) if image_size is not None else _common_size(parts)
         decoded = [_decode(cast("ImageInput", part.images), size, options) for part in parts]
-    pixels: list[Pixels | Vectors] = [images for images, _, _ in decoded]
+    pixels: list[NDArray[Any]] = [images for images, _, _ in decoded]
     labels = [y[kept] for y, (_, kept, _) in zip(labels, decoded, strict=True)]
     if are_images and all(bool((images[:, 1:] == images[:, :1]).all()) for images in pixels):
         pixels = [np.ascontiguousarray(images[:, :1]) for images in pixels]
