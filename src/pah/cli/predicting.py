@@ -146,8 +146,10 @@ class _Run:
         if record.numbers is not None:
             yield from read_rows(files, record.numbers, self.options.column)
             return
-        for name in files:
-            yield name, next(decode_each([name], record.image_shape, self.options.max_megapixels))
+        remaining = iter(files)
+        while names := list(itertools.islice(remaining, self.chunk)):
+            decoded = decode_each(names, record.image_shape, self.options.max_megapixels)
+            yield from zip(names, decoded, strict=True)
 
     def _answer(self, files: list[str], pixels: list[Pixels | Vectors]) -> list[Answer]:
         """Return the answers for images (C, H, W) or vectors (D, 1, 1)."""
