@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -58,6 +60,8 @@ QUICK_COMMANDS = {  # start of a command -> words that make it faster; if an opt
     "pah run split --data photos/ --image_size 64 --backbone timm:resnet18": ("--epochs", "1", "--stream.first", "1"),
     "pah compare": (*A_STUDY, "--methods", "pah,finetune"),
     "pah ablate": A_STUDY,
+    "pah run split --data values.npz": ("--epochs", "1", "--overwrite"),
+    "pah learn topics": ("--epochs", "1"),
     "pah learn": ("--epochs", "1", "--backbone", "convnet", "--backbone.width", "4", "--image_size", "8"),
     "pah learn animals --name fish --data fish/ --held_out": (
         "--epochs",
@@ -78,9 +82,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         class_folders(folder / name, ["crow", "duck", "wren"])
     class_folders(folder / "fish", ["cod", "ray"])
     shutil.copy(folder / "birds" / "crow" / "0.png", folder / "photo.jpg")
+    vectors(folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     assert main(["run", *TINY, "--snapshots", "true", "--out", str(folder / "RUN")]) == 0
     return folder
+
+
+def vectors(folder: Path) -> None:
+    """Write files of vectors of three classes each."""
+    found = np.random.default_rng(0).normal(size=(30, 4))
+    labels = [i % 3 for i in range(30)]
+    np.savez(folder / "values.npz", vectors=found, labels=labels)
+    np.savez(folder / "questions.npz", vectors=found[:3])
+    pyarrow.parquet.write_table(pyarrow.table({"embedding": [*found], "label": labels}), folder / "system.parquet")
 
 
 def class_folders(folder: Path, classes: Sequence[str]) -> None:

@@ -58,12 +58,21 @@ class AcceptedLearner:
 
     @property
     def learner(self) -> ContinualLearner | None:
-        """The learner, which callers must not change; None if the folder has none."""
+        """The learner, which callers must not change; None if the folder has none.
+
+        Raises:
+            InputError: the learner is damaged, or takes vectors and not images.
+        """
         version = self._file_version()
         if version != self._loaded_version:
             with self._loading:
                 if version != self._loaded_version:
                     learner = ContinualLearner.load(self.folder) if version else None
+                    if learner and (numbers := learner.predictor.record.numbers) is not None:
+                        raise InputError(
+                            f"{self.folder}: expected a learner of images, got one that takes vectors of {numbers} "
+                            "numbers, which the page cannot show; pah predict and Python answer about them"
+                        )
                     self._learner, self._loaded_version = learner, version
         return self._learner
 

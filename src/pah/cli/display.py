@@ -254,12 +254,15 @@ def stream_as_dict(config: RunConfig, stream: Stream) -> dict[str, Any]:
     """Return what `pah data` lists of a benchmark as JSON; tasks are counted from 0.
 
     The image shape (C, H, W) is None if the images have several sizes: then they are only counted, as single pixels.
+    It is None for vectors as well, whose length is `numbers`.
     """
+    numbers = stream.source.numbers if stream.source else None
     return {
         "benchmark": config.benchmark,
         "origin": stream.origin,
         "notes": list(stream.source.notes) if stream.source else [],
         "image_shape": None if stream.image_shape[1:] == (1, 1) else list(stream.image_shape),
+        **({} if numbers is None else {"numbers": numbers}),
         "class_order": config.stream.class_order,
         "seed": config.seed,
         "tasks": [

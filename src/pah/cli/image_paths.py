@@ -4,7 +4,7 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pah.core.config import InputError
@@ -18,6 +18,7 @@ class ImagePaths:
 
     Args:
         arguments: Files, folders (searched with all folders in them), patterns, and "-" for paths on stdin, one a line.
+        suffixes: How the names of files in folders end.
 
     Attributes:
         left_out: Files and folders that were left out because their names are not those of images, or because they are
@@ -25,8 +26,9 @@ class ImagePaths:
         first_left_out: One of them.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> None:
         self.arguments = arguments
+        self.suffixes = suffixes
         self.left_out = 0
         self.first_left_out = ""
 
@@ -63,13 +65,14 @@ class ImagePaths:
                 self._leave_out(os.path.join(parent, name))  # os.walk does not follow it
             for name in sorted(name for name in files if not name.startswith(".")):
                 path = os.path.join(parent, name)
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                if Path(name).suffix.lower() in self.suffixes:
                     found = True
                     yield path
                 else:
                     self._leave_out(path)
         if not found:
-            raise InputError(f"{folder}: expected images in the folder or in the folders in it, found none")
+            kind = "images" if self.suffixes is IMAGE_SUFFIXES else f"files {' or '.join(sorted(self.suffixes))}"
+            raise InputError(f"{folder}: expected {kind} in the folder or in the folders in it, found none")
 
     def _leave_out(self, path: str) -> None:
         self.left_out += 1

@@ -118,26 +118,27 @@ def show_learner(console: Console, folder: Path) -> None:
     learner = ContinualLearner.load(folder)
     config = learner.config
     console.print(
-        f"{folder}: {config.method} on {config.backbone}, images of {config.image_size}x{config.image_size}, "
+        f"{folder}: {config.method} on {config.backbone}, {learner.predictor.record.inputs}, "
         f"{(folder / 'model.safetensors').stat().st_size / 2**20:.1f} MB",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
     table = Table()
-    for title in ("task", "classes", "images", "taught", "then, %", "last, %", "n", "from"):
+    noun = "images" if learner.predictor.record.numbers is None else "vectors"
+    for title in ("task", "classes", noun, "taught", "then, %", "last, %", "n", "from"):
         table.add_column(title, justify="left" if title in ("task", "classes", "taught", "from") else "right")
     for task in learner.tasks:
         table.add_row(*_task_row(task, learner))
     console.print(table)
-    legend = "then and last: the first and the last accuracy measured on the same images; n: their number"
+    legend = f"then and last: the first and the last accuracy measured on the same {noun}; n: their number"
     console.print(legend, highlight=False, soft_wrap=True)
 
 
 def print_learner(folder: Path) -> None:
     """Print what `show_learner` shows as a line of JSON."""
     learner = ContinualLearner.load(folder)
-    channels, height, width = learner.predictor.record.image_shape
+    record = learner.predictor.record
     tasks = [
         {
             "name": task.name,
@@ -163,7 +164,8 @@ def print_learner(folder: Path) -> None:
         "learner": str(folder),
         "method": learner.config.method,
         "backbone": learner.config.backbone,
-        "image_shape": [channels, height, width],
+        "image_shape": list(record.image_shape) if record.numbers is None else None,
+        **({} if record.numbers is None else {"numbers": record.numbers}),
         "bytes": (folder / "model.safetensors").stat().st_size,
         "tasks": tasks,
     }
@@ -238,14 +240,14 @@ class LessonDisplay:
 
 def _lesson_table(learner: ContinualLearner) -> Table:
     """Return the accuracies before and after the last lesson, and the estimated losses of old tasks."""
-    lesson = learner.history[-1]
+    lesson, noun = learner.history[-1], "image" if learner.predictor.record.numbers is None else "vector"
     titles = ("accuracy before, %", "after, %", "measured on", "lost, % (estimate)")
     table = Table("task", *(Column(title, justify="right") for title in titles))
     for task in learner.tasks:
         accuracies = (lesson.before.get(task.name), lesson.accuracies.get(task.name))
         before, after = ("-" if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies)
         images, drift = lesson.images.get(task.name), lesson.drift.get(task.name)
-        measured_on = "-" if images is None else plural(images, "image")
+        measured_on = "-" if images is None else plural(images, noun)
         table.add_row(task.name, before, after, measured_on, "-" if drift is None else f"{100 * drift:.1f}")
     return table
 
@@ -289,5 +291,11 @@ def _own_options(learner: ContinualLearner, named: Sequence[str]) -> Mapping[str
     for group, name in (("method", learner.config.method), ("backbone", learner.config.backbone)):
         requested = values.get(f"{group}.name", name)
         require(requested == name, group, f"that of the first lesson, {name}", requested)
-    one_lesson = ("test_split", "skip_unreadable", "follow_links", "max_megapixels")  # not those of the lesson before
+    one_lesson = (
+        "test_split",
+        "column",
+        "skip_unreadable",
+        "follow_links",
+        "max_megapixels",
+    )  # not those of the lesson before
     return {name: value for name, value in flat_options(learner.config).items() if name not in one_lesson}

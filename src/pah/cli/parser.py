@@ -22,9 +22,10 @@ from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATO
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
-from pah.data.benchmarks import BENCHMARKS, find_benchmark
+from pah.data.benchmarks import BENCHMARKS, VECTOR_DEFAULTS, find_benchmark
 from pah.data.read_options import ReadOptions
-from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.data.vector_files import is_npz
+from pah.learner.defaults import IMAGE_SIZE, defaults, vector_defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.study.ablation import flat_options
@@ -114,14 +115,22 @@ def _choices(arguments: list[str], command: Command, base_defaults: Mapping[str,
         value = values.get(name)
         return value if isinstance(value, str) else default  # the parser refuses other types later
 
-    if base_defaults is None and command == "learn":
-        base_defaults = flat_options(defaults(_image_size(values)))
-    elif base_defaults is None:
-        base_defaults = find_benchmark(choice("benchmark", "split-digits")).defaults
+    if base_defaults is None:
+        learn = command == "learn"
+        benchmark = find_benchmark("split" if learn else choice("benchmark", "split-digits"))
+        base_defaults = flat_options(defaults(_image_size(values))) if learn else benchmark.defaults
+        if _are_vectors(values):
+            base_defaults = flat_options(vector_defaults()) if learn else {**base_defaults, **VECTOR_DEFAULTS}
     method = choice("method.name", str(base_defaults.get("method.name", "pah")))
     if method not in METHODS:
         raise unknown_name_error("method", method, METHODS)
     return _Choices(method, choice("backbone.name", str(base_defaults["backbone.name"])), base_defaults)
+
+
+def _are_vectors(values: Mapping[str, Any]) -> bool:
+    """Return whether the options by full name choose the backbone of vectors, or none with data that are vectors."""
+    has_vectors = bool(values.get("column")) or is_npz(values.get("data"))
+    return str(values.get("backbone.name", "features" if has_vectors else "")) == "features"
 
 
 def _image_size(values: Mapping[str, Any]) -> int:
@@ -172,7 +181,10 @@ def _fitting_defaults(choices: _Choices, known: Collection[str]) -> dict[str, ob
 def _add_data(parser: ArgumentParser, command: Command) -> None:
     """Add the options of the images, and of what is learned from them."""
     add = parser.add_argument
-    add("--data", type=str | None, default=None, help="folder of Parquet files or class folders, or a hub id")
+    data_help = "folder of Parquet files or class folders, a hub id, or a .npz or .parquet file"
+    add("--data", type=str | None, default=None, help=data_help)
+    column_help = "column with vectors (lists of numbers) of Parquet files, in place of images"
+    add("--column", type=str | None, default=None, help=column_help)
     add("--label_column", type=str | None, default=None, help="column with the class, if it cannot be inferred")
     add("--test_split", type=str | None, default=None, help="split with the test images, if it is not the usual one")
     add("--skip_unreadable", type=bool, default=False, help="leave out images that cannot be read")

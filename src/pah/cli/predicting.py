@@ -19,8 +19,10 @@ from pah.cli.image_paths import ImagePaths
 from pah.cli.parser import add_device
 from pah.cli.printing import PlainConsole, json_line, one_line, say
 from pah.cli.streams import reader_has_left
+from pah.cli.vector_rows import read_rows, vector_suffixes
 from pah.core.config import InputError, require
-from pah.data.image import MAX_MEGAPIXELS, Pixels
+from pah.data.image import IMAGE_SUFFIXES, MAX_MEGAPIXELS, Pixels
+from pah.data.vectors import Vectors
 from pah.learner.answering import How, decode_each
 from pah.learner.learner import ContinualLearner
 from pah.learner.prediction import Prediction
@@ -31,7 +33,8 @@ NONE_OF_THESE = "none of these"
 DESCRIPTION = (
     "Classify images. IMAGE is a file, a folder (with all folders in it), a pattern such as 'photos/*.jpg', or - for "
     "paths on stdin, one a line. Names that begin with a dash follow --. An image that cannot be read is reported on "
-    "stderr, and the others are answered; the exit status is then 2, or 0 with --skip_unreadable."
+    "stderr, and the others are answered; the exit status is then 2, or 0 with --skip_unreadable. For a learner of "
+    "vectors, IMAGE is a .npz file, or a .parquet file with --column, and each row is answered."
 )
 
 
@@ -43,10 +46,11 @@ def predict(console: Console, arguments: list[str]) -> int:
         raise InputError(f"predict: expected a learner and images, got {' '.join(positional) or 'none'}")
     learner = ContinualLearner.load(positional[0]).to(options.device)
     _require_options(options, learner)
-    paths = ImagePaths(positional[1:])
+    numbers = learner.predictor.record.numbers
+    paths = ImagePaths(positional[1:], IMAGE_SUFFIXES if numbers is None else vector_suffixes(options.column))
     files = paths.find()
     run = _Run(learner, options)
-    total = len(files) if isinstance(files, list) else None
+    total = len(files) if isinstance(files, list) and numbers is None else None
     with ExitStack() as stack:
         writers = _writers(stack, console, learner, options)
         progress = stack.enter_context(_progress(console, total, run.chunk))
@@ -76,12 +80,13 @@ def _writers(stack: ExitStack, console: Console, learner: ContinualLearner, opti
 
 
 def _say_what_is_missing(run: "_Run", paths: ImagePaths) -> None:
-    """Print how many images could not be read, and how many files were left out."""
+    """Print how many images or vectors could not be read, and how many files were left out."""
+    kind = "images" if run.learner.predictor.record.numbers is None else "vectors"
     if paths.left_out:
-        reason = "their names are not those of images, or they are links to folders"
+        reason = f"their names are not those of {kind}, or they are links to folders"
         say(f"{paths.left_out} left out, as {reason}; the first: {paths.first_left_out}")
     if run.unreadable and run.unreadable + run.answered > 1:
-        say(f"{run.unreadable} of {run.unreadable + run.answered} images could not be read")
+        say(f"{run.unreadable} of {run.unreadable + run.answered} {kind} could not be read")
 
 
 class Answer(NamedTuple):
@@ -102,7 +107,7 @@ class Answer(NamedTuple):
 
 
 class _Run:
-    """Answers about many files, of which only some are in memory at a time.
+    """Answers about many files, of which only some images are in memory at a time; and about rows of vectors.
 
     Args:
         learner: The learner.
@@ -120,13 +125,12 @@ class _Run:
         self.tasks: set[str] = set()  # of the answers
 
     def answers(self, files: Iterable[str]) -> Iterator[tuple[int, list[Answer]]]:
-        """Yield the number of files of each chunk, and the answers for those that can be read."""
-        remaining = iter(files)
-        while names := list(itertools.islice(remaining, self.chunk)):
+        """Yield the number of files or rows of each chunk, and the answers for those that can be read."""
+        remaining = self._read(files)
+        while chunk := list(itertools.islice(remaining, self.chunk)):
             readable: list[str] = []
-            pixels: list[Pixels] = []
-            shape = self.learner.predictor.record.image_shape
-            for name, decoded in zip(names, decode_each(names, shape, self.options.max_megapixels), strict=True):
+            pixels: list[Pixels | Vectors] = []
+            for name, decoded in chunk:
                 if isinstance(decoded, InputError):
                     self.unreadable += 1
                     say(str(decoded))
@@ -134,13 +138,25 @@ class _Run:
                     readable.append(name)
                     pixels.append(decoded)
             self.answered += len(readable)
-            yield len(names), self._answer(readable, pixels)
+            yield len(chunk), self._answer(readable, pixels)
 
-    def _answer(self, files: list[str], pixels: list[Pixels]) -> list[Answer]:
-        """Return the answers for images (C, H, W)."""
+    def _read(self, files: Iterable[str]) -> Iterator[tuple[str, Pixels | Vectors | InputError]]:
+        """Yield the name of each image or row, and its array, or the reason why it cannot be read."""
+        record = self.learner.predictor.record
+        if record.numbers is not None:
+            yield from read_rows(files, record.numbers, self.options.column)
+            return
+        remaining = iter(files)
+        while names := list(itertools.islice(remaining, self.chunk)):
+            decoded = decode_each(names, record.image_shape, self.options.max_megapixels)
+            yield from zip(names, decoded, strict=True)
+
+    def _answer(self, files: list[str], pixels: list[Pixels | Vectors]) -> list[Answer]:
+        """Return the answers for images (C, H, W) or vectors (D, 1, 1)."""
         if not files:
             return []
-        images = np.stack(pixels).transpose(0, 2, 3, 1)
+        images: Any = np.stack(pixels).transpose(0, 2, 3, 1)
+        images = images if self.learner.predictor.record.numbers is None else images[:, 0, 0]
         predictions = self.learner.predict(images, self.options.task, **self.how)
         threshold = self.options.threshold
         self.tasks |= {prediction.task for prediction in predictions}
@@ -270,6 +286,8 @@ def _require_options(options: Namespace, learner: ContinualLearner) -> None:
     require(options.max_megapixels >= 1, "max_megapixels", "at least 1", options.max_megapixels)
     in_range = options.unknown is None or 0 < options.unknown <= 0.5
     require(in_range, "unknown", "a share above 0 and up to 0.5", options.unknown)
+    images = learner.predictor.record.numbers is None
+    require(options.column is None or not images, "column", "none, as this learner takes images", options.column)
     if options.task is not None:
         learner.predictor.index(options.task)
         require(options.rule is None, "rule", "none beside --task, as a rule infers the task", options.rule)
@@ -295,6 +313,7 @@ def _parse_options(named: Sequence[str]) -> Namespace:
     add("--skip_unreadable", type=bool, default=False, help="end with status 0 although some images cannot be read")
     megapixels_help = "an image with more megapixels is not read"
     add("--max_megapixels", type=int, default=MAX_MEGAPIXELS, help=megapixels_help)
+    add("--column", type=str | None, default=None, help="column with the vectors of .parquet files")
     add_device(parser)
     try:
         return parser.parse_args(list(named))

@@ -29,6 +29,7 @@ from pah.runs.folder import CONFIG, DIAGNOSIS, REPORT, holds_run, refuse_other_r
 from pah.runs.run import resume_run, start_run
 from pah.training.config import RunConfig, load_stream, stream_of
 
+DATA_FILES = (".npz", ".parquet")  # what `pah data` takes in place of a benchmark
 # options of a run that `pah data` accepts although they change nothing that it lists
 WITHOUT_EFFECT = ("--method.", "--backbone.", "--optimizer.", "--augment.", "--training.")
 
@@ -129,7 +130,9 @@ def data(console: Console, arguments: list[str]) -> int:
             raise InputError(f"data: expected a learner, and no option but --json, got {' '.join(arguments)}")
         (learning.print_learner if named else partial(learning.show_learner, console))(Path(positional[0]))
         return 0
-    if len(positional) == 1 and positional[0] not in BENCHMARKS:
+    if len(positional) == 1 and Path(positional[0]).suffix.lower() in DATA_FILES:
+        arguments = ["split", f"--data={positional[0]}", *named]
+    elif len(positional) == 1 and positional[0] not in BENCHMARKS:
         raise _unknown_data(positional[0])
     config = options.data_config([argument for argument in arguments if argument != "--json"])
     _list_benchmark(console, config, as_json="--json" in named)
@@ -185,6 +188,8 @@ def _stream_and_images(config: RunConfig) -> tuple[Stream, str]:
         stream = stream_of(config, count_images(config.data, config.read_options))
         return stream, "images of several sizes (`--image_size N` makes them N x N for a run)"
     channels, height, width = stream.image_shape
+    if stream.source and stream.source.numbers is not None:
+        return stream, f"vectors of {channels} numbers"
     return stream, f"images {height}x{width}, {'grey' if channels == 1 else 'colour'}"
 
 

@@ -1,4 +1,4 @@
-"""Images, labels and class names of a data set that is stored in Arrow tables."""
+"""Images or vectors, labels and class names of a data set that is stored in Arrow tables."""
 
 from __future__ import annotations
 
@@ -120,8 +120,26 @@ def find_image_column(features: datasets.Features, data: str) -> str:
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
     ]
     if len(columns) != 1:
-        raise InputError(f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}")
+        has_lists = any(holds_lists(field.type) for field in features.arrow_schema)
+        hint = "; `--column NAME` reads one of vectors" if has_lists else ""
+        raise InputError(
+            f"{data}: expected one column of images, got the columns {', '.join(map(repr, features))}{hint}"
+        )
     return str(columns[0])
+
+
+def require_vector_column(schema: pyarrow.Schema, column: str, data: str) -> None:
+    """Raise InputError, naming all columns, unless a column exists and holds lists of numbers."""
+    if column not in schema.names or not holds_lists(schema.field(column).type):
+        types = ", ".join(f"{field.name!r} ({field.type})" for field in schema)
+        raise InputError(f"{data}: expected a column {column!r} of lists of numbers, got the columns {types:.300}")
+
+
+def holds_lists(kind: pyarrow.DataType) -> bool:
+    """Return whether the values of a type are lists of numbers."""
+    types = pyarrow.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
 
 
 def find_label_column(features: datasets.Features, label_column: str | None, data: str) -> str:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pah.data.image import Pixels
+from pah.data.vectors import Vectors
 
 VERSION = 2  # of the cache's layout and of the decoding; with another version, older folders are no longer used
 ARRAYS = ("train_pixels", "train_labels", "test_pixels", "test_labels")  # files of the cache, fields of DecodedDataSet
@@ -46,12 +47,15 @@ class ReadingRecord:
 
 @dataclass(frozen=True)
 class DecodedDataSet:
-    """Memory-mapped arrays, copied where written to: pixels uint8 (N, C, H, W), labels int64 (N,)."""
+    """Pixels uint8 (N, C, H, W), or vectors float32 (N, D, 1, 1), and labels int64 (N,).
+
+    Pixels of files are memory-mapped and copied where they are written to.
+    """
 
     class_names: tuple[str, ...]
-    train_pixels: Pixels
+    train_pixels: Pixels | Vectors
     train_labels: Labels
-    test_pixels: Pixels
+    test_pixels: Pixels | Vectors
     test_labels: Labels
     record: ReadingRecord = ReadingRecord()
 

@@ -1,9 +1,12 @@
-"""Labelled images that a Python program passes: tuples, tables of pandas, data sets of PyTorch, and splits of these."""
+"""Labelled images or vectors that a Python program passes: tuples, tables of pandas, data sets of PyTorch, and splits.
+
+Files of vectors in NumPy's .npz format have the same form.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,9 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pah.core.config import InputError
+from pah.core.config import InputError, require
 from pah.data.image import ImageInput, Pixels
 from pah.data.read_options import ReadOptions
+from pah.data.vector_files import is_npz, read_npz, require_labels
+from pah.data.vectors import Vectors, are_vectors, require_finite, to_vectors
 
 if TYPE_CHECKING:
     import datasets
@@ -34,21 +39,29 @@ KINDS = (
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images of one split with their labels.
+    """Images or vectors of one split with their labels.
 
     Args:
-        images: As `pah.data.image.to_pixel_array` takes several.
+        images: As `pah.data.image.to_pixel_array` takes several; or vectors, float32 (N, D), that may have NaN.
         labels: Whole numbers or class names, (N,).
         names: The class names by label; None if the labels are names, or numbers without names.
+        notes: What was left out, in words.
     """
 
-    images: ImageInput
+    images: ImageInput | Vectors
     labels: NDArray[Any]
     names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """The vectors (N, D); None if these are images."""
+        array: Any = self.images
+        return array if isinstance(array, np.ndarray) and array.ndim == 2 else None
 
 
 def as_data_set(
@@ -64,7 +77,10 @@ def as_data_set(
         InputError: the data are of another kind.
     """
     if isinstance(data, str | Path):
-        return str(data)
+        if not is_npz(data):
+            return str(data)
+        _refuse_column(str(data), options)
+        return _from_npz(Path(data), options)
     if isinstance(data, dict) and not is_hugging_face(data):
         return _as_splits(data, options)
     if not is_hugging_face(data):
@@ -78,6 +94,23 @@ def as_data_set(
     if isinstance(data, datasets.Dataset | datasets.DatasetDict):
         return data
     raise _unknown_kind(data)
+
+
+def _from_npz(path: Path, options: ReadOptions) -> dict[str, GivenImages]:
+    """Return the vectors of an .npz file by split."""
+    splits, unused = read_npz(Path(path).expanduser())
+    require_labels(splits, path)
+    notes = (f"not used: the array{'s' * (len(unused) > 1)} {', '.join(unused)}",) if unused else ()
+    given = {}
+    for split, arrays in splits.items():
+        try:
+            vectors = to_vectors(arrays.vectors)
+            if not options.skip_unreadable:
+                require_finite(vectors)
+            given[split] = _given(vectors, arrays.labels, None if arrays.names is None else list(arrays.names))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return given | {"train": replace(given["train"], notes=notes)}
 
 
 def is_hugging_face(data: object) -> bool:
@@ -117,16 +150,28 @@ def _as_splits(data: Mapping[Any, Any], options: ReadOptions) -> datasets.Datase
 
 def _as_given(data: Any, options: ReadOptions) -> GivenImages:
     """Return one split of labelled images; InputError for another kind of data."""
+    if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "columns"):
+        return _from_table(data, options)
+    _refuse_column("data without columns", options)
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
     if isinstance(data, tuple) and len(data) in (2, 3):
         images, labels, names = (*data, None)[:3]
         return _given(images, labels, names)
-    if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "columns"):
-        return _from_table(data, options)
     if isinstance(data, torch.utils.data.Dataset):
         return _from_items(data, _class_names(data))
     raise _unknown_kind(data)
+
+
+def _refuse_column(data: str, options: ReadOptions) -> None:
+    require(options.column is None, "column", f"none for {data}", options.column)
+
+
+def has_columns(data: object) -> bool:
+    """Return whether data are a table, files of tables or folders, for which the option `column` has a meaning."""
+    if isinstance(data, str | Path):
+        return not is_npz(data)
+    return is_hugging_face(data) or type(data).__module__.split(".")[0] == "pandas"
 
 
 def _unknown_kind(data: object) -> InputError:
@@ -138,6 +183,8 @@ def _given(images: Any, labels: Any, names: Names) -> GivenImages:
     """Return images, their labels and class names in a common form; InputError if they do not fit together."""
     if isinstance(images, str | Path | Image.Image):
         raise InputError("images: expected a list of images, with a label for each, got one image")
+    if are_vectors(images):
+        images = to_vectors(images)
     if isinstance(images, torch.Tensor):
         images = _tensor_pixels(images)
     if isinstance(images, np.ndarray) and images.ndim == 3:  # grey, as there are labels for several images
@@ -190,11 +237,12 @@ def _names_by_label(names: Names) -> tuple[str, ...] | None:
 def _check_labels(given: GivenImages) -> None:
     """Raise InputError unless there is a label for each image, and a class name of its own for each label."""
     labels, names, count = given.labels, given.names, len(given)
+    kind = "images" if given.vectors is None else "vectors"
     if not count:
-        raise InputError("images: expected at least one of a class, got none")
+        raise InputError(f"{kind}: expected at least one of a class, got none")
     if labels.dtype.kind not in "iuU" or labels.shape != (count,):
         raise InputError(
-            f"labels: expected a whole number for each of {count} images, got {labels.dtype} {labels.shape}"
+            f"labels: expected a whole number for each of {count} {kind}, got {labels.dtype} {labels.shape}"
         )
     if names is not None and len(set(names)) < len(names):
         raise InputError(f"class names: expected each once, got {', '.join(names)}")
@@ -211,15 +259,16 @@ def _check_labels(given: GivenImages) -> None:
 def _from_table(table: Any, options: ReadOptions) -> GivenImages:
     """Return the images and labels of a pandas table."""
     columns = [str(column) for column in table.columns]
-    images = [name for name in IMAGE_COLUMNS if name in columns][:1]
-    asked = options.label_column
+    wanted, asked = IMAGE_COLUMNS if options.column is None else (options.column,), options.label_column
+    images = [name for name in wanted if name in columns][:1]
     labels = [asked] if asked is not None else [name for name in LABEL_COLUMNS if name in columns][:1]
     if not images or not labels or labels[0] not in columns:
         raise InputError(
-            f"data: expected a table with a column {' or '.join(IMAGE_COLUMNS)} and a column "
+            f"data: expected a table with a column {' or '.join(wanted)} and a column "
             f"{asked or ' or '.join(LABEL_COLUMNS)}, got {', '.join(columns)}"
         )
-    return _given(list(table[images[0]]), list(table[labels[0]]), None)
+    values = list(table[images[0]])
+    return _given(values if options.column is None else to_vectors(values), list(table[labels[0]]), None)
 
 
 def _class_names(data: Any) -> Names:
@@ -240,7 +289,10 @@ def _from_items(data: Any, names: Names) -> GivenImages:
         raise InputError(f"data: expected a PyTorch data set that can be read to its end, got: {error}") from error
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         raise InputError("data: expected a PyTorch data set whose items are pairs of an image and its label")
-    images = [_tensor_pixels(image[None])[0] if isinstance(image, torch.Tensor) else image for image, _ in items]
+    images = [
+        _tensor_pixels(image[None])[0] if isinstance(image, torch.Tensor) and image.ndim > 1 else image
+        for image, _ in items
+    ]
     labels = [label.item() if isinstance(label, torch.Tensor) and label.ndim == 0 else label for _, label in items]
     return _given(images, labels, names)
 

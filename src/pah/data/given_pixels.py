@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from pah.data.image import ImageInput, Pixels, read_image_size, to_pixel_array
 from pah.data.labelled_splits import describe_resize, describe_unused_names
 from pah.data.listing import choose_test_split, missing_train_error, select_test_fifth, sort_names, unknown_split_error
 from pah.data.read_options import ReadOptions
+from pah.data.vectors import VECTORS_EXPECTED, Vectors, as_pixels, bad_rows, refuse_image_size, require_finite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,21 +42,68 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
         raise unknown_split_error("data", asked, splits)
     test_split, notes = choose_test_split(splits, asked) if len(splits) > 1 else (None, ())
     used = ["train"] if test_split is None else ["train", test_split]
-    names, labels = _encode([splits[split] for split in used])
+    parts = [splits[split] for split in used]
+    names, labels = _encode(parts)
     names, labels, dropped = _drop_unused(names, labels)
-    size = (image_size, image_size) if image_size is not None else _common_size([splits[split] for split in used])
-    decoded = [_decode(splits[split].images, size, options) for split in used]
-    pixels = [images for images, _, _ in decoded]
+    decoded: Sequence[tuple[Pixels | Vectors, NDArray[np.int64], list[str]]] | None = _vectors(
+        parts, image_size, options
+    )
+    are_images = decoded is None
+    if decoded is None:
+        size = (image_size, image_size) if image_size is not None else _common_size(parts)
+        decoded = [_decode(cast("ImageInput", part.images), size, options) for part in parts]
+    pixels: list[NDArray[Any]] = [images for images, _, _ in decoded]
     labels = [y[kept] for y, (_, kept, _) in zip(labels, decoded, strict=True)]
-    if all(bool((images[:, 1:] == images[:, :1]).all()) for images in pixels):
+    if are_images and all(bool((images[:, 1:] == images[:, :1]).all()) for images in pixels):
         pixels = [np.ascontiguousarray(images[:, :1]) for images in pixels]
     if test_split is None:
         is_test = _test_fifth(labels[0], names)
         pixels, labels = [pixels[0][~is_test], pixels[0][is_test]], [labels[0][~is_test], labels[0][is_test]]
     skipped = tuple(name for _, _, names_of_split in decoded for name in names_of_split)
-    resized = () if image_size is None else _describe_resize(splits["train"].images, decoded[0][1], image_size)
-    record = ReadingRecord((*notes, *dropped, *resized), skipped, test_split)
+    resized: tuple[str, ...] = ()
+    if image_size is not None:
+        resized = _describe_resize(cast("ImageInput", splits["train"].images), decoded[0][1], image_size)
+    record = ReadingRecord((*splits["train"].notes, *notes, *dropped, *resized), skipped, test_split)
     return DecodedDataSet(names, pixels[0], labels[0], pixels[1], labels[1], record)
+
+
+def require_kind(splits: Mapping[str, GivenImages], file: str | None, only_vectors: bool) -> str:
+    """Return the name of given images or vectors: that of their file, if there is one.
+
+    Args:
+        splits: The images by split.
+        file: Name of the .npz file from which they are.
+        only_vectors: Whether images are refused.
+
+    Raises:
+        InputError: they are images, and these are refused.
+    """
+    kind = "images" if all(part.vectors is None for part in splits.values()) else "vectors"
+    if only_vectors and kind == "images":
+        raise InputError(f"data: expected {VECTORS_EXPECTED}, got images")
+    return file or kind
+
+
+def _vectors(
+    parts: Sequence[GivenImages], image_size: int | None, options: ReadOptions
+) -> list[tuple[Vectors, NDArray[np.int64], list[str]]] | None:
+    """Return the vectors of all parts as (N, D, 1, 1), with what `_decode` returns beside them; None for images."""
+    vectors = [part.vectors for part in parts]
+    lengths = {None if array is None else array.shape[1] for array in vectors}
+    if lengths == {None}:
+        return None
+    if len(lengths) > 1:
+        kinds = " and ".join(sorted("images" if n is None else f"vectors of {n} numbers" for n in lengths))
+        raise InputError(f"data: expected splits of one kind, got {kinds}")
+    refuse_image_size(image_size, lengths.pop())
+    result = []
+    for array in vectors:
+        assert array is not None, "checked above"
+        bad = bad_rows(array) if options.skip_unreadable else np.zeros(0, np.int64)
+        kept = np.setdiff1d(np.arange(len(array)), bad)
+        finite = require_finite(array[kept] if len(bad) else array)
+        result.append((as_pixels(finite), kept, [f"row {row}" for row in bad.tolist()]))
+    return result
 
 
 def _encode(parts: Sequence[GivenImages]) -> tuple[tuple[str, ...], list[Labels]]:

@@ -21,6 +21,7 @@ from pah.data.columns import (
     find_image_column,
     find_label_column,
     read_labels,
+    require_vector_column,
 )
 from pah.data.decode import BATCH_ROWS, EncodedDataSet, EncodedSplit, image_name, reading
 from pah.data.decode_cache import Labels, ReadingRecord
@@ -69,8 +70,12 @@ def read_labelled_splits(tables: SplitTables, data: str, how: TableReading) -> E
     import datasets
 
     with reading(data):
-        features = datasets.Features.from_arrow_schema(tables["train"]().schema)
-    image_column = find_image_column(features, data)
+        schema = tables["train"]().schema
+        features = datasets.Features.from_arrow_schema(schema)
+    holds_vectors = how.options.column is not None
+    image_column = how.options.column or find_image_column(features, data)
+    if holds_vectors:
+        require_vector_column(schema, image_column, data)
     column = find_label_column(features, how.options.label_column, data)
     test_split, labels, notes = _choose_labels(tables, column, data, how)
     class_names, encoded = _encode_labels(labels, column, data)
@@ -87,7 +92,7 @@ def read_labelled_splits(tables: SplitTables, data: str, how: TableReading) -> E
         class_names, splits, dropped = _drop_unused_names(class_names, splits)
         notes += dropped
     skipped: tuple[str, ...] = ()
-    if how.options.skip_unreadable:
+    if how.options.skip_unreadable and not holds_vectors:  # rows of vectors are checked when they are read
         splits, skipped = _leave_out_unreadable(splits, how)
     train, test = splits if test_split is not None else _divide(splits[0], class_names if how.divide_by_name else None)
     if not len(train.labels):

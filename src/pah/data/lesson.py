@@ -24,32 +24,36 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as
 
 def load_lesson(
     data: LessonData,
-    image_size: int,
+    image_size: int | None,
     channels: int | None = None,
     *,
     classes: Sequence[str] | None = None,
     options: ReadOptions = DEFAULT_READING,
 ) -> Source:
-    """Return training and test images of a lesson.
+    """Return training and test images, or vectors, of a lesson.
 
     If the data have no test part of their own, a fixed fifth of each class becomes the test part. A class may have no
     test image, and there may be a single class.
 
     Args:
         data: Anything that `load_source` takes.
-        image_size: Height and width of the images; images of another size are resized.
-        channels: 1 makes colour images grey, 3 makes grey images colour; None keeps them as they are.
+        image_size: Height and width of the images; images of another size are resized. None accepts vectors alone.
+        channels: 1 makes colour images grey, 3 makes grey images colour; None keeps them as they are. For vectors it is
+            D, which vectors must have, or None.
         classes: Use only these classes, in this order; all unless given.
         options: How the images and the labels are read.
 
     Raises:
         InputError: the data are missing or unreadable, a class has no images, or a link leads out of the folder.
     """
-    source = load_source(data, image_size, options, every_class_in_both=False)
+    source = load_source(data, image_size, options, every_class_in_both=False, only_vectors=image_size is None)
+    if image_size is None and channels is not None and source.numbers != channels:
+        expected = f"vectors of {channels} numbers, as in the first lesson"
+        raise InputError(f"{source.origin}: expected {expected}, got {source.numbers}")
     if classes is not None:
         source = select_classes(source, classes)
     source = _without_empty_classes(source)
-    return source if channels is None else _with_channels(source, channels)
+    return source if channels is None or image_size is None else _with_channels(source, channels)
 
 
 def _without_empty_classes(source: Source) -> Source:

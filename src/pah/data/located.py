@@ -65,10 +65,18 @@ def locate(data: str, options: ReadOptions) -> LocatedSource:
     path = Path(os.path.expanduser(data))  # Path's own method raises an error for an unknown user
     if data and path.is_dir():
         return _locate_in_folder(path.resolve(), data, options)
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return _one_file(path.resolve(), options)
     if path.exists() or not HUB_ID.fullmatch(data):
         kind = "a file" if path.is_file() else "a path that does not exist"
         raise InputError(f"{data!r}: expected a folder of images or Parquet files or a hub id, got {kind}")
     return _locate_on_hub(data, options)
+
+
+def _one_file(file: Path, options: ReadOptions) -> LocatedSource:
+    """Return a Parquet file as a data set of one split."""
+    how = TableReading(options, FilePaths(file.parent, options.follow_links), has_splits=False)
+    return LocatedSource({"train": cache(partial(_parquet_table, [file]))}, [file], how)
 
 
 def list_folder(folder: Path, data: str, options: ReadOptions = DEFAULT_READING) -> FolderListing:

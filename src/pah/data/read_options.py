@@ -11,6 +11,7 @@ class ReadOptions:
     """How a data set is read. Runs, lessons and the functions of `pah.data` share these options.
 
     Args:
+        column: The column of vectors (lists of numbers) of Parquet files or of a table in memory; None reads images.
         label_column: The column of the labels; None takes "label", "fine_label", the only ClassLabel or the only
             integers.
         test_split: Name of the split with the test images; None takes the first of test, valid, validation and val
@@ -28,8 +29,10 @@ class ReadOptions:
     skip_unreadable: bool = False
     follow_links: bool = False
     max_megapixels: int = 50
+    column: str | None = None
 
     def __post_init__(self) -> None:
+        require(self.column != "", "column", "the name of a column", self.column)
         require(self.test_split != "", "test_split", "the name of a split", self.test_split)
         require(1 <= self.max_megapixels <= 10_000, "max_megapixels", "1 to 10000", self.max_megapixels)
 
@@ -45,3 +48,4 @@ class ReadKeywords(TypedDict, total=False):
     skip_unreadable: bool
     follow_links: bool
     max_megapixels: int
+    column: str | None

@@ -21,11 +21,13 @@ from pah.core.config import InputError, require
 from pah.data.decode import EncodedDataSet, decode_once, reading
 from pah.data.decode_cache import DecodedDataSet, Labels, cache_key
 from pah.data.given_images import GivenData, as_data_set, is_hugging_face
-from pah.data.given_pixels import decode_given
+from pah.data.given_pixels import decode_given, require_kind
 from pah.data.labelled_splits import read_labelled_splits
 from pah.data.listing import select_test_fifth
 from pah.data.located import LocatedSource, locate, locate_in_memory
 from pah.data.read_options import DEFAULT_READING, ReadOptions
+from pah.data.vector_files import is_npz
+from pah.data.vector_tables import read_vectors, require_table_kind
 
 FINGERPRINT_ROWS = 4096  # images whose bytes are read at a time
 
@@ -34,7 +36,7 @@ SourceData: TypeAlias = GivenData
 
 @dataclass(frozen=True)
 class Images:
-    """One split: pixels uint8 (N, C, H, W), labels int64 (N,)."""
+    """One split: pixels uint8 (N, C, H, W), or vectors float32 (N, D, 1, 1); labels int64 (N,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -64,6 +66,12 @@ class Source:
     skipped: tuple[str, ...] = ()
     test_from_train: bool = False
     conversions: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> int | None:
+        """D, the length of the vectors; None if these are images."""
+        pixels = self.train.pixels
+        return pixels.shape[1] if pixels.is_floating_point() else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,18 +131,21 @@ def load_source(
     options: ReadOptions = DEFAULT_READING,
     *,
     every_class_in_both: bool = True,
+    only_vectors: bool = False,
 ) -> Source:
-    """Return a data set. Its images are decoded once, and memory-mapped from then on.
+    """Return a data set. Its images are decoded once, and memory-mapped from then on. Vectors are read each time.
 
     Args:
         data: A folder of Parquet files in the hub's layout (`train-*.parquet`, `test-*.parquet`, in the folder or in
             its `data/`); a folder of class folders (`train/<class>/` and `test/<class>/`; or `<class>/`); a folder of
             images with a `metadata.csv` or `metadata.jsonl`; TinyImageNet's own folder (`val/val_annotations.txt`); a
             Hugging Face hub id; a data set of the Hugging Face library; or labelled images in one of the forms of
-            `pah.data.given_images.KINDS`. Without a test split, a fixed fifth of each class is for testing.
+            `pah.data.given_images.KINDS`; or a `.npz` or `.parquet` file. Without a test split, a fixed fifth of each
+            class is for testing.
         image_size: Resize the shorter side of every image to this and crop the centre; None keeps the images' size.
         options: How the images and the labels are read.
         every_class_in_both: Whether every class must have images in the training and in the test split.
+        only_vectors: Whether images are refused, before they are decoded.
 
     Raises:
         InputError: the data are missing, unreadable or not a complete data set.
@@ -142,8 +153,10 @@ def load_source(
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
     given = as_data_set(data, options)
     if isinstance(given, dict) and not is_hugging_face(given):
-        return _source("images", decode_given(given, image_size, options), every_class_in_both)
+        origin = require_kind(given, str(data) if is_npz(data) else None, only_vectors)
+        return _source(origin, decode_given(given, image_size, options), every_class_in_both)
     name = given if isinstance(given, str) else "data set"
+    require_table_kind(name, image_size, options, only_vectors)
     with reading(name):
         located = locate(given, options) if isinstance(given, str) else locate_in_memory(given, options)
         key = cache_key(located.files, *_key_options(options, image_size, located.fingerprint))
@@ -157,7 +170,10 @@ def load_source(
             _require_every_class(name, encoded.class_names, labels, encoded.record.test_split)
         return encoded
 
-    decoded = decode_once(key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels)
+    if options.column is not None:
+        decoded = read_vectors(read(), options.skip_unreadable)
+    else:
+        decoded = decode_once(key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels)
     return _with_notes(_source(name, decoded, every_class_in_both), located)
 
 

@@ -18,6 +18,8 @@ from pah.data.sources import Images, Source
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Examples, Normalization, Step, Task
 
+SIMILAR_SCALES = 10.0  # largest ratio of standard deviations to their median with which all numbers are scaled alike
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -26,7 +28,7 @@ class Stream:
     Args:
         tasks: All tasks.
         normalization: Applied to every image.
-        image_shape: Channels, height, width.
+        image_shape: Channels, height, width; D, 1, 1 for vectors.
         origin: Where the images come from, in words.
         source: The data set of which it consists, if it is known.
         classes_left_out: Number of classes of the data set that the options leave out of the stream.
@@ -109,7 +111,9 @@ def make_stream(
         test = [test_rows[y] for y in labels]
         examples = _examples(source.train, train), _examples(source.train, validation), _examples(source.test, test)
         parts.append((labels, *examples))
-    normalization = normalization or _channel_statistics(parts[0][1])
+    normalization = normalization or (_channel_statistics if source.numbers is None else _vector_statistics)(
+        parts[0][1]
+    )
     stream_tasks = tuple(
         Task(k, tuple(source.class_names[y] for y in labels), labels, normalization, *examples)
         for k, (labels, *examples) in enumerate(parts)
@@ -287,6 +291,22 @@ def _channel_statistics(part: Examples) -> Normalization:
     mean = total / count
     std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)  # a constant channel must not divide by 0
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _vector_statistics(part: Examples) -> Normalization:
+    """Return mean and standard deviation of vectors, in float64: one for all numbers, or each number's own.
+
+    One for all is better for embeddings, whose numbers have similar scales (docs/vectors.md). Otherwise each number has
+    a scale of its own.
+    """
+    values = part.pixels[part.rows].flatten(1).double()  # (N, D)
+    std = values.std(dim=0, correction=0)
+    varying = std[std > 0]
+    if len(varying) and std.max() > SIMILAR_SCALES * varying.median():
+        std = torch.where(std > 0, std, 1.0)  # a constant number must not divide by 0
+        return Normalization(tuple(values.mean(dim=0).tolist()), tuple(std.tolist()))
+    one_std = values.std(correction=0).item() or 1.0
+    return Normalization((values.mean().item(),) * values.shape[1], (one_std,) * values.shape[1])
 
 
 def _concatenate_training_examples(tasks: Sequence[Task]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ class Examples:
     """Some images of a data set, selected and not copied: `pixels[rows]` and their `labels` within the task.
 
     Args:
-        pixels: uint8 (all images of the source, C, H, W).
+        pixels: uint8 (all images of the source, C, H, W); or vectors, float32 (all vectors of the source, D, 1, 1).
         rows: int64 (N,).
         labels: int64 (N,), 0 to C_k - 1.
         features: float32 (all images of the source, V, D), the features of V views of each image in `rows`, if a frozen
@@ -40,7 +40,7 @@ class Examples:
             rows: (B,), some of `self.rows`.
 
         Returns:
-            float32 (B, V, D) or uint8 (B, C, H, W).
+            float32 (B, V, D), or a selection of the pixels.
         """
         return self.pixels[rows] if self.features is None else self.features[rows]
 
@@ -54,16 +54,19 @@ NO_EXAMPLES = Examples(
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of each channel, in 0..1, by which images are normalised."""
+    """Mean and standard deviation of each channel, by which images are normalised: in 0..1, or in units of vectors."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return (pixels / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format."""
-        x = pixels.to(torch.float32, copy=True)
-        mean = torch.tensor(self.mean)[:, None, None] * 255
-        scale = 1 / (torch.tensor(self.std)[:, None, None] * 255)
+        """Return (pixels / 255 - mean) / std: (B, C, H, W) uint8 -> float32, in the same memory format.
+
+        Vectors, float32 (B, D, 1, 1), are not divided by 255.
+        """
+        x, unit = pixels.to(torch.float32, copy=True), 1 if pixels.is_floating_point() else 255
+        mean = torch.tensor(self.mean)[:, None, None] * unit
+        scale = 1 / (torch.tensor(self.std)[:, None, None] * unit)
         for operation, values in ((x.sub_, to_device(mean, x.device)), (x.mul_, to_device(scale, x.device))):
             # expanded to an image's memory layout, which takes a third of the time if channels are last
             operation(torch.empty_like(x[:1]).copy_(values))

@@ -5,18 +5,22 @@ N: images, C: channels, H x W: pixels.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pah.core.config import InputError, require
 from pah.data.image import AnyImages, Pixels, to_pixel_array
+from pah.data.vectors import AnyVectors, Vectors, as_pixels, asked_vectors, bad_rows, name_rows, require_finite
 from pah.learner.arguments import unknown_rate
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
 from pah.learner.task_inference import Rule, require_rule
+
+Inputs: TypeAlias = AnyImages | AnyVectors  # of a prediction: images, or vectors for a learner of vectors
 
 
 class How(TypedDict, total=False):
@@ -35,23 +39,47 @@ class How(TypedDict, total=False):
     max_megapixels: int
 
 
-def predict(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction]:
+def predict(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
+    if (numbers := predictor.record.numbers) is not None:
+        vectors = require_finite(asked_vectors(images, numbers))
+        return _answer(predictor, as_pixels(vectors), task, how)
+    images = cast("AnyImages", images)
     return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
 
 
-def predict_readable(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction | None]:
+def predict_readable(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction | None]:
     """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
     shape = predictor.record.image_shape
-    decoded = list(decode_each(images, shape, how["max_megapixels"]))
+    decoded: list[Pixels | Vectors | InputError]
+    if (numbers := predictor.record.numbers) is not None:
+        decoded = list(check_each(asked_vectors(images, numbers)))
+    else:
+        decoded = list(decode_each(cast("AnyImages", images), shape, how["max_megapixels"]))
     readable = [pixels for pixels in decoded if not isinstance(pixels, InputError)]
-    pixels = np.stack(readable) if readable else np.empty((0, *shape), np.uint8)
+    kind = np.uint8 if numbers is None else np.float32
+    pixels: NDArray[Any] = np.stack(readable) if readable else np.empty((0, *shape), kind)
     answers = iter(_answer(predictor, pixels, task, how))
     return [None if isinstance(pixels, InputError) else next(answers) for pixels in decoded]
 
 
-def _answer(predictor: Predictor, pixels: Pixels, task: str | None, how: How) -> list[Prediction]:
-    """Return a prediction for each of the images (N, C, H, W)."""
+def check_each(vectors: Vectors, name: str = "vectors") -> Iterator[Vectors | InputError]:
+    """Yield each of the vectors (N, D) as an array (D, 1, 1), or the reason why it is refused.
+
+    Args:
+        vectors: The vectors.
+        name: What messages call them.
+    """
+    bad = set(bad_rows(vectors).tolist())
+    for row, vector in enumerate(vectors):
+        if row in bad:
+            yield InputError(f"{name}: expected finite numbers, got NaN or infinite ones in {name_rows([row])}")
+        else:
+            yield vector[:, None, None]
+
+
+def _answer(predictor: Predictor, pixels: Pixels | Vectors, task: str | None, how: How) -> list[Prediction]:
+    """Return a prediction for each of the images (N, C, H, W) or vectors (N, D, 1, 1)."""
     rule, rate, top = how["rule"], unknown_rate(how["unknown"]), how["top"]
     require_rule(rule)
     require(top >= 0, "top", "a number of classes, at least 0", top)

@@ -23,9 +23,9 @@ FORMAT = "1"  # version of the metadata
 
 
 class ExportGraph(nn.Module):
-    """A network that maps images to calibrated probabilities; its heads are constants.
+    """A network that maps images or vectors to calibrated probabilities; its heads are constants.
 
-    Its input is uint8 (B, C, H, W), its output one (B, classes) tensor for each task.
+    Its input is uint8 (B, C, H, W), or float32 (B, D) for vectors, its output one (B, classes) tensor for each task.
     """
 
     def __init__(self, predictor: Predictor, tasks: Sequence[int]) -> None:
@@ -39,14 +39,17 @@ class ExportGraph(nn.Module):
         self.sizes = network.sizes(tasks)
         self.flip = predictor.record.config.training.flip_test
         normalization = predictor.record.normalization
-        self.register_buffer("mean", 255 * torch.tensor(normalization.mean)[:, None, None])
-        self.register_buffer("scale", 1 / (255 * torch.tensor(normalization.std)[:, None, None]))
+        unit = 255 if predictor.record.numbers is None else 1
+        self.register_buffer("mean", unit * torch.tensor(normalization.mean)[:, None, None])
+        self.register_buffer("scale", 1 / (unit * torch.tensor(normalization.std)[:, None, None]))
         with torch.no_grad():
             rows = network.heads.rows(tasks)
         temperatures = torch.tensor([predictor.record.tasks[k].temperature for k in tasks])
         self.register_buffer("rows", rows / temperatures.repeat_interleave(torch.tensor(self.sizes))[:, None])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.ndim == 2:  # vectors
+            images = images[:, :, None, None]
         x = (images.to(torch.float32) - self.get_buffer("mean")) * self.get_buffer("scale")
         features = self.backbone(x)
         if self.flip:  # heads are linear, so the mean of features gives the mean of logits
@@ -58,9 +61,10 @@ class ExportGraph(nn.Module):
 def export(learner: ContinualLearner, path: str | Path, task: str | None = None) -> None:
     """Write an ONNX graph of one task or of all tasks. The file is complete or not written at all.
 
-    The input `images` is uint8 (N, C, H, W) with any N. The output of one task is `probabilities` (N, classes). The
-    outputs of all tasks are `probabilities_0`, `probabilities_1`, …, from a single backbone pass. The metadata hold, as
-    JSON, `tasks` (task names and class names, in the order of the outputs) and `image_shape`.
+    The input `images` is uint8 (N, C, H, W) with any N; for vectors it is `vectors`, float32 (N, D). The output of one
+    task is `probabilities` (N, classes). The outputs of all tasks are `probabilities_0`, `probabilities_1`, …, from a
+    single backbone pass. The metadata hold, as JSON, `tasks` (task names and class names, in the order of the outputs)
+    and `image_shape`, or for vectors `numbers`, which is D.
 
     Args:
         learner: The learner.
@@ -79,13 +83,16 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
     tasks = range(len(learner.tasks)) if task is None else [predictor.index(task)]
     names = ["probabilities"] if task is not None else [f"probabilities_{k}" for k in tasks]
     graph = ExportGraph(predictor, tasks)
-    example = torch.zeros(2, *predictor.record.image_shape, dtype=torch.uint8)
+    numbers = predictor.record.numbers
+    example = (
+        torch.zeros(2, *predictor.record.image_shape, dtype=torch.uint8) if numbers is None else torch.zeros(2, numbers)
+    )
     with evaluating(graph), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns its own developers
         program = torch.onnx.export(
             graph,
             (example,),
-            input_names=["images"],
+            input_names=["images" if numbers is None else "vectors"],
             output_names=names,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             dynamo=True,
@@ -96,7 +103,7 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
     metadata = {
         "pah_format": FORMAT,
         "tasks": [{"name": learner.tasks[k].name, "classes": list(learner.tasks[k].classes)} for k in tasks],
-        "image_shape": list(predictor.record.image_shape),
+        **({"image_shape": list(predictor.record.image_shape)} if numbers is None else {"numbers": numbers}),
     }
     for key, value in metadata.items():
         entry = model.metadata_props.add()

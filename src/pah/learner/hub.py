@@ -24,22 +24,29 @@ def model_card(record: Record) -> str:
     """Return the hub's model card for a learner: its tasks, classes, accuracies and data."""
     header = huggingface_hub.ModelCardData(
         library_name="pah",
-        pipeline_tag="image-classification",
+        pipeline_tag="image-classification" if record.numbers is None else "tabular-classification",
         tags=["continual-learning", record.config.method],
     )
     channels, height, width = record.image_shape
+    inputs, example, kept = (
+        f"{'grey' if channels == 1 else 'colour'} images of {height}x{width}",
+        '["photo.jpg"]',
+        "images",
+    )
+    if record.numbers is not None:
+        inputs, example, kept = record.inputs, "vectors", "vectors"
     lines = [
         f"---\n{header.to_yaml()}\n---",
         "# Continual learner",
-        f"A {record.config.method} learner on {record.config.backbone}, for {'grey' if channels == 1 else 'colour'} "
-        f"images of {height}x{width}; it learned {_learned(len(record.tasks))}, without keeping their images.",
-        "| task | classes | images | data | taught | accuracy then, % | when last measured, % | measured on |\n"
+        f"A {record.config.method} learner on {record.config.backbone}, for {inputs}; it learned "
+        f"{_learned(len(record.tasks))}, without keeping their {kept}.",
+        f"| task | classes | {kept} | data | taught | accuracy then, % | when last measured, % | measured on |\n"
         "|---|---|---:|---|---|---:|---:|---:|\n" + "\n".join(_task_row(task, record) for task in record.tasks),
-        "Accuracies are measured with the task given, on images that were not used for training. The two of a row are "
-        "the first and the last one on the same images, whose number is the last column.",
+        f"Accuracies are measured with the task given, on {kept} that were not used for training. The two of a row are "
+        f"the first and the last one on the same {kept}, whose number is the last column.",
         "```python\nfrom pah import ContinualLearner\n\n"
         'learner = ContinualLearner.from_pretrained("OWNER/NAME")\n'
-        f'learner.predict(["photo.jpg"], task={json.dumps(record.tasks[0].name, ensure_ascii=False)})\n```',
+        f"learner.predict({example}, task={json.dumps(record.tasks[0].name, ensure_ascii=False)})\n```",
     ]
     return "\n\n".join(lines) + "\n"
 

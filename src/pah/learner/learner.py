@@ -9,17 +9,18 @@ from typing import Literal, Unpack, overload
 from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
-from pah.data.image import MAX_MEGAPIXELS, AnyImages
-from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
+from pah.data.image import MAX_MEGAPIXELS
+from pah.data.lesson import LessonData, with_all_images_in_test
 from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
 from pah.learner import arguments, store
-from pah.learner.answering import How, predict, predict_readable
-from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner.answering import How, Inputs, predict, predict_readable
+from pah.learner.defaults import defaults_for
 from pah.learner.held_out import DriftError as DriftError  # callers import it from here
 from pah.learner.held_out import HeldOutTask, make_lesson, measure, notes_on_limits, refuse_losses, task_losses
 from pah.learner.hub import download, refuse_to_replace, upload, write_learner
 from pah.learner.lesson import run_lesson
+from pah.learner.lesson_data import check_options, load_labelled
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Evaluation, Predictor
 from pah.learner.privacy import public_note
@@ -39,10 +40,11 @@ class ContinualLearner:
         config: Method, backbone, training and all other options. Images of any size are resized to its `image_size`.
             Its `stream.validation` is the share of a lesson's images on which probabilities are calibrated.
             `defaults(image_size)` if None.
-        image_size: Pixels a side of the learner's images; 64 if None. Not allowed together with `config`.
+        image_size: Pixels a side of the learner's images; 64 if None. Not allowed together with `config`, nor for
+            vectors (backbone "features").
 
     Raises:
-        InputError: the backbone is unknown, or `config` has no `image_size`.
+        InputError: the backbone is unknown, or `config` has no `image_size`, although it is for images.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class ContinualLearner:
         arguments.require_type("backbone", backbone, str | None, "the name of a backbone")
         arguments.require_type("image_size", image_size, int | None, "a number of pixels")
         arguments.require_type("config", config, RunConfig | None, "a RunConfig")
-        config = config or defaults(IMAGE_SIZE if image_size is None else image_size)
+        config = config or defaults_for(backbone, image_size)
         if backbone is not None:
             config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
-        require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
+        has_size = config.image_size is not None or config.takes_vectors
+        require(has_size, "image_size", "the pixels a side of the learner's images", None)
         self._config = config
         self._device = CPU
         self._predictor: Predictor | None = None  # None before the first lesson
@@ -160,10 +163,10 @@ class ContinualLearner:
         arguments.require_class_names(data[-1] if isinstance(data, tuple) else ())
         source = self._load(data, options := ReadOptions(**reading), classes)
         arguments.require_class_names(source.class_names)
-        check_options = dataclasses.replace(options, label_column=None, test_split=None)  # names of the lesson's data
+        loaded = {task: self._load(images, check_options(images, options)) for task, images in (held_out or {}).items()}
         checks = {
-            task: HeldOutTask(self.predictor.index(task), with_all_images_in_test(self._load(images, check_options)))
-            for task, images in (held_out or {}).items()
+            task: HeldOutTask(self.predictor.index(task), with_all_images_in_test(images))
+            for task, images in loaded.items()
         }
         notes = source.notes + tuple(
             f"{task}: {note}" for task, check in checks.items() for note in check.images.left_out
@@ -182,17 +185,17 @@ class ContinualLearner:
 
     @overload
     def predict(
-        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
+        self, images: Inputs, task: str | None = ..., *, skip_unreadable: Literal[False] = ..., **how: Unpack[How]
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
-        self, images: AnyImages, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
+        self, images: Inputs, task: str | None = ..., *, skip_unreadable: bool, **how: Unpack[How]
     ) -> list[Prediction | None]: ...
 
     def predict(
         self,
-        images: AnyImages,
+        images: Inputs,
         task: str | None = None,
         *,
         rule: Rule = DEFAULT_RULE,
@@ -204,7 +207,8 @@ class ContinualLearner:
         """Return a prediction for each image.
 
         Args:
-            images: One image or several, of any size, in any form that `pah.data.image.to_pixel_array` accepts.
+            images: One image or several, of any size, in any form that `pah.data.image.to_pixel_array` accepts; for
+                a learner of vectors, one vector (D,) or several (N, D).
             task: Name of the task whose classes are considered; it is inferred if None.
             rule: How the task is inferred (`pah.learner.task_inference.task_scores`).
             unknown: Whether "none of these" may be predicted. A number is the share of images of known classes for
@@ -320,10 +324,6 @@ class ContinualLearner:
         return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
     def _load(self, data: LessonData, options: ReadOptions, classes: Sequence[str] | None = None) -> Source:
-        """Return labelled images in the learner's size and channels."""
-        size, channels = self.config.image_size, None
-        if self._predictor:
-            channels, size, width = self._predictor.record.image_shape
-            require(size == width, "learner", "square images", f"{size}x{width}")
-        assert size is not None, "checked in __init__"
-        return load_lesson(data, size, channels, classes=classes, options=options)
+        """Return labelled images in the learner's size and channels, or labelled vectors."""
+        record = self._predictor.record if self._predictor else None
+        return load_labelled(data, self.config, record, options, classes)

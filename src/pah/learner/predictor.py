@@ -34,6 +34,7 @@ from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.training.evaluation import task_logits
 
 MAX_BATCH = 50  # images; larger batches do not fit the CPU cache (500 images of 64x64 take 1.5 times as long)
+MAX_VECTORS = 500
 MAX_BATCH_PIXELS = MAX_BATCH * 64 * 64  # keeps the memory constant for larger images
 
 
@@ -96,6 +97,8 @@ class Predictor:
     def batch_size(self) -> int:
         """Number of images that are predicted at a time."""
         _, height, width = self.record.image_shape
+        if self.record.numbers is not None:
+            return MAX_VECTORS
         return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
 
     @property

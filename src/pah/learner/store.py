@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pah.core.config import InputError, require_types
 from pah.core.files import read_json, write_file, write_json
 from pah.data.task import Normalization
+from pah.data.vectors import MAX_NUMBERS
 from pah.learner.privacy import public_old_note, public_origin
 from pah.training.config import OPTION_GROUPS, RunConfig
 
@@ -100,10 +101,21 @@ class Record:
     """The content of `learner.json`."""
 
     config: RunConfig
-    image_shape: tuple[int, int, int]  # channels, height, width
+    image_shape: tuple[int, int, int]  # channels, height, width; D, 1, 1 for vectors
     normalization: Normalization
     tasks: tuple[TaughtTask, ...] = ()
     history: tuple[Lesson, ...] = ()
+
+    @property
+    def numbers(self) -> int | None:
+        """D, the length of the vectors that the learner takes; None for images."""
+        return self.image_shape[0] if self.config.takes_vectors else None
+
+    @property
+    def inputs(self) -> str:
+        """What the learner takes, in words, such as "vectors of 64 numbers"."""
+        channels, height, width = self.image_shape
+        return f"vectors of {channels} numbers" if self.config.takes_vectors else f"images of {width}x{height}"
 
     @property
     def class_order(self) -> list[int]:
@@ -233,7 +245,8 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
         history=tuple(_parse_lesson(_to_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
     )
     _require_valid(record)
-    return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_shape[1]))
+    image_size = None if config.takes_vectors else image_shape[1]
+    return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_size))
 
 
 def _parse_lesson(stored: dict[str, Any], version: int) -> Lesson:
@@ -252,9 +265,7 @@ def _require_valid(record: Record) -> None:
     """Raise TypeError or ValueError for values that no learner can have."""
     for part in (record, record.config, record.normalization, *record.tasks, *record.history):
         require_types(part)
-    channels, height, width = record.image_shape
-    if channels not in (1, 3) or min(height, width) < 1:
-        raise ValueError(f"image_shape: expected 1 or 3 channels, height and width, got {record.image_shape}")
+    channels = _valid_channels(record)
     numbers = [*record.normalization.mean, *record.normalization.std, *(task.temperature for task in record.tasks)]
     if not all(map(math.isfinite, numbers)) or min(record.normalization.std) <= 0:
         raise ValueError("normalization and temperatures: expected finite numbers, and divisors above 0")
@@ -268,6 +279,16 @@ def _require_valid(record: Record) -> None:
             raise ValueError(
                 f"task {task.name!r}: expected at least one class, a label each, and a temperature above 0"
             )
+
+
+def _valid_channels(record: Record) -> int:
+    """Return the number of channels; ValueError for a shape that no images, or no vectors, have."""
+    channels, height, width = record.image_shape
+    if record.config.takes_vectors and not (1 <= channels <= MAX_NUMBERS and (height, width) == (1, 1)):
+        raise ValueError(f"image_shape: expected 1 to {MAX_NUMBERS} numbers, 1 and 1, got {record.image_shape}")
+    if not record.config.takes_vectors and (channels not in (1, 3) or min(height, width) < 1):
+        raise ValueError(f"image_shape: expected 1 or 3 channels, height and width, got {record.image_shape}")
+    return channels
 
 
 def _to_tuples(value: Any) -> Any:

@@ -18,7 +18,7 @@ from pah.core.devices import to_device
 class Samples:
     """Training images before augmentation, and the data stored with them."""
 
-    pixels: Tensor  # uint8 (n, channels, H, W)
+    pixels: Tensor  # uint8 (n, channels, H, W), or vectors float32 (n, D, 1, 1)
     labels: Tensor  # int64 (n,), within the image's task
     tasks: Tensor  # int64 (n,)
     logits: Tensor  # float32 (n, C): logits of the head of the image's task, 0 if none were stored
@@ -50,6 +50,7 @@ class Buffer(nn.Module):
     Args:
         capacity: N.
         image_shape: (channels, H, W).
+        dtype: That of pixels; float32 for vectors.
     """
 
     pixels: Tensor
@@ -60,10 +61,10 @@ class Buffer(nn.Module):
     filled: Tensor
     offered: Tensor
 
-    def __init__(self, capacity: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, capacity: int, image_shape: tuple[int, int, int], dtype: torch.dtype = torch.uint8) -> None:
         super().__init__()
         self.capacity = capacity
-        self.register_buffer("pixels", torch.zeros(capacity, *image_shape, dtype=torch.uint8))
+        self.register_buffer("pixels", torch.zeros(capacity, *image_shape, dtype=dtype))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("tasks", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("logits", torch.zeros(capacity, 0))

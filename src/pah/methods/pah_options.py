@@ -108,6 +108,6 @@ class PAHOptions(MethodOptions):
             raise InputError(unequal_tasks_message(class_counts))
 
     def build_heads(self, features: int, channels: int) -> GeneratedHeads:
-        """Return generated heads. Their prototypes have no more channels than the images."""
-        prototypes = Prototypes(self.prototype_size, min(self.prototype_channels, channels))
-        return GeneratedHeads(features, prototypes, self.conditioning, self.hidden)
+        """Return generated heads. Prototypes have no more channels than the images; those of vectors are vectors."""
+        size, most = (self.prototype_size, self.prototype_channels) if channels <= 3 else (1, channels)
+        return GeneratedHeads(features, Prototypes(size, min(most, channels)), self.conditioning, self.hidden)

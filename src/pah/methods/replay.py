@@ -75,7 +75,8 @@ class Replay(Method):
     def __init__(self, network: Network, optimizer: OptimizerOptions, options: ReplayOptions) -> None:
         super().__init__(network, optimizer, options)
         self.options = options
-        self.buffer = Buffer(options.buffer, network.image_shape)
+        dtype = torch.float32 if network.backbone.takes_vectors else torch.uint8
+        self.buffer = Buffer(options.buffer, network.image_shape, dtype)
 
     def begin_task(self, task: Task) -> None:
         """Build an optimizer over the backbone and all heads."""

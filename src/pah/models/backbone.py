@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         trained: What lessons change. What they do not change stays in inference mode, and its weights have no gradient.
         parts: The part that lessons train and the part before it, if they train the last part only.
         lr_factor: Factor of the learning rate, if the options give none for the backbone.
+        takes_vectors: Whether its input are vectors (B, D, 1, 1) and not images.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         self.trained: Trained = "all"
         self.parts: Parts | None = None
         self.lr_factor = 1.0
+        self.takes_vectors = False
         replace_unsafe_convolutions(body)
         self.body = body
         self.features = features
@@ -202,6 +204,11 @@ class BackboneOptions(ABC):
     def is_pretrained(self) -> bool:
         """Whether training starts from given weights and not from random ones."""
         return self.weights is not None
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the data are vectors and not images."""
+        return False
 
     @property
     def scales_prototypes(self) -> bool:

@@ -13,6 +13,7 @@ from pah.core.config import require, unknown_name_error
 from pah.models.backbone import Backbone, BackboneOptions
 from pah.models.layers import BasicBlock, GlobalPool, conv3x3
 from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
+from pah.models.vector_backbone import FeaturesOptions
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ BACKBONES: dict[str, Callable[..., BackboneOptions]] = {
     "resnet18-slim": SlimResNet18Options,
     "resnet32": ResNet32Options,
     "efficientnet-lite0": EfficientNetLite0Options,
+    "features": FeaturesOptions,
 }
 
 

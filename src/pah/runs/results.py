@@ -123,9 +123,10 @@ class TaskPrototypes:
 def save_prototypes(path: Path, method: Method, normalization: Normalization, moment: Moment) -> None:
     """Write the current task's prototypes before (`start`) or after (`learned`) its training.
 
-    The second call adds to the file of the first. A method without prototypes writes no file.
+    The second call adds to the file of the first. A method without prototypes writes no file, and prototypes that are
+    vectors have no pictures.
     """
-    if not isinstance(method, PAH):
+    if not isinstance(method, PAH) or method.network.backbone.takes_vectors:
         return
     tensors = safetensors.torch.load(path.read_bytes()) if moment == "learned" and path.is_file() else {}
     tensors |= {"mean": torch.tensor(normalization.mean), "std": torch.tensor(normalization.std)}

@@ -29,6 +29,7 @@ from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
+from pah.training.vector_options import refuse_image_options, require_kind
 
 MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
 PRETRAINED_LR_FACTOR = 0.1  # of the learning rate of a backbone that starts from pretrained weights
@@ -53,7 +54,9 @@ class RunConfig:
         skip_unreadable: Whether to leave out images that cannot be read.
         follow_links: Whether to read images to which a link leads out of the data set's folder.
         max_megapixels: Largest number of pixels of one image, in millions.
-        image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None.
+        image_size: Pixels a side to which every image is resized, 1 to 1024; images keep their size if None. It is None
+            for vectors.
+        column: Name of the column with the vectors, for data in tables.
         seed: Decides class order, initial weights, batches and augmentation; 0 to 2^63 - 1.
         snapshots: Whether to save the network after each task.
         method: Name of the method, one of `pah.methods.METHODS`.
@@ -76,6 +79,7 @@ class RunConfig:
     skip_unreadable: bool = False
     follow_links: bool = False
     max_megapixels: int = 50
+    column: str | None = None
     image_size: int | None = None
     seed: int = 0
     snapshots: bool = False
@@ -105,6 +109,13 @@ class RunConfig:
             require(usable, f"training.{option}", "0 or false, or a stream.validation above 0", value)
         without_effect = self.backbone_options.train != "all" and self.training.test_batch_norm == "batch"
         require(not without_effect, "training.test_batch_norm", "running with a frozen backbone", "batch")
+        if self.takes_vectors:
+            refuse_image_options(self.image_size, self.augment, self.training.flip_test, self.method_options)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the data are vectors and not images."""
+        return self.backbone_options.takes_vectors
 
     @property
     def read_options(self) -> ReadOptions:
@@ -193,9 +204,11 @@ def load_stream(config: RunConfig) -> Stream:
     Raises:
         InputError: the data cannot be read, or cannot be split as asked.
     """
-    return stream_of(
-        config, find_benchmark(config.benchmark).load_source(config.data, config.image_size, config.read_options)
+    source = find_benchmark(config.benchmark).load_source(
+        config.data, config.image_size, config.read_options, only_vectors=config.takes_vectors
     )
+    require_kind(config.backbone, config.backbone_options, source)
+    return stream_of(config, source)
 
 
 def stream_of(config: RunConfig, source: Source) -> Stream:
