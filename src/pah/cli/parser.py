@@ -24,7 +24,7 @@ from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, find_benchmark
 from pah.data.read_options import ReadOptions
-from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner.defaults import IMAGE_SIZE, default_image_size, defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.study.ablation import flat_options
@@ -126,6 +126,14 @@ def _choices(arguments: list[str], command: Command, base_defaults: Mapping[str,
 
 def _image_size(values: Mapping[str, Any]) -> int:
     """Return the image size of a new learner; the parser refuses an invalid one later."""
+    name = values.get("backbone.name")
+    if values.get("image_size") is None and isinstance(name, str):
+        given = {key: values[f"backbone.{key}"] for key in ("pretrained", "weights") if f"backbone.{key}" in values}
+        if "pretrained" in given:
+            given["pretrained"] = str(given["pretrained"]).lower() not in ("false", "no", "off", "0")
+        options = backbone_options(name, {})
+        known = {field.name for field in dataclasses.fields(options)}
+        return default_image_size(dataclasses.replace(options, **{k: v for k, v in given.items() if k in known}))
     size = str(values.get("image_size", IMAGE_SIZE))
     return int(size) if size.isdecimal() and 1 <= int(size) <= 1024 else IMAGE_SIZE
 

@@ -125,8 +125,8 @@ class _Run:
         while names := list(itertools.islice(remaining, self.chunk)):
             readable: list[str] = []
             pixels: list[Pixels] = []
-            shape = self.learner.predictor.record.image_shape
-            for name, decoded in zip(names, decode_each(names, shape, self.options.max_megapixels), strict=True):
+            record = self.learner.predictor.record
+            for name, decoded in zip(names, decode_each(names, record, self.options.max_megapixels), strict=True):
                 if isinstance(decoded, InputError):
                     self.unreadable += 1
                     say(str(decoded))

@@ -25,6 +25,7 @@ from pah.data.given_pixels import decode_given
 from pah.data.labelled_splits import read_labelled_splits
 from pah.data.listing import select_test_fifth
 from pah.data.located import LocatedSource, locate, locate_in_memory
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 
 FINGERPRINT_ROWS = 4096  # images whose bytes are read at a time
@@ -123,6 +124,7 @@ def load_source(
     options: ReadOptions = DEFAULT_READING,
     *,
     every_class_in_both: bool = True,
+    resizing: Resizing = DEFAULT_RESIZING,
 ) -> Source:
     """Return a data set. Its images are decoded once, and memory-mapped from then on.
 
@@ -133,8 +135,10 @@ def load_source(
             Hugging Face hub id; a data set of the Hugging Face library; or labelled images in one of the forms of
             `pah.data.given_images.KINDS`. Without a test split, a fixed fifth of each class is for testing.
         image_size: Resize the shorter side of every image to this and crop the centre; None keeps the images' size.
+            Images that have this height and width already stay as they are.
         options: How the images and the labels are read.
         every_class_in_both: Whether every class must have images in the training and in the test split.
+        resizing: With which filter images are resized, and how much of them is kept.
 
     Raises:
         InputError: the data are missing, unreadable or not a complete data set.
@@ -142,12 +146,12 @@ def load_source(
     require(image_size is None or image_size > 0, "image_size", "a positive number of pixels", image_size)
     given = as_data_set(data, options)
     if isinstance(given, dict) and not is_hugging_face(given):
-        return _source("images", decode_given(given, image_size, options), every_class_in_both)
+        return _source("images", decode_given(given, image_size, options, resizing), every_class_in_both)
     name = given if isinstance(given, str) else "data set"
     with reading(name):
         located = locate(given, options) if isinstance(given, str) else locate_in_memory(given, options)
-        key = cache_key(located.files, *_key_options(options, image_size, located.fingerprint))
-    how = replace(located.how, image_size=image_size)
+        key = cache_key(located.files, *_key_options(options, image_size, located.fingerprint, resizing))
+    how = replace(located.how, image_size=image_size, resizing=resizing)
 
     def read() -> EncodedDataSet:
         with reading(name):
@@ -157,7 +161,9 @@ def load_source(
             _require_every_class(name, encoded.class_names, labels, encoded.record.test_split)
         return encoded
 
-    decoded = decode_once(key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels)
+    decoded = decode_once(
+        key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels, resizing=resizing
+    )
     return _with_notes(_source(name, decoded, every_class_in_both), located)
 
 
@@ -189,10 +195,14 @@ def _with_notes(source: Source, located: LocatedSource) -> Source:
     return replace(source, skipped=skipped, conversions=conversions)
 
 
-def _key_options(options: ReadOptions, image_size: int | None, fingerprint: str | None) -> list[str | int | None]:
+def _key_options(
+    options: ReadOptions, image_size: int | None, fingerprint: str | None, resizing: Resizing
+) -> list[str | int | None]:
     """Return what decides how files are read, for `cache_key`; options that were added later only if they are used."""
     added = {name: value for name, value in asdict(options).items() if name != "label_column"}
     changed = [f"{name}={value}" for name, value in added.items() if value != getattr(DEFAULT_READING, name)]
+    if image_size is not None and resizing != DEFAULT_RESIZING:
+        changed.append(f"resizing={resizing.interpolation},{resizing.crop_share!r}")
     return [options.label_column, image_size, *([] if fingerprint is None else [fingerprint]), *changed]
 
 

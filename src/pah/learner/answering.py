@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from pah.core.config import InputError, require
-from pah.data.image import AnyImages, Pixels, to_pixel_array
+from pah.data.image import AnyImages, Pixels
 from pah.learner.arguments import unknown_rate
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
+from pah.learner.store import Record
 from pah.learner.task_inference import Rule, require_rule
 
 
@@ -37,15 +38,15 @@ class How(TypedDict, total=False):
 
 def predict(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
-    return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
+    return _answer(predictor, predictor.record.decode(images, how["max_megapixels"]), task, how)
 
 
 def predict_readable(predictor: Predictor, images: AnyImages, task: str | None, how: How) -> list[Prediction | None]:
     """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
-    shape = predictor.record.image_shape
-    decoded = list(decode_each(images, shape, how["max_megapixels"]))
+    record = predictor.record
+    decoded = list(decode_each(images, record, how["max_megapixels"]))
     readable = [pixels for pixels in decoded if not isinstance(pixels, InputError)]
-    pixels = np.stack(readable) if readable else np.empty((0, *shape), np.uint8)
+    pixels = np.stack(readable) if readable else np.empty((0, *record.image_shape), np.uint8)
     answers = iter(_answer(predictor, pixels, task, how))
     return [None if isinstance(pixels, InputError) else next(answers) for pixels in decoded]
 
@@ -60,19 +61,19 @@ def _answer(predictor: Predictor, pixels: Pixels, task: str | None, how: How) ->
     return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
 
 
-def decode_each(images: AnyImages, shape: tuple[int, int, int], max_megapixels: int) -> Iterator[Pixels | InputError]:
+def decode_each(images: AnyImages, record: Record, max_megapixels: int) -> Iterator[Pixels | InputError]:
     """Yield each image as an array (C, H, W), or the reason why it cannot be read.
 
     Args:
         images: As in `ContinualLearner.predict`.
-        shape: Channels, height and width of the network's input.
+        record: The learner's record, which says how images are read.
         max_megapixels: An image with more pixels counts as unreadable.
     """
     if isinstance(images, np.ndarray):
-        yield from to_pixel_array(images, shape, max_megapixels)
+        yield from record.decode(images, max_megapixels)
         return
     for image in [images] if isinstance(images, str | Path | Image.Image) else images:
         try:
-            yield to_pixel_array([image], shape, max_megapixels)[0]
+            yield record.decode([image], max_megapixels)[0]
         except InputError as error:
             yield error

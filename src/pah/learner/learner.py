@@ -10,16 +10,16 @@ from pah.core.config import InputError, require
 from pah.core.devices import CPU, DeviceName, find_device
 from pah.core.files import locked
 from pah.data.image import MAX_MEGAPIXELS, AnyImages
-from pah.data.lesson import LessonData, load_lesson, with_all_images_in_test
+from pah.data.lesson import LessonData, with_all_images_in_test
 from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
 from pah.learner import arguments, store
 from pah.learner.answering import How, predict, predict_readable
-from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner.defaults import IMAGE_SIZE, default_image_size, defaults
 from pah.learner.held_out import DriftError as DriftError  # callers import it from here
 from pah.learner.held_out import HeldOutTask, make_lesson, measure, notes_on_limits, refuse_losses, task_losses
 from pah.learner.hub import download, refuse_to_replace, upload, write_learner
-from pah.learner.lesson import run_lesson
+from pah.learner.lesson import load_images, run_lesson
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Evaluation, Predictor
 from pah.learner.privacy import public_note
@@ -39,7 +39,8 @@ class ContinualLearner:
         config: Method, backbone, training and all other options. Images of any size are resized to its `image_size`.
             Its `stream.validation` is the share of a lesson's images on which probabilities are calibrated.
             `defaults(image_size)` if None.
-        image_size: Pixels a side of the learner's images; 64 if None. Not allowed together with `config`.
+        image_size: Pixels a side of the learner's images; None for the size for which the pretrained backbone was made,
+            or else 64. Not allowed together with `config`.
 
     Raises:
         InputError: the backbone is unknown, or `config` has no `image_size`.
@@ -52,9 +53,12 @@ class ContinualLearner:
         arguments.require_type("backbone", backbone, str | None, "the name of a backbone")
         arguments.require_type("image_size", image_size, int | None, "a number of pixels")
         arguments.require_type("config", config, RunConfig | None, "a RunConfig")
+        options = None if backbone is None else backbone_options(backbone, {})
+        if image_size is None and config is None and options is not None:
+            image_size = default_image_size(options)
         config = config or defaults(IMAGE_SIZE if image_size is None else image_size)
-        if backbone is not None:
-            config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
+        if backbone is not None and options is not None:
+            config = dataclasses.replace(config, backbone=backbone, backbone_options=options)
         require(config.image_size is not None, "image_size", "the pixels a side of the learner's images", None)
         self._config = config
         self._device = CPU
@@ -320,10 +324,5 @@ class ContinualLearner:
         return cls.load(source if Path(source).is_dir() else download(str(source), revision))
 
     def _load(self, data: LessonData, options: ReadOptions, classes: Sequence[str] | None = None) -> Source:
-        """Return labelled images in the learner's size and channels."""
-        size, channels = self.config.image_size, None
-        if self._predictor:
-            channels, size, width = self._predictor.record.image_shape
-            require(size == width, "learner", "square images", f"{size}x{width}")
-        assert size is not None, "checked in __init__"
-        return load_lesson(data, size, channels, classes=classes, options=options)
+        """Return labelled images as the learner takes them."""
+        return load_images(self._predictor, self.config, data, options, classes)

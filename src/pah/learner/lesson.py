@@ -1,14 +1,16 @@
 """A lesson: one more task is learned, starting from a predictor of the earlier tasks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import torch
 
-from pah.core.config import InputError, derived_seed
+from pah.core.config import InputError, derived_seed, require
 from pah.core.devices import CPU
+from pah.data.lesson import LessonData, load_lesson
+from pah.data.read_options import ReadOptions
 from pah.data.sources import Images, Source
 from pah.data.stream import make_stream
 from pah.data.stream_options import StreamOptions
@@ -40,6 +42,36 @@ class LessonResult(NamedTuple):
     accuracy: float | None
     drift: dict[str, float]
     notes: tuple[str, ...] = ()
+
+
+def load_images(
+    predictor: Predictor | None,
+    config: RunConfig,
+    data: LessonData,
+    options: ReadOptions,
+    classes: Sequence[str] | None = None,
+) -> Source:
+    """Return labelled images with the size and the channels of a learner, resized in its way.
+
+    Args:
+        predictor: The learner's predictor; None before its first lesson.
+        config: The learner's options.
+        data: The images, in any form that `load_lesson` accepts.
+        options: How they are read.
+        classes: Names of the classes to use; all if None.
+
+    Raises:
+        InputError: the data are invalid, or the learner is one of a run on images that are not square.
+    """
+    if predictor is None:
+        size, backbone = config.image_size, config.backbone_options
+        assert size is not None, "the learner has checked it"
+        channels, resizing = backbone.start_channels(), backbone.resizing
+    else:
+        channels, size, width = predictor.record.image_shape
+        require(size == width, "learner", "square images", f"{size}x{width}")
+        resizing = predictor.record.resizing
+    return load_lesson(data, size, channels, classes=classes, options=options, resizing=resizing)
 
 
 def run_lesson(
@@ -75,7 +107,8 @@ def run_lesson(
     if previous:
         start = previous.copy()
     else:
-        record = Record(config, stream.image_shape, stream.normalization)
+        resizing = config.backbone_options.resizing
+        record = Record(config, stream.image_shape, stream.normalization, resizing=resizing)
         start = Predictor(record, build_method(config, stream.image_shape).to(device))
     record, method = start.record, start.method
     method.optimizer_options = config.optimizer  # they may differ from those of the previous lesson

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pah.core.config import InputError, require_types
 from pah.core.files import read_json, write_file, write_json
+from pah.data.image import MAX_MEGAPIXELS, AnyImages, Pixels, to_pixel_array
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.task import Normalization
 from pah.learner.privacy import public_old_note, public_origin
 from pah.training.config import OPTION_GROUPS, RunConfig
@@ -104,11 +106,29 @@ class Record:
     normalization: Normalization
     tasks: tuple[TaughtTask, ...] = ()
     history: tuple[Lesson, ...] = ()
+    resizing: Resizing = DEFAULT_RESIZING
 
     @property
     def class_order(self) -> list[int]:
         """The data sets' labels in the order in which the classes were learned."""
         return [label for task in self.tasks for label in task.labels]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What becomes of an image before the network, in terms of JSON; mean and std are those of pixels in 0..1."""
+        return {"image_size": self.image_shape[1], **asdict(self.normalization), **asdict(self.resizing)}
+
+    def decode(self, images: AnyImages, max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
+        """Return images of any size as pixels (N, channels, height, width) of the learner.
+
+        Args:
+            images: As in `pah.data.image.to_pixel_array`.
+            max_megapixels: A larger image is refused.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        return to_pixel_array(images, self.image_shape, max_megapixels, self.resizing)
 
 
 def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[str, Tensor] | None = None) -> None:
@@ -135,6 +155,7 @@ def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[s
         **{key: config[key] for key in OPTION_KEYS},
         "image_shape": record.image_shape,
         "normalization": asdict(record.normalization),
+        "preprocessing": record.preprocessing,
         "class_order": record.class_order,
         "tasks": [vars(task) for task in record.tasks],
         "history": [vars(lesson) for lesson in record.history],
@@ -224,6 +245,7 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
         tasks.append(TaughtTask(**task))
     image_shape = _to_tuples(content["image_shape"])
     normalization = _to_tuples(content["normalization"])
+    preprocessing = content.get("preprocessing", {})  # older learners have none
     config = RunConfig.from_dict({key: content[key] for key in OPTION_KEYS if key in content})
     record = Record(
         config=config,
@@ -231,6 +253,7 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
         normalization=Normalization(normalization["mean"], normalization["std"]),
         tasks=tuple(tasks),
         history=tuple(_parse_lesson(_to_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
+        resizing=Resizing(**{name: preprocessing[name] for name in asdict(DEFAULT_RESIZING) if name in preprocessing}),
     )
     _require_valid(record)
     return dataclasses.replace(record, config=dataclasses.replace(config, benchmark="split", image_size=image_shape[1]))
@@ -250,7 +273,7 @@ def _parse_lesson(stored: dict[str, Any], version: int) -> Lesson:
 
 def _require_valid(record: Record) -> None:
     """Raise TypeError or ValueError for values that no learner can have."""
-    for part in (record, record.config, record.normalization, *record.tasks, *record.history):
+    for part in (record, record.config, record.normalization, record.resizing, *record.tasks, *record.history):
         require_types(part)
     channels, height, width = record.image_shape
     if channels not in (1, 3) or min(height, width) < 1:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
+from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
 from pah.models.backbone import Backbone, BackboneOptions, Trained
 from pah.models.modes import evaluating
-from pah.models.weights import fit_weights, load_weights, read_weights
+from pah.models.weights import fit_weights, load_weights, read_weights, stem_channels
 
 INSTALL = "in a clone of pah, run pip install -e '.[pretrained]'"
 
@@ -43,7 +44,7 @@ class TimmOptions(BackboneOptions):
     def own_input_size(self) -> int | None:
         """The size of the images for which the weights were trained, or the only size that the model takes."""
         config = self._data_config()
-        if self.pretrained or self.weights is not None or config.get("fixed_input_size"):
+        if self.starts_trained or config.get("fixed_input_size"):
             return int(config["input_size"][1])
         return None
 
@@ -52,12 +53,36 @@ class TimmOptions(BackboneOptions):
         """Whether the model takes images of one size only."""
         return bool(self._data_config().get("fixed_input_size"))
 
+    @property
+    def interpolation(self) -> Interpolation:
+        """STUB until main has it."""
+        return "bilinear" if self._data_config().get("interpolation") == "bilinear" else "bicubic"
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the start weights are trained ones."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def resizing(self) -> Resizing:
+        """The interpolation and the crop share that belong to the start weights; the usual ones for random weights."""
+        if not self.starts_trained:
+            return DEFAULT_RESIZING
+        return Resizing(self.interpolation, min(1.0, float(self._data_config().get("crop_pct") or 1.0)))
+
+    def start_channels(self) -> int | None:
+        """Return the number of channels of the images with which the start weights were trained; None as for others."""
+        if self.weights is not None:
+            with torch.device("meta"):
+                return stem_channels(self._create(3), Path(self.weights))
+        return int(self._data_config()["input_size"][0]) if self.pretrained else None
+
     def normalization(self, channels: int) -> Normalization | None:
         """Return the normalisation with which the start weights were trained; None for random weights.
 
         For grey images it is the mean over the colours.
         """
-        if not (self.pretrained or self.weights is not None):
+        if not self.starts_trained:
             return None
         config = self._data_config()
         mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
