@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pah.cli.options import run_request
-from pah.runs.run import Progress, start_run
+from pah.runs.progress import Progress
+from pah.runs.run import start_run
 from pah.training.state import EpochDone
 
 SAMPLE_SECONDS = 5.0  # between two samples

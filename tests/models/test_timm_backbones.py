@@ -5,8 +5,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
+from torch import nn
 
 from pah.core.config import InputError
+from pah.models.backbone import Backbone
+from pah.models.backbones import backbone_options
+from pah.models.batch_norm_folding import fold_batch_norm
 from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
 
 timm = pytest.importorskip("timm")
@@ -50,3 +54,40 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch
     backbone = options.build(3)
     with pytest.raises(InputError, match=r"efficientnet-lite0 needs the extra: .*\[pretrained\]"):
         options.load_start_weights(backbone)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "regnetx_002", "convnext_atto"])
+def test_batch_norms_of_timm_models_are_folded_and_the_features_stay(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = backbone_options(f"timm:{name}", {}).build_for(3, (64, 64))
+    backbone.input_size = (64, 64)
+    for layer in backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # statistics and weights that folding must not lose
+            for tensor in (layer.running_mean, layer.running_var, layer.weight, layer.bias):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    folded = fold_batch_norm(backbone)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, got = backbone.eval()(images), folded(images)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+
+
+def test_a_batch_norm_whose_convolution_has_another_reader_is_not_folded() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            sums: torch.Tensor = y + self.norm(y)
+            return sums.mean(dim=(2, 3))
+
+    body = Skip()
+    nn.init.uniform_(body.norm.weight, 2.0, 3.0)
+    backbone = Backbone(body, 3)
+    backbone.input_size = (8, 8)
+    folded = fold_batch_norm(backbone)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())

@@ -15,8 +15,8 @@ from pah.cli import main, options
 from pah.core import files
 from pah.methods.pah import PAH
 from pah.report import ablation as figure
+from pah.runs.progress import StoppedError
 from pah.runs.results import read_predictions
-from pah.runs.run import StoppedError
 from pah.study import ablation
 from pah.study.grid import run_cells
 from pah.study.table import PERCENT_COLUMNS, format_mean_std, format_value

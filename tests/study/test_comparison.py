@@ -26,8 +26,8 @@ from pah.core.files import locked
 from pah.methods.bounds import Finetune
 from pah.methods.pah import PAHOptions
 from pah.methods.regularization import LwFOptions
+from pah.runs.progress import StoppedError
 from pah.runs.results import read_predictions
-from pah.runs.run import StoppedError
 from pah.study import grid, tuning
 from pah.study.comparison import prepare, tune_options, write_summary
 from pah.study.grid import Cell, Outcome, Waiting, run_cells

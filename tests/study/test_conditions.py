@@ -11,7 +11,7 @@ from PIL import Image
 
 from pah.cli import main, options
 from pah.core.config import InputError
-from pah.runs.run import StoppedError
+from pah.runs.progress import StoppedError
 from pah.study import comparison
 from pah.study.conditions import conditions_paragraph, different_conditions, require_one_data_set
 from pah.study.grid import run_cells

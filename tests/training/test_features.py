@@ -12,15 +12,18 @@ from helpers import DIGITS
 from pah import ContinualLearner
 from pah.core.config import InputError
 from pah.data.augment import AugmentOptions
+from pah.data.decode_cache import clear_cache
 from pah.methods import METHODS
+from pah.models.backbone import Backbone
 from pah.models.backbones import ConvNetOptions
-from pah.runs.run import StoppedError, resume_run, start_run
+from pah.runs.progress import StoppedError
+from pah.runs.run import resume_run, start_run
 from pah.training import features
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.features import Views, with_features_if_frozen
 from pah.training.loop import train
 from pah.training.options import TrainingOptions
-from pah.training.state import TrainState
+from pah.training.state import ImagesRead, TrainState
 
 FROZEN = ConvNetOptions(width=4, train="none", views=3)
 CONFIG = RunConfig(
@@ -55,12 +58,85 @@ def test_every_method_learns_from_features_or_is_refused(name: str) -> None:
 
 def test_the_first_views_are_the_image_and_its_mirror_image() -> None:
     images = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4)
-    views = Views(train=4, mirrored_test=True, augment=AugmentOptions(crop=1, flip=True), seed=0)
-    assert torch.equal(views.view(images, 0, "train"), images)
-    assert torch.equal(views.view(images, 1, "train"), images.flip(3))
-    assert not torch.equal(views.view(images, 2, "train", 0), views.view(images, 3, "train", 0))
-    assert [views.count(part) for part in features.PARTS] == [4, 2, 2]
-    assert dataclasses.replace(views, augment=AugmentOptions()).count("train") == 1
+    both = AugmentOptions(crop=1, flip=True)
+    views = Views.of(4, both, mirrored=True)
+    assert views.names == ("image", "mirror image", "augmented 2", "augmented 3")
+    assert torch.equal(views.view(images, "image", 0), images)
+    assert torch.equal(views.view(images, "mirror image", 0), images.flip(3))
+    augmented = [views.view(images, name, batch) for name in views.names[2:] for batch in (0, 1)]
+    assert not any(torch.equal(a, b) for k, a in enumerate(augmented) for b in augmented[:k])
+    assert Views.of(4, AugmentOptions(), mirrored=False).names == ("image",)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_mirror_images_are_for_evaluation_alone_if_training_has_none(count: int, flip: bool) -> None:
+    views = Views.of(count, AugmentOptions(crop=1, flip=flip), mirrored=True)
+    assert views.train == count
+    assert list(views.names[views.evaluated]) == ["image", "mirror image"]
+    assert ("mirror image" in views.names[: views.train]) == (flip and count > 1)
+    alone = Views.of(count, AugmentOptions(crop=1, flip=flip), mirrored=False)
+    assert (alone.names[alone.evaluated], len(alone.names)) == (("image",), count)
+
+
+def test_kept_features_are_read_and_a_damaged_file_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    config = config_of("finetune")
+    passes: list[int] = []
+    original = Backbone.forward
+
+    def counted(backbone: Backbone, x: torch.Tensor) -> torch.Tensor:
+        passes.append(len(x))
+        return original(backbone, x)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+
+    def features_of(config: RunConfig) -> list[torch.Tensor]:
+        stream = load_stream(config)
+        kept = with_features_if_frozen(stream, build_method(config, stream.image_shape), config, keep=True)
+        return [part.inputs(part.rows) for task in kept.tasks for part in (task.train, task.validation, task.test)]
+
+    first = features_of(config)
+    computed = sum(passes)
+    files = sorted((tmp_path / "pah" / "features").iterdir())
+    assert len(files) == 2 * sum(len(task.class_names) for task in load_stream(config).tasks)
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    passes.clear()
+    again = features_of(config)
+    assert 0 < sum(passes) < computed / 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    passes.clear()
+    features_of(dataclasses.replace(config, seed=1, stream=dataclasses.replace(config.stream, class_order="natural")))
+    assert sum(passes) > computed / 4  # another seed has other random weights
+    assert clear_cache() > 0
+    assert not list((tmp_path / "pah").glob("features/*"))
+
+
+def test_a_run_that_is_stopped_among_the_images_goes_on_with_the_next_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    config = config_of("finetune")
+    whole = start_run(config, tmp_path / "whole")
+    clear_cache()
+    asked = iter(range(1000))
+    with pytest.raises(StoppedError):
+        start_run(config, tmp_path / "parts", stop=lambda: next(asked) == 5)
+    kept = len(list((tmp_path / "cache").glob("pah/features/*")))
+    assert kept > 0
+    read: list[int] = []
+    parts = resume_run(
+        config,
+        tmp_path / "parts",
+        watch=lambda progress: read.append(progress.event.done) if isinstance(progress.event, ImagesRead) else None,
+    )
+    assert read == sorted(read)
+    assert read[-1] == sum(
+        len(part) for task in load_stream(config).tasks for part in (task.train, task.validation, task.test)
+    )
+    assert parts["accuracy_matrix"] == whole["accuracy_matrix"]
 
 
 def test_features_are_those_of_the_backbone_also_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from pah.learner.lesson import load_images
 from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.models.network import GeneratedHeads
 from pah.training.config import RunConfig
-from pah.training.state import EpochDone, Event, PrototypesInitialized, StepDone, Validated
+from pah.training.state import EpochDone, Event, ImagesRead, PrototypesInitialized, StepDone, Validated
 
 REPORT_SECONDS = 0.3  # between two lines of progress
 MODEL, CHECK, PROTOTYPES = "model", "check.safetensors", "prototypes.safetensors"  # results in the lesson's folder
@@ -114,7 +114,7 @@ class ProgressReporter:
         if self.controls.stopped:
             raise StoppedError
         self._update(event)
-        if time.monotonic() - self.last_report > REPORT_SECONDS or not isinstance(event, StepDone):
+        if time.monotonic() - self.last_report > REPORT_SECONDS or not isinstance(event, StepDone | ImagesRead):
             self.last_report = time.monotonic()
             write_event(self.output, "progress", **self.state)
 
@@ -124,6 +124,8 @@ class ProgressReporter:
             left = self.seconds / event.steps_done * event.steps_left
             share = event.steps_done / (event.steps_done + event.steps_left)
             self.state |= {"share": round(share, 4), "seconds_left": round(left, 1)}
+        elif isinstance(event, ImagesRead):
+            self.state |= {"images_read": event.done, "images": event.total}
         elif isinstance(event, PrototypesInitialized):
             self.prototypes = event.prototypes
         elif isinstance(event, EpochDone):

@@ -165,6 +165,12 @@ def lesson_section(lesson: Mapping[str, Any]) -> str:
 
 def _progress(progress: Mapping[str, Any]) -> str:
     """Return the progress of a lesson as a bar and a line of text."""
+    if "share" not in progress and "images_read" in progress:
+        read, images = progress["images_read"], progress["images"]
+        return (
+            f'<progress max="{images}" value="{read}" aria-label="Progress of the lesson"></progress>'
+            f"<p>The backbone has seen {read} of {images} images.</p>"
+        )
     share = progress.get("share", 0.0)
     seconds, accuracy = progress["seconds_left"], progress["accuracy"]
     left = "" if seconds is None else f", about {duration(seconds)} left"

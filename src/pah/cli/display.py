@@ -1,5 +1,6 @@
 """The display of a run: a live bar on a terminal, plain lines elsewhere, and tables at the end."""
 
+import time
 from collections.abc import Sequence
 from statistics import fmean
 from types import TracebackType
@@ -12,13 +13,15 @@ from rich.table import Table
 
 from pah.data.stream import Stream
 from pah.runs.diagnosis import TaskDiagnosis
-from pah.runs.run import Progress
+from pah.runs.progress import Progress
 from pah.study.ablation import panel_rows
 from pah.study.table import NO_VALUE, table_rows
 from pah.training.config import RunConfig
-from pah.training.state import EpochDone, StepDone, TaskBegun, TaskDone
+from pah.training.state import EpochDone, ImagesRead, StepDone, TaskBegun, TaskDone
 
 MAX_COLUMNS = 6  # of a study's table on a terminal
+IMAGES_READ = "images through the frozen backbone"
+LINE_SECONDS = 10.0  # between the lines that say how many images were read, where there is no bar
 SMOOTHING = 0.9  # weight of the old speed at each step
 
 
@@ -29,6 +32,7 @@ class RunDisplay:
         self.console = console
         self.live = console.is_terminal
         self.speed = 0.0  # images a second, smoothed
+        self.last_line = time.monotonic()
         self.terms: dict[str, float] = {}  # the last loss terms
         self.bar = Bar(
             TextColumn("[bold]{task.fields[method]}"),
@@ -58,6 +62,8 @@ class RunDisplay:
             self._show_notes(event, progress)
         elif isinstance(event, StepDone) and self.live:
             self._show_step(event, progress)
+        elif isinstance(event, ImagesRead):
+            self._show_read(event)
         elif isinstance(event, EpochDone) and not self.live:
             self._show_epoch(event, progress)
         elif isinstance(event, TaskDone):
@@ -68,6 +74,13 @@ class RunDisplay:
         source = progress.stream.source
         for note in source.notes if source and event.task == 0 else ():
             self.console.print(note, highlight=False, soft_wrap=True, markup=False)
+
+    def _show_read(self, event: ImagesRead) -> None:
+        """Show how many images passed through a frozen backbone; without a bar, a line every few seconds."""
+        self.bar.update(self.row, total=event.total, completed=event.done, detail=IMAGES_READ)
+        if not self.live and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.console.print(f"{self.method}  {event.done} of {event.total} {IMAGES_READ}", highlight=False)
+            self.last_line = time.monotonic()
 
     def _show_step(self, event: StepDone, progress: Progress) -> None:
         state, epochs = progress.state, progress.config.training.epochs_of(progress.state.task)

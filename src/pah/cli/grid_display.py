@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pah.cli.display import time_left
-from pah.runs.run import Progress
+from pah.runs.progress import Progress
 from pah.study.grid import Cell, Event, Outcome, Waiting
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"

@@ -13,9 +13,9 @@ from typing import Any
 from pah.core.config import unknown_name_error
 from pah.learner.held_out import DriftError
 from pah.learner.learner import ContinualLearner
-from pah.runs.run import Progress
+from pah.runs.progress import Progress
 from pah.study.grid import Outcome, Running
-from pah.training.state import EpochDone, Event, StepDone, TaskBegun
+from pah.training.state import EpochDone, Event, ImagesRead, StepDone, TaskBegun
 
 PROGRESS = ("text", "json")  # for people, for programs
 
@@ -34,7 +34,7 @@ def write_event(event: str, **fields: Any) -> None:
 def write_progress(folder: Path, progress: Progress) -> None:
     """Write `epoch`, with the fields of the log and the time left, or `task`, with the accuracies so far in percent."""
     event, config = progress.event, progress.config
-    if isinstance(event, StepDone | TaskBegun):
+    if isinstance(event, StepDone | TaskBegun | ImagesRead):
         return
     run = {"run": str(folder), "method": config.method, "seed": config.seed, "tasks": len(progress.stream.tasks)}
     if isinstance(event, EpochDone):

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from pah.cli import json_progress
 from pah.cli.arguments import merge_repeated, split_arguments
-from pah.cli.display import time_left
+from pah.cli.display import IMAGES_READ, time_left
 from pah.cli.errors import readable_error
 from pah.cli.parser import config_of, parse
 from pah.cli.printing import json_line, say
@@ -28,7 +28,7 @@ from pah.learner.learner import ContinualLearner
 from pah.learner.measurements import Comparison, compare
 from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.study.ablation import flat_options
-from pah.training.state import EpochDone, Event, StepDone
+from pah.training.state import EpochDone, Event, ImagesRead, StepDone
 
 
 def learn(console: Console, arguments: list[str]) -> int:
@@ -215,6 +215,8 @@ class LessonDisplay:
             self.left = time_left(self.seconds / event.steps_done * event.steps_left)
             total = event.steps_done + event.steps_left
             self.bar.update(self.row, total=total, completed=event.steps_done, detail=f"{self.left} left")
+        elif isinstance(event, ImagesRead):
+            self.bar.update(self.row, total=event.total, completed=event.done, detail=IMAGES_READ)
         elif isinstance(event, EpochDone) and not self.live:
             terms = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
             self._print(f"{self.name}  epoch {event.epoch + 1}/{self.epochs}  {terms}  {self.left} left")

@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from pah.runs.run import StoppedError
+from pah.runs.progress import StoppedError
 
 STOPPED = (StoppedError, KeyboardInterrupt)  # the exceptions with which a stopped run ends
 

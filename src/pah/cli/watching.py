@@ -16,7 +16,7 @@ from pah.cli.options import ProgressOptions
 from pah.cli.printing import PlainConsole, say
 from pah.core import distributed
 from pah.core.config import InputError
-from pah.runs.run import Progress
+from pah.runs.progress import Progress
 from pah.study.grid import Cell, Event, Outcome, Running, Watch
 from pah.tracking.sending import Tracking, tools_of_run
 from pah.tracking.trackers import require_trackers

@@ -118,7 +118,7 @@ def run_lesson(
             f"classes: expected at least 2 with {config.method}, whose features differ from task to task, got only "
             f"{source.class_names[0]!r}, which could not be told from the classes of other tasks"
         )
-    stream = with_features_if_frozen(stream, method, config)
+    stream = with_features_if_frozen(stream, method, config, watch)
     index = len(record.tasks)
     task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
     _train(method, task, record, config, watch, validate)

@@ -19,6 +19,7 @@ from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolution
 from pah.models.weights import load_weights, stem_channels
 
 Trained = Literal["all", "none"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Backbone(nn.Module):
@@ -31,12 +32,14 @@ class Backbone(nn.Module):
     Attributes:
         input_size: (H, W) to which images and prototypes of another size are scaled before the body; None if the body
             takes them as they are.
+        interpolation: How they are scaled.
         trained: What lessons change. A frozen backbone stays in inference mode and its weights have no gradient.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
         self.input_size: tuple[int, int] | None = None
+        self.interpolation: Interpolation = "bilinear"
         self.trained: Trained = "all"
         replace_unsafe_convolutions(body)
         self.body = body
@@ -51,9 +54,8 @@ class Backbone(nn.Module):
         if x.ndim == 2:
             return x
         if self.input_size is not None and x.shape[2:] != self.input_size:
-            x = F.interpolate(
-                x, self.input_size, mode="bilinear", align_corners=False, antialias=x.shape[2] > self.input_size[0]
-            )
+            shrinks = x.shape[2] > self.input_size[0]
+            x = F.interpolate(x, self.input_size, mode=self.interpolation, align_corners=False, antialias=shrinks)
         features: Tensor = self.body(x)  # (B, D)
         return features
 
@@ -124,6 +126,11 @@ class BackboneOptions(ABC):
     def own_input_size(self) -> int | None:
         """Pixels a side of the images for which the backbone was made; None if it takes any size."""
         return None
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How images and prototypes are scaled to the input size."""
+        return "bilinear"
 
     @property
     def has_fixed_input_size(self) -> bool:

@@ -1,9 +1,13 @@
 """Folding batch norms into the convolutions before them, which makes inference faster and keeps its results."""
 
 import copy
+from collections import Counter
+from contextlib import ExitStack
 from itertools import pairwise
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pah.models.backbone import Backbone
@@ -15,9 +19,12 @@ def fold_batch_norm(backbone: Backbone) -> Backbone:
 
     The copy computes what `backbone` computes in eval mode, up to rounding. It cannot be trained. A convolution with
     weights w gets w' = w γ / √(σ² + ε) and b' = β - μ γ / √(σ² + ε), with μ, σ², γ and β of the batch norm after it.
-    Only the order of this project's own layers is known: in other models the batch norms stay.
+    The order of this project's own layers is known. In other models a pass of one image shows which batch norm follows
+    which convolution. If the copy then gives other features for this image, the batch norms stay.
     """
     folded = copy.deepcopy(backbone).requires_grad_(False).eval()
+    if not isinstance(backbone.body, nn.Sequential):
+        return _fold_followed(folded)
     for module in folded.modules():
         if not isinstance(module, nn.Sequential | BasicBlock):
             continue
@@ -26,3 +33,64 @@ def fold_batch_norm(backbone: Backbone) -> Backbone:
                 setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
                 setattr(module, next_name, nn.Identity())
     return folded
+
+
+@torch.no_grad()
+def _fold_followed(backbone: Backbone) -> Backbone:
+    """Fold batch norms into the convolutions whose output they get in a pass; return the backbone as it is if wrong."""
+    convolution = next((layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), None)
+    weights = [*backbone.parameters(), *backbone.buffers()]
+    if convolution is None or backbone.input_size is None or any(tensor.is_meta for tensor in weights):
+        return backbone
+    channels, device = convolution.in_channels * convolution.groups, convolution.weight.device
+    image = torch.randn(1, channels, *backbone.input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    followed = copy.deepcopy(backbone)  # some models keep tensors of the last pass
+    folded = copy.deepcopy(backbone)
+    try:
+        pairs, expected = _follow(followed, image)
+        for name, next_name in pairs:
+            layer, next_layer = folded.get_submodule(name), folded.get_submodule(next_name)
+            assert isinstance(layer, nn.Conv2d)
+            assert isinstance(next_layer, nn.BatchNorm2d)
+            folded.set_submodule(name, fuse_conv_bn_eval(layer, next_layer))
+            folded.set_submodule(next_name, _after_norm(next_layer))
+        same = torch.allclose(copy.deepcopy(folded)(image), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+    except Exception:  # the models of timm raise many types of exceptions
+        return backbone
+    return folded if pairs and same else backbone
+
+
+def _follow(backbone: Backbone, image: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Return the names of each convolution and of the batch norm that gets its output, and the features."""
+    outputs: dict[int, tuple[str, Tensor]] = {}  # by identity; the tensors are kept, so that no other gets the same one
+    pairs: list[tuple[str, str]] = []
+    calls: Counter[str] = Counter()
+
+    def note_convolution(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        outputs[id(output)] = (name, output)
+
+    def note_norm(name: str, image: Tensor) -> None:
+        calls[name] += 1
+        if id(image) in outputs:
+            pairs.append((outputs[id(image)][0], name))
+
+    def hook(name: str, layer: nn.Module) -> Any:
+        if isinstance(layer, nn.Conv2d):
+            return layer.register_forward_hook(lambda _, inputs, output: note_convolution(name, output))
+        return layer.register_forward_pre_hook(lambda _, inputs: note_norm(name, inputs[0]))
+
+    with ExitStack() as stack:
+        for name, layer in backbone.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+                stack.callback(hook(name, layer).remove)
+        features: Tensor = backbone(image)
+    used = Counter(name for pair in pairs for name in pair)
+    once = [pair for pair in pairs if all(calls[name] == used[name] == 1 for name in pair)]
+    return once, features
+
+
+def _after_norm(norm: nn.Module) -> nn.Module:
+    """Return what remains of a batch norm of timm, which may hold an activation."""
+    parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
+    return nn.Sequential(*parts) if parts else nn.Identity()

@@ -17,7 +17,7 @@ from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
 from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
-from pah.models.backbone import Backbone, BackboneOptions, Trained
+from pah.models.backbone import Backbone, BackboneOptions, Interpolation, Trained
 from pah.models.modes import evaluating
 from pah.models.weights import fit_weights, load_weights, read_weights, stem_channels
 
@@ -47,6 +47,14 @@ class TimmOptions(BackboneOptions):
         if self.starts_trained or config.get("fixed_input_size"):
             return int(config["input_size"][1])
         return None
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How images and prototypes are scaled to the input size: as for the start weights, otherwise bilinear."""
+        starts_from_weights = self.pretrained or self.weights is not None
+        return (
+            "bicubic" if starts_from_weights and self._data_config().get("interpolation") == "bicubic" else "bilinear"
+        )
 
     @property
     def has_fixed_input_size(self) -> bool:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from pah.core import distributed
+from pah.core import distributed, files
 from pah.core.config import InputError, RecoveryWarning
 from pah.core.devices import device_name
 from pah.data.located import HUB_ID
 from pah.data.stream import Stream
-from pah.runs.folder import CONFIG, METRICS
+from pah.runs.folder import CONFIG, METRICS, write_config
 from pah.runs.results import commit, versions
-from pah.training.config import RunConfig
+from pah.training.config import RunConfig, load_stream
 from pah.training.state import TrainState
 
 CONDITIONS = ("device", "processes", "versions", "commit")
@@ -193,3 +193,19 @@ def _warn(message: str) -> None:
     """Warn once for all processes."""
     if distributed.is_main_process():
         warnings.warn(message, RecoveryWarning, stacklevel=2)
+
+
+def require_data_of_study(fingerprint: str | None, stream: Stream, folder: Path) -> None:
+    """Raise InputError unless the data have the fingerprint, if there is one."""
+    if fingerprint is not None and stream.data_fingerprint != fingerprint:
+        raise InputError(
+            f"{folder}: expected the data of this study, got other images, labels or class names from {stream.origin}, "
+            "which changed since the study began; bring the former data back, or start anew with another --out"
+        )
+
+
+def note_new_place(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> None:
+    """Write another place of the data of a finished run into its configuration, if the data are the same."""
+    if (folder / CONFIG).is_file() and files.read_yaml(folder / CONFIG).get("data") != config.data:
+        require_same_data(metrics, load_stream(config), folder)
+        write_config(folder, config)

@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from pah.core.config import InputError
 from pah.core.devices import CPU
 from pah.core.files import locked
 from pah.data.stream import Stream
-from pah.methods import METHODS
 from pah.methods.base import Method
 from pah.runs.folder import (
     CHECKPOINT,
@@ -35,7 +33,17 @@ from pah.runs.folder import (
     run_files,
     write_config,
 )
-from pah.runs.provenance import Provenance, begin, go_on, require_data_place, require_same_data, say_hub_place
+from pah.runs.progress import Progress, StoppedError
+from pah.runs.provenance import (
+    Provenance,
+    begin,
+    go_on,
+    note_new_place,
+    require_data_of_study,
+    require_data_place,
+    require_same_data,
+    say_hub_place,
+)
 from pah.runs.results import (
     Moment,
     peak_memory_mb,
@@ -51,35 +59,7 @@ from pah.training.evaluation import evaluate, predict_tasks
 from pah.training.features import with_features_if_frozen
 from pah.training.loop import epochs_are_over, train
 from pah.training.metrics import average_accuracy
-from pah.training.state import EpochDone, Event, StepDone, TaskBegun, TaskDone, TrainState
-
-
-@dataclass(frozen=True)
-class Progress:
-    """An event of training, and the state of the run at that moment."""
-
-    event: Event
-    state: TrainState
-    stream: Stream
-    config: RunConfig
-
-    @property
-    def all_tasks_seen(self) -> bool:
-        """Whether the method learns from the images of all tasks seen."""
-        return METHODS[self.config.method].method.learns_from == "all tasks seen"
-
-    @property
-    def seconds_left(self) -> float:
-        """Estimated seconds to the end of the run, assuming that all images take the same time."""
-        tasks, state, training = self.stream.tasks, self.state, self.config.training
-        training_tasks = (tasks[: k + 1] if self.all_tasks_seen else [task] for k, task in enumerate(tasks))
-        images_per_epoch = [sum(len(task.train) for task in group) for group in training_tasks]
-        total = sum(training.epochs_of(k) * images for k, images in enumerate(images_per_epoch))
-        return state.seconds / max(state.images, 1) * (total - state.images)
-
-
-class StoppedError(Exception):
-    """The run was asked to stop, and its state is saved."""
+from pah.training.state import EpochDone, Event, ImagesRead, StepDone, TaskBegun, TaskDone, TrainState
 
 
 def start_run(
@@ -114,12 +94,12 @@ def start_run(
         ProcessLostError: another process of this run ended.
     """
     stream = load_stream(config)
-    _require_data_of_study(data_fingerprint, stream, folder)
+    require_data_of_study(data_fingerprint, stream, folder)
     provenance, stream = begin(config, stream, device), stream.to(device)
     method = build_method(config, stream.image_shape).to(device)
     with _locked_by_main_process(folder):
         distributed.run_on_main_process(lambda: _start_folder(config, folder, overwrite))
-        stream = with_features_if_frozen(stream, method, config)
+        stream = _with_features(stream, method, config, TrainState(), watch, stop)
         return _train(config, folder, stream, method, TrainState(), provenance, watch, stop, checkpoint_seconds)
 
 
@@ -161,7 +141,7 @@ def resume_run(
         metrics: dict[str, Any] | None = distributed.run_on_main_process(lambda: _read_if_exists(folder / METRICS))
         if metrics is not None and not more_tasks:
             known = metrics
-            distributed.run_on_main_process(lambda: _note_new_place(config, folder, known))
+            distributed.run_on_main_process(lambda: note_new_place(config, folder, known))
             return metrics
         # before anything is built: a configuration that was changed may be too large to build
         saved = distributed.run_on_main_process(lambda: load_state(config, folder))
@@ -172,7 +152,7 @@ def resume_run(
         say_hub_place(config, saved.facts if saved else {}, folder)
         if saved:
             require_same_data(saved.facts, stream, folder)
-        _require_data_of_study(data_fingerprint, stream, folder)
+        require_data_of_study(data_fingerprint, stream, folder)
         provenance, stream = begin(config, stream, device), stream.to(device)
         method = build_method(config, stream.image_shape, start_weights=saved is None).to(device)
         state = TrainState()
@@ -183,24 +163,8 @@ def resume_run(
         distributed.run_on_main_process(
             lambda: _update_folder(config, folder, method, state, provenance, restored, more_tasks)
         )
-        stream = with_features_if_frozen(stream, method, config)
+        stream = _with_features(stream, method, config, state, watch, stop)
         return _train(config, folder, stream, method, state, provenance, watch, stop, checkpoint_seconds)
-
-
-def _require_data_of_study(fingerprint: str | None, stream: Stream, folder: Path) -> None:
-    """Raise InputError unless the data have the fingerprint, if there is one."""
-    if fingerprint is not None and stream.data_fingerprint != fingerprint:
-        raise InputError(
-            f"{folder}: expected the data of this study, got other images, labels or class names from {stream.origin}, "
-            "which changed since the study began; bring the former data back, or start anew with another --out"
-        )
-
-
-def _note_new_place(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> None:
-    """Write another place of the data of a finished run into its configuration, if the data are the same."""
-    if (folder / CONFIG).is_file() and files.read_yaml(folder / CONFIG).get("data") != config.data:
-        require_same_data(metrics, load_stream(config), folder)
-        write_config(folder, config)
 
 
 def _update_folder(
@@ -249,6 +213,29 @@ def _start_folder(config: RunConfig, folder: Path, overwrite: bool) -> None:
 def _read_if_exists(path: Path) -> Any:
     """Return the content of a JSON file; None if there is no such file."""
     return files.read_json(path) if path.is_file() else None
+
+
+def _with_features(
+    stream: Stream,
+    method: Method,
+    config: RunConfig,
+    state: TrainState,
+    watch: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> Stream:
+    """Return the stream with the features of a frozen backbone; StoppedError if the run is stopped meanwhile.
+
+    Features are kept on disk, so that a resumed run goes on with the class at which it was stopped. Several processes
+    do without, because they must ask whether to stop equally often.
+    """
+
+    def report(event: ImagesRead) -> None:
+        if distributed.is_main_process():
+            watch(Progress(event, state, stream, config))
+        if distributed.any_process(stop()):
+            raise StoppedError
+
+    return with_features_if_frozen(stream, method, config, report, keep=distributed.world_size() == 1)
 
 
 def _train(

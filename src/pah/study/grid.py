@@ -21,8 +21,9 @@ from pah.core.config import InputError
 from pah.core.devices import CPU
 from pah.core.files import LOCK, FolderBusyError
 from pah.runs.folder import CONFIG, METRICS, PREDICTIONS, OccupiedError
+from pah.runs.progress import Progress, StoppedError
 from pah.runs.results import read_predictions
-from pah.runs.run import Progress, StoppedError, resume_run, start_run
+from pah.runs.run import resume_run, start_run
 from pah.study.bootstrap import CorrectMask
 from pah.training.config import RunConfig
 

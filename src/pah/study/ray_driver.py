@@ -19,7 +19,7 @@ from pah.core.config import InputError, require
 from pah.core.devices import DeviceName
 from pah.core.files import FolderBusyError, locked
 from pah.runs.folder import METRICS
-from pah.runs.run import StoppedError
+from pah.runs.progress import StoppedError
 from pah.study.grid import ERROR, POLL_SECONDS, Cell, Outcome, Running, Stop, Waiting, Watch
 from pah.study.ray_worker import (
     CellResult,

@@ -18,8 +18,8 @@ import pah
 from pah.core.devices import DeviceName, find_device
 from pah.core.files import write_file
 from pah.runs.folder import CHECKPOINT, CONFIG, METRICS, run_files
+from pah.runs.progress import Progress, StoppedError
 from pah.runs.results import versions
-from pah.runs.run import Progress, StoppedError
 from pah.study.grid import ERROR, Cell, Event, first_difference, run_cell
 from pah.training import checkpoint
 from pah.training.config import RunConfig

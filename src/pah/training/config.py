@@ -278,7 +278,7 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
     input_size = (height, width) if side is None else (side, side)
     backbone = options.build_for(channels, input_size)
     if options.scales_prototypes:
-        backbone.input_size = input_size
+        backbone.input_size, backbone.interpolation = input_size, options.interpolation
     if start_weights:
         options.load_start_weights(backbone)
     if options.train == "none":

@@ -5,8 +5,8 @@ N: images, V: views, D: features, C: channels, H and W: height and width.
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,17 +15,16 @@ from torch import Tensor
 from pah.core.config import generator
 from pah.data.augment import AugmentOptions, augment
 from pah.data.stream import Stream
-from pah.data.task import Examples, Task
+from pah.data.task import Examples, Normalization, Task
 from pah.methods.base import Method
 from pah.models.backbone import Backbone
 from pah.models.batch_norm_folding import fold_batch_norm
 from pah.training.config import RunConfig
+from pah.training.feature_cache import FeatureCache
+from pah.training.state import ImagesRead
 
 BATCH = 64  # images that pass through the backbone at a time
 LARGE_BYTES = 2**30  # features that need more memory are kept in a temporary file
-
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -33,75 +32,154 @@ class Views:
     """The views of an image whose features are kept.
 
     Args:
-        train: Number of views of a training image: the image itself, its mirror image if `augment.flip` is set, and
-            then images that are augmented at random. Views that would be equal are left out.
-        mirrored_test: Whether images for evaluation have their mirror image as a second view.
+        names: The image itself, its mirror image, and augmented images, each with a number that names its random
+            numbers.
+        train: How many of them, from the first on, are for training.
         augment: How views are augmented.
-        seed: Names the random numbers of the augmented views.
+        evaluated: The views for evaluation, as a slice.
     """
 
+    names: tuple[str, ...]
     train: int
-    mirrored_test: bool
     augment: AugmentOptions
-    seed: int
+    evaluated: slice
 
-    def count(self, part: Part) -> int:
-        """Return the number of views of each image of a part of the data."""
-        if part != "train":
-            return 1 + self.mirrored_test
-        return self.train if self.augment.crop else min(self.train, 1 + self.augment.flip)
+    @classmethod
+    def of(cls, views: int, options: AugmentOptions, mirrored: bool) -> "Views":
+        """Return the views of training images, and of images for evaluation.
 
-    def view(self, pixels: Tensor, number: int, part: Part, *names: int) -> Tensor:
-        """Return view `number` of images (B, C, H, W); `names` name the random numbers of the batch."""
-        if number == 0:
+        Args:
+            views: Views of a training image. Views that would be equal are left out.
+            options: How training images are augmented.
+            mirrored: Whether evaluation also sees mirror images.
+        """
+        names = ["image", *(["mirror image"] if options.flip else [])]
+        if options.crop:
+            names += [f"augmented {number}" for number in range(len(names), views)]
+        names = names[:views]
+        train = len(names)
+        if mirrored and "mirror image" not in names:
+            names.append("mirror image")
+        step = names.index("mirror image") if mirrored else 1
+        return cls(tuple(names), train, options, slice(0, step + 1, step) if mirrored else slice(0, 1))
+
+    def view(self, pixels: Tensor, name: str, batch: int) -> Tensor:
+        """Return one view of images (B, C, H, W). The number of the batch within its class names its random numbers.
+
+        They do not depend on the run's seed, so that all runs on the same images share the features.
+        """
+        if name == "image":
             return pixels
-        if number == 1 and (self.augment.flip or part != "train"):
+        if name == "mirror image":
             return pixels.flip(3)
-        return augment(pixels, self.augment, generator(self.seed, "view", number, *names))
+        return augment(pixels, self.augment, generator(0, name, batch))
 
 
-def with_features_if_frozen(stream: Stream, method: Method, config: RunConfig) -> Stream:
+def with_features_if_frozen(
+    stream: Stream,
+    method: Method,
+    config: RunConfig,
+    report: Callable[[ImagesRead], None] = lambda _: None,
+    keep: bool = False,
+) -> Stream:
     """Return the stream with the features of all its images, computed now, if the backbone is frozen.
 
     Args:
         stream: The tasks.
         method: The method, whose backbone computes the features on its device.
         config: The configuration. If it does not freeze the backbone, the stream is returned as it is.
+        report: Called after each batch of images.
+        keep: Whether features are kept on disk, beside decoded data sets, and read from there if they are known.
     """
     options = config.backbone_options
     if options.train == "all":
         return stream
-    views = Views(options.views, config.training.flip_test, config.augment, config.seed)
-    extraction = _Extraction(method.network.backbone, views)
+    views = Views.of(options.views, config.augment, config.training.flip_test)
+    backbone = method.network.backbone
+    cache = FeatureCache(backbone, stream.normalization, repr(views)) if keep else None
+    parts = (part for task in stream.tasks for part in (task.train, task.validation, task.test))
+    extraction = _Extraction(backbone, stream.normalization, views, cache, report, total=sum(map(len, parts)))
     return dataclasses.replace(stream, tasks=tuple(extraction.task(task) for task in stream.tasks))
 
 
 class _Extraction:
-    """Computes features task after task into one tensor for each part of the data."""
+    """Computes the features of class after class into one tensor for the images of each source."""
 
-    def __init__(self, backbone: Backbone, views: Views) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        normalization: Normalization,
+        views: Views,
+        cache: FeatureCache | None,
+        report: Callable[[ImagesRead], None],
+        total: int,
+    ) -> None:
         self.backbone = fold_batch_norm(backbone)
+        self.normalization = normalization
         self.views = views
-        self.tensors: dict[Part, Tensor] = {}
+        self.cache = cache
+        self.report = report
+        self.done, self.total = 0, total  # images
+        self.tensors: dict[int, Tensor] = {}  # by the place of the images in memory
 
     def task(self, task: Task) -> Task:
         """Return a task with the features of its images."""
-        train, validation, test = (self._examples(task, part) for part in PARTS)
-        return dataclasses.replace(task, train=train, validation=validation, test=test)
+        held_out_of_train = task.validation.pixels.data_ptr() == task.train.pixels.data_ptr()
+        for label in range(len(task.class_names)):
+            train, validation, test = (
+                part.rows[part.labels == label] for part in (task.train, task.validation, task.test)
+            )
+            if held_out_of_train:  # then the class has the same images, whatever the seed that held them out
+                train, validation = torch.cat([train, validation]).sort().values, validation[:0]
+            self._read(task.train, train)
+            self._read(task.validation, validation)
+            self._read(task.test, test)
+        return dataclasses.replace(
+            task,
+            train=self._with_features(task.train, slice(0, self.views.train)),
+            validation=self._with_features(task.validation, self.views.evaluated),
+            test=self._with_features(task.test, self.views.evaluated),
+        )
+
+    def _read(self, examples: Examples, rows: Tensor) -> None:
+        """Write the features of the images at `rows` into the tensor of their source."""
+        if not len(rows):
+            return
+        features = self._tensor(examples)
+        key = self.cache.key(examples.pixels, rows) if self.cache else ""
+        known = self.cache.load(key, (len(rows), *features.shape[1:])) if self.cache else None
+        if known is None:
+            for batch, selected in enumerate(rows.split(BATCH)):
+                features[selected] = self._features(examples.pixels[selected], batch)
+                self._count(len(selected))
+            if self.cache:
+                self.cache.save(key, features[rows].numpy())
+        else:
+            features[rows] = known
+            self._count(len(rows))
 
     @torch.no_grad()
-    def _examples(self, task: Task, part: Part) -> Examples:
-        examples: Examples = getattr(task, part)
-        views = self.views.count(part)
-        if part not in self.tensors:
-            self.tensors[part] = _new_tensor((len(examples.pixels), views, self.backbone.features))
-        features, device = self.tensors[part], next(self.backbone.parameters()).device
-        for batch, rows in enumerate(examples.rows.split(BATCH) if len(examples) else ()):
-            pixels = examples.pixels[rows]
-            for number in range(views):
-                x = task.normalization(self.views.view(pixels, number, part, task.index, batch).to(device))
-                features[rows, number] = self.backbone(x.contiguous(memory_format=torch.channels_last)).float().cpu()
-        return dataclasses.replace(examples, features=features)
+    def _features(self, pixels: Tensor, batch: int) -> Tensor:
+        """Return the features of all views of some images, (B, V, D), on the CPU."""
+        device, views = next(self.backbone.parameters()).device, []
+        for name in self.views.names:
+            x = self.normalization(self.views.view(pixels, name, batch).to(device))
+            views.append(self.backbone(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+        return torch.stack(views, dim=1)
+
+    def _count(self, images: int) -> None:
+        self.done += images
+        self.report(ImagesRead(self.done, self.total))
+
+    def _tensor(self, examples: Examples) -> Tensor:
+        """Return the features of all images of the examples' source, (images, V, D), as far as they are computed."""
+        place = examples.pixels.data_ptr()
+        if place not in self.tensors:
+            self.tensors[place] = _new_tensor((len(examples.pixels), len(self.views.names), self.backbone.features))
+        return self.tensors[place]
+
+    def _with_features(self, examples: Examples, views: slice) -> Examples:
+        return dataclasses.replace(examples, features=self._tensor(examples)[:, views])
 
 
 def _new_tensor(shape: tuple[int, ...]) -> Tensor:

@@ -38,6 +38,14 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class ImagesRead:
+    """A frozen backbone has computed the features of `done` of all `total` images, before the first step."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class TaskBegun:
     """The method is ready for a task and has made no step on it. A resumed task does not repeat this event."""
 
@@ -105,4 +113,4 @@ class TaskDone:
     accuracies: list[Accuracy]
 
 
-Event = TaskBegun | PrototypesInitialized | StepDone | EpochDone | Validated | TaskDone
+Event = ImagesRead | TaskBegun | PrototypesInitialized | StepDone | EpochDone | Validated | TaskDone
