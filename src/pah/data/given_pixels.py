@@ -60,7 +60,7 @@ def decode_given(
         is_test = _test_fifth(labels[0], names)
         pixels, labels = [pixels[0][~is_test], pixels[0][is_test]], [labels[0][~is_test], labels[0][is_test]]
     skipped = tuple(name for _, _, names_of_split in decoded for name in names_of_split)
-    resized = ()
+    resized: tuple[str, ...] = ()
     if image_size is not None:
         first = splits["train"].images[int(decoded[0][1][0])]  # that is used
         resized = describe_resize(_image_size(first), image_size, resizing)

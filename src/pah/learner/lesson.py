@@ -14,7 +14,7 @@ from pah.data.read_options import ReadOptions
 from pah.data.sources import Images, Source
 from pah.data.stream import make_stream
 from pah.data.stream_options import StreamOptions
-from pah.data.task import Task
+from pah.data.task import Normalization, Task
 from pah.learner.calibration import calibrate, calibrate_among_all
 from pah.learner.drift import estimate_drift, fit_feature_map, update_statistics
 from pah.learner.predictor import Predictor
@@ -102,7 +102,10 @@ def run_lesson(
             infinite.
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
-    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    if previous:
+        normalization: Normalization | None = previous.record.normalization
+    else:
+        normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
     stream = make_stream(source, options, 1, config.seed, 1, normalization).to(device)
     if previous:
         start = previous.copy()
@@ -120,7 +123,7 @@ def run_lesson(
         )
     stream = with_features_if_frozen(stream, method, config, watch)
     index = len(record.tasks)
-    task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
+    task = dataclasses.replace(stream.tasks[0], index=index)
     _train(method, task, record, config, watch, validate)
     entry = TaughtTask(name, task.class_names, task.labels, utc_now(), source.origin, len(task.train))
     predictor = Predictor(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)

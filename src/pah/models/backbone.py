@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.core.config import InputError, require
-from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
+from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
 from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolutions
 from pah.models.weights import load_weights, stem_channels
 
 Trained = Literal["all", "none"]
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Backbone(nn.Module):

@@ -17,7 +17,7 @@ from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
 from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
-from pah.models.backbone import Backbone, BackboneOptions, Interpolation, Trained
+from pah.models.backbone import Backbone, BackboneOptions, Trained
 from pah.models.modes import evaluating
 from pah.models.weights import fit_weights, load_weights, read_weights, stem_channels
 
@@ -36,6 +36,11 @@ class TimmOptions(BackboneOptions):
     model: str = ""  # the <name> of `timm:<name>`, not an option of its own
 
     @property
+    def starts_trained(self) -> bool:
+        """Whether the start weights are trained ones."""
+        return self.pretrained or self.weights is not None
+
+    @property
     def scales_prototypes(self) -> bool:
         """Whether prototypes are scaled to the size of the images: always, as most models take no tiny images."""
         return True
@@ -51,25 +56,13 @@ class TimmOptions(BackboneOptions):
     @property
     def interpolation(self) -> Interpolation:
         """How images and prototypes are scaled to the input size: as for the start weights, otherwise bilinear."""
-        starts_from_weights = self.pretrained or self.weights is not None
-        return (
-            "bicubic" if starts_from_weights and self._data_config().get("interpolation") == "bicubic" else "bilinear"
-        )
+        trained_on_bicubic = self.starts_trained and self._data_config().get("interpolation") == "bicubic"
+        return "bicubic" if trained_on_bicubic else "bilinear"
 
     @property
     def has_fixed_input_size(self) -> bool:
         """Whether the model takes images of one size only."""
         return bool(self._data_config().get("fixed_input_size"))
-
-    @property
-    def interpolation(self) -> Interpolation:
-        """STUB until main has it."""
-        return "bilinear" if self._data_config().get("interpolation") == "bilinear" else "bicubic"
-
-    @property
-    def starts_trained(self) -> bool:
-        """Whether the start weights are trained ones."""
-        return self.pretrained or self.weights is not None
 
     @property
     def resizing(self) -> Resizing:
