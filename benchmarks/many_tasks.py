@@ -28,7 +28,7 @@ from pah.learner.restore import restore_predictor
 from pah.learner.store import LEARNER_FILE, WEIGHTS_FILE, Lesson, Record, TaughtTask
 from pah.learner.task_inference import AMONG_ALL, QUANTILE_SHARES, SCORES
 from pah.methods.base import Method
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import BACKBONES
 from pah.training.config import RunConfig
 from pah.training.loop import begin

@@ -30,7 +30,8 @@ from pah.data.task import Batch, Examples, Normalization, Step, Task
 from pah.methods.base import Method, MethodOptions, OptimizerOptions, Terms
 from pah.methods.bounds import Finetune
 from pah.methods.losses import distillation, stack_logits
-from pah.methods.pah import PAH, PAHOptions
+from pah.methods.pah import PAH
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import BACKBONES
 from pah.training.loop import begin
 

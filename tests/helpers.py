@@ -13,7 +13,8 @@ from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Step, Task
 from pah.learner.defaults import DEFAULT
 from pah.methods.base import Method, OptimizerOptions
-from pah.methods.pah import PAH, PAHOptions
+from pah.methods.pah import PAH
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.network import Network
 from pah.training.loop import begin

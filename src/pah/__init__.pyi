@@ -9,7 +9,8 @@ from .learner.prediction import ClassProbability, Prediction
 from .learner.predictor import Evaluation
 from .learner.store import Lesson, TaughtTask
 from .methods.base import Method, OptimizerOptions
-from .methods.pah import PAH, PAHOptions
+from .methods.pah import PAH
+from .methods.pah_options import PAHOptions
 from .models.backbones import ConvNetOptions, SlimResNet18Options
 from .training.config import RunConfig, build_method, load_stream
 from .training.loop import train

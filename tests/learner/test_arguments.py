@@ -11,7 +11,7 @@ from test_learner import QUICK, lesson, refused, same
 from pah import ContinualLearner
 from pah.learner.arguments import unknown_rate
 from pah.methods import METHODS
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.training.options import TrainingOptions
 
 new_learner: Any = ContinualLearner  # to give it arguments of other types

@@ -17,7 +17,8 @@ from pah.data.augment import recolour
 from pah.data.stream import Stream
 from pah.data.task import Task
 from pah.methods.losses import alignment, distillation, kl_divergence, stack_logits
-from pah.methods.pah import PAH, PAHOptions
+from pah.methods.pah import PAH
+from pah.methods.pah_options import PAHOptions
 from pah.methods.teacher import ASCENT_STEP_SIZE, ASCENT_STEPS, Teacher
 from pah.models.backbones import BACKBONES
 from pah.models.modes import evaluating

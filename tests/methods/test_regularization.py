@@ -15,7 +15,7 @@ from pah.core.config import InputError
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.methods.regularization import (
     EWC,
     SI,

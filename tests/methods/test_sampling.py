@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from pah.data.augment import AugmentOptions
 from pah.data.task import Normalization, Step
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions, Terms
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.methods.regularization import LwFOptions
 from pah.methods.teacher import sample_old_tasks
 from pah.models.backbones import ConvNetOptions
 from pah.models.network import Network
+from pah.training.loop import train
+from pah.training.options import TrainingOptions
+from pah.training.state import EpochDone, StepDone, TrainState
 
 
 def step(index: int) -> Step:
@@ -117,6 +121,29 @@ def test_each_term_uses_as_many_tasks_as_its_option_gives(name: str, monkeypatch
         monkeypatch.setattr(method, name_of_function, count_tasks)
     method.observe(sample_batch(stream.tasks[4]))
     assert task_counts == limits
+
+
+def test_prototypes_are_aligned_at_every_nth_step_of_an_epoch_and_the_mean_of_the_term_is_over_these() -> None:
+    stream = digits(tasks=2)
+    training = TrainingOptions(epochs=1, batch_size=128)
+    method = small_pah(align_every=2)
+    state = TrainState()
+    counted: list[float | None] = []
+    for event in train(method, stream, training, AugmentOptions(), 0, state):
+        if isinstance(event, StepDone) and state.task == 1:
+            counted.append(event.terms.get("L_sp"))
+        if isinstance(event, EpochDone) and event.task == 1:
+            assert event.terms["L_sp"] == pytest.approx(fmean(term for term in counted if term is not None))
+    assert [term is not None for term in counted] == [k % 2 == 0 for k in range(len(counted))]
+    assert len(counted) > 2
+
+
+def test_a_frozen_backbone_aligns_prototypes_less_often_by_default() -> None:
+    method = small_pah()
+    assert method._align_every == 1
+    method.network.backbone.freeze()
+    assert method._align_every == 20
+    assert small_pah(align_every=3)._align_every == 3
 
 
 @pytest.mark.parametrize("options", [PAHOptions, LwFOptions])

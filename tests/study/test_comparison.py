@@ -24,7 +24,7 @@ from pah.core import files
 from pah.core.config import NonFiniteLossError
 from pah.core.files import locked
 from pah.methods.bounds import Finetune
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.methods.regularization import LwFOptions
 from pah.runs.progress import StoppedError
 from pah.runs.results import read_predictions

@@ -14,7 +14,7 @@ from pah.core.config import InputError
 from pah.data.stream import Stream, number_of_batches
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import autocast
 from pah.models.network import apply_heads

@@ -8,7 +8,8 @@ from pah.methods.bounds import Finetune, Joint
 from pah.methods.gcr import GCR, GCROptions
 from pah.methods.hat import HAT, HATOptions
 from pah.methods.hypernet import HN2, HN2Options, HNet, HNetOptions
-from pah.methods.pah import PAH, PAHOptions
+from pah.methods.pah import PAH
+from pah.methods.pah_options import PAHOptions
 from pah.methods.regularization import EWC, SI, EWCOptions, LwF, LwFOptions, SIOptions
 from pah.methods.replay import AGEM, DER, ER, DEROptions, DERpp, DERppOptions, EROptions, ReplayOptions
 

@@ -4,138 +4,40 @@ B: number of images, J: number of old tasks in a step, C: number of classes of t
 features, P: number of old prototypes, one for each old class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pah.core import distributed
-from pah.core.config import InputError, require
 from pah.data.augment import recolour
 from pah.data.stream import number_of_batches
 from pah.data.task import Batch, Examples, Task
-from pah.methods.base import Method, MethodOptions, OptimizerOptions, ParameterGroup, Terms, descend
+from pah.methods.base import Method, OptimizerOptions, ParameterGroup, Terms, descend
 from pah.methods.losses import (
     ABSENT_LOGIT,
-    Direction,
-    Reduction,
     alignment,
     distillation,
     relative_distance,
     stack_logits,
 )
+from pah.methods.pah_options import PAHOptions
 from pah.methods.teacher import (
-    MAX_ALIGNED_TASKS,
     MAX_OLD_TASKS,
     Teacher,
     sample_old_tasks,
     sampled_tasks_weight,
     select_tasks,
 )
-from pah.models.hypernetwork import Conditioning, unequal_tasks_message
-from pah.models.modes import BatchNormStatistics, evaluating, frozen, frozen_batch_norm, reestimate_batch_norm
+from pah.models.modes import evaluating, frozen, frozen_batch_norm, reestimate_batch_norm
 from pah.models.network import GeneratedHeads, Network, apply_heads
-from pah.models.prototypes import Prototypes, PrototypeStart, downscale, task_positions
+from pah.models.prototypes import downscale, task_positions
 
 STATISTICS_BATCH_SIZE = 64  # images in a batch when batch-norm statistics are estimated
-
-
-@dataclass(frozen=True)
-class PAHOptions(MethodOptions):
-    """Options of PAH. "Published" is the value in the authors' code if it differs from their paper.
-
-    Args:
-        stability: λ_sm, the weight of L_sm, which keeps old heads' predictions for new images (published 0.5, with the
-            sum over tasks).
-        alignment: λ_sp, the weight of L_sp, which keeps the predictions for old prototypes (published 1).
-        temperature: T, which softens the predictions in L_sm (published 2).
-        over_tasks: Whether L_sm and L_sp are the mean over old tasks (paper) or the sum (published).
-        direction: KL divergence from the teacher to the student (paper) or from the student to the teacher (published).
-        conditioning: Input of the hypernetwork. With "flatten" it is all prototypes of a task, and all tasks need the
-            same number of classes (paper). With "classwise" it is one class at a time, and tasks may differ.
-        hidden: Widths of the hypernetwork's hidden layers (published 16, 16).
-        hypernetwork_lr: Peak learning rate of the hypernetwork. By default it is the optimizer's `lr`.
-        prototype_size: Side of a prototype in pixels (published 10).
-        prototype_channels: Number of channels of a prototype, 1 or 3 (published 1). It is never more than the images
-            have.
-        prototype_start: Initial prototype of a class: a training image (paper, "semantic"), the mean image, or noise.
-        prototype_optimizer: Whether old prototypes have a separate optimizer, which steps on L_sp, or share the main
-            optimizer.
-        prototype_lr: Peak learning rate of old prototypes if they have a separate optimizer.
-        teacher_batch_norm: Whether the teacher normalises by its running statistics or by those of the batch
-            (published).
-        later_batch_norm: Batch norm of the student from the second task on. With "batch" it uses the statistics of the
-            batch. With "frozen" it uses statistics of the first task's images, estimated at the end of that task.
-            Then student, teacher and finished network compute the same function.
-        later_lr_factor: Factor of the backbone's learning rate from the second task on. A lower value changes the
-            features of old images less, and new tasks are learned less well.
-        feature_stability: Weight of L_features, which keeps the features of new images as the teacher computes them.
-            For each image it constrains D numbers, whereas the head of a task of two classes gives a single one.
-        head_stability: Weight of L_heads, which keeps the heads generated for old tasks (von Oswald et al., ICLR 2020,
-            equation 2). It needs no images.
-        copies: Whether L_sm and L_features also use a recoloured copy of each new image (`recolour` in
-            data/augment.py). Every second copy is also moved toward a randomly drawn old class
-            (`Teacher.moved_toward_class`). The copies help if an old head assigns all new images to the same class:
-            then the new images alone do not constrain its other classes. Copies need frozen batch norm, because they
-            would change its statistics.
-        old_tasks_per_step: Maximum number of old tasks in L_sm in one step. If there are more, a random sample is
-            drawn, so that the cost of a step stays constant (published: all).
-        aligned_tasks_per_step: The same for L_sp, whose prototypes need a backbone pass (published: all).
-    """
-
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
-
-    stability: float = 3.0
-    alignment: float = 1.0
-    temperature: float = 2.0
-    over_tasks: Reduction = "mean"
-    direction: Direction = "teacher||student"
-    conditioning: Conditioning = "classwise"
-    hidden: tuple[int, ...] = (256,)
-    hypernetwork_lr: float | None = None
-    prototype_size: int = 10
-    prototype_channels: int = 3
-    prototype_start: PrototypeStart = "semantic"
-    prototype_optimizer: Literal["separate", "shared"] = "separate"
-    prototype_lr: float = 1e-3
-    teacher_batch_norm: BatchNormStatistics = "running"
-    later_batch_norm: Literal["batch", "frozen"] = "batch"
-    later_lr_factor: float = 1.0
-    feature_stability: float = 0.0
-    head_stability: float = 0.0
-    copies: bool = False
-    old_tasks_per_step: int = MAX_OLD_TASKS
-    aligned_tasks_per_step: int = MAX_ALIGNED_TASKS
-
-    def __post_init__(self) -> None:
-        for name in ("stability", "alignment", "feature_stability", "head_stability"):
-            require(getattr(self, name) >= 0, f"method.{name}", "at least 0", getattr(self, name))
-        expected = "false, or later_batch_norm frozen"
-        require(not self.copies or self.later_batch_norm == "frozen", "method.copies", expected, True)
-        require(self.temperature > 0, "method.temperature", "above 0", self.temperature)
-        require(all(width >= 1 for width in self.hidden), "method.hidden", "widths of at least 1", list(self.hidden))
-        lr = self.hypernetwork_lr
-        require(lr is None or lr > 0, "method.hypernetwork_lr", "above 0", lr)
-        require(self.later_lr_factor > 0, "method.later_lr_factor", "above 0", self.later_lr_factor)
-        require(self.prototype_size >= 1, "method.prototype_size", "at least 1", self.prototype_size)
-        require(self.prototype_channels in (1, 3), "method.prototype_channels", "1 or 3", self.prototype_channels)
-        require(self.prototype_lr > 0, "method.prototype_lr", "above 0", self.prototype_lr)
-        for name in ("old_tasks_per_step", "aligned_tasks_per_step"):
-            require(getattr(self, name) >= 1, f"method.{name}", "at least 1", getattr(self, name))
-
-    def check_stream(self, class_counts: Sequence[int]) -> None:
-        """Raise InputError if tasks with these numbers of classes need another `conditioning`."""
-        if self.conditioning == "flatten" and len(set(class_counts)) > 1:
-            raise InputError(unequal_tasks_message(class_counts))
-
-    def build_heads(self, features: int, channels: int) -> GeneratedHeads:
-        """Return generated heads. Their prototypes have no more channels than the images."""
-        prototypes = Prototypes(self.prototype_size, min(self.prototype_channels, channels))
-        return GeneratedHeads(features, prototypes, self.conditioning, self.hidden)
+FROZEN_ALIGN_EVERY = 20  # default steps from one step on L_sp to the next with a frozen backbone
 
 
 class PAH(Method):
@@ -183,7 +85,7 @@ class PAH(Method):
         weights = {"L_sm": options.stability * sampled_tasks_weight(self.old_tasks, old, options.over_tasks)}
         weights |= {"L_features": options.feature_stability, "L_heads": options.head_stability}
         terms = self._image_terms(batch, old)
-        if not self._aligns:
+        if not self._aligns or batch.step.index % self._align_every:
             return descend(self.optimizers[0], terms, weights)
         old = sample_old_tasks(self.old_tasks, options.aligned_tasks_per_step, batch.step)
         weights["L_sp"] = options.alignment * sampled_tasks_weight(self.old_tasks, old, options.over_tasks)
@@ -290,6 +192,11 @@ class PAH(Method):
     @property
     def _aligns(self) -> bool:
         return self.teacher is not None and self.options.alignment > 0
+
+    @property
+    def _align_every(self) -> int:
+        default = 1 if self.network.backbone.trained == "all" else FROZEN_ALIGN_EVERY
+        return self.options.align_every or default
 
     def _build_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the main optimizer and, if it is used, the separate optimizer of old prototypes."""

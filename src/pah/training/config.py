@@ -24,7 +24,7 @@ from pah.data.stream import Stream, make_stream
 from pah.data.stream_options import StreamOptions
 from pah.methods import METHODS
 from pah.methods.base import Method, MethodOptions, OptimizerOptions
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import Backbone, BackboneOptions
 from pah.models.backbones import ConvNetOptions, backbone_options
 from pah.models.modes import evaluating

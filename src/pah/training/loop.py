@@ -190,9 +190,10 @@ def _end_validated_task(method: Method, state: TrainState) -> None:
 
 def _finish_epoch(state: TrainState, images: int, steps: int, lr: float) -> EpochDone:
     """Move the state to the next epoch and return the event of the epoch that ended."""
-    means = {name: value / steps for name, value in state.term_sums.items()}
+    means = {name: value / state.term_steps.get(name, steps) for name, value in state.term_sums.items()}
     event = EpochDone(state.task, state.epoch, means, lr, state.epoch_seconds, images / state.epoch_seconds)
-    state.epoch, state.step, state.term_sums, state.epoch_seconds = state.epoch + 1, 0, {}, 0.0
+    state.epoch, state.step, state.epoch_seconds = state.epoch + 1, 0, 0.0
+    state.term_sums, state.term_steps = {}, {}
     return event
 
 
@@ -227,6 +228,7 @@ def read_terms(state: TrainState, options: TrainingOptions) -> dict[str, float]:
             if not math.isfinite(value):
                 raise _non_finite_error(NonFiniteLossError(name, value), step_name, state, options)
             state.term_sums[name] = state.term_sums.get(name, 0.0) + value
+            state.term_steps[name] = state.term_steps.get(name, 0) + 1
     return step_values
 
 

@@ -18,6 +18,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0  # batches done in this epoch
     term_sums: dict[str, float] = field(default_factory=dict)  # summed over the batches done in this epoch
+    term_steps: dict[str, int] = field(default_factory=dict)  # how many of them, for terms that some batches lack
     epoch_seconds: float = 0.0
     train_seconds: float = 0.0  # in steps alone
     seconds: float = 0.0  # in all, evaluation included
@@ -33,6 +34,8 @@ class TrainState:
     best_epochs: list[int] = field(default_factory=list)  # of each task, from 0, if validation images are used
 
     def __post_init__(self) -> None:
+        if not self.term_steps:  # of a checkpoint of an older version, where every step had all terms
+            self.term_steps = dict.fromkeys(self.term_sums, self.step)
         self.unread: list[tuple[str, Terms]] = []  # name and terms of each step that `term_sums` does not include yet
         self.best_tensors: dict[str, Tensor] = {}  # the method's state after `best_epoch`, if it may be restored
 
