@@ -10,9 +10,13 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = session.get_modelmeta().custom_metadata_map
 channels, height, width = json.loads(about["image_shape"])
+resizing = json.loads(about.get("resizing", '{"interpolation": "bilinear", "crop_share": 1}'))
+resampling, bleed = Image.Resampling[resizing["interpolation"].upper()], (1 - resizing["crop_share"]) / 2
 for file in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(file)).convert("L" if channels == 1 else "RGB")
-    pixels = np.atleast_3d(np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), resampling, bleed=bleed)
+    pixels = np.atleast_3d(np.asarray(image))
     answers = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})
     for task, probabilities in zip(json.loads(about["tasks"]), answers, strict=True):
         best = probabilities[0].argmax()

@@ -55,6 +55,20 @@ def test_another_method_or_backbone_has_its_own_defaults() -> None:
     assert options["training"] == defaults().as_dict()["training"]
 
 
+def test_images_have_the_size_for_which_the_backbone_was_trained_unless_another_is_given() -> None:
+    pytest.importorskip("timm")
+    lite0 = "--backbone.name=efficientnet-lite0"
+    own = by_command(lite0)
+    assert (own["image_size"], own["augment"]["crop"]) == (224, 28)
+    assert ContinualLearner("efficientnet-lite0").config.as_dict() == own
+    other = by_command(lite0, "--image_size=112")
+    assert (other["image_size"], other["augment"]["crop"]) == (112, 14)
+    assert ContinualLearner("efficientnet-lite0", image_size=112).config.as_dict() == other
+    assert by_command(lite0, "--backbone.pretrained=false")["image_size"] == IMAGE_SIZE
+    assert by_command("--backbone.name=timm:vit_tiny_patch16_224")["image_size"] == 224  # it takes no other size
+    assert by_command("--backbone.name=timm:resnet18")["image_size"] == IMAGE_SIZE
+
+
 def test_an_image_size_beside_a_config_is_refused() -> None:
     with pytest.raises(InputError, match="image_size: expected none beside a config"):
         ContinualLearner(config=defaults(32), image_size=64)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from data_sets import class_folders, refused
 from helpers import QUICK_LEARNER
 from pah import ContinualLearner
-from pah.learner.defaults import vector_defaults
+from pah.learner.defaults import defaults
 from pah.learner.export import export
 from pah.training.config import RunConfig
 
@@ -114,7 +114,7 @@ def test_numbers_in_units_of_their_own_are_learned() -> None:
 
 
 def test_other_methods_learn_vectors() -> None:
-    config = vector_defaults().as_dict() | {"method": {"name": "lwf"}, "optimizer": {"lr": 0.02}}
+    config = defaults(backbone="features").as_dict() | {"method": {"name": "lwf"}, "optimizer": {"lr": 0.02}}
     learner = ContinualLearner(config=RunConfig.from_dict(config))
     for name, digits in LESSONS.items():
         learner.learn(name, part(digits, ~TEST))

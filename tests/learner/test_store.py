@@ -1,5 +1,6 @@
 """A learner folder holds the old or the new learner, whatever happens during a save, and damage is detected."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -117,6 +118,25 @@ def test_the_first_format_is_still_read(folder: Path, learners: tuple[ContinualL
     old.learn("more", lesson(5, 6))
     old.save(folder)
     assert [task.name for task in ContinualLearner.load(folder).tasks] == ["low", "more"]
+
+
+def test_a_learner_without_preprocessing_resizes_as_ever(folder: Path) -> None:
+    path = folder / "learner.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    usual = {"interpolation": "bilinear", "crop_share": 1.0}
+    assert content["preprocessing"] == {"image_size": 8, **content["normalization"], **usual}
+    own = {"interpolation": "bicubic", "crop_share": 0.9}
+    for kept, expected in (({}, usual), ({"preprocessing": own}, own)):
+        stored = {key: value for key, value in content.items() if key != "preprocessing"} | kept
+        path.write_text(json.dumps(stored | {"checksum": store._checksum(stored)}))
+        assert dataclasses.asdict(ContinualLearner.load(folder).predictor.record.resizing) == expected
+    for wrong in ({"crop_share": 2}, {"interpolation": 3}, {"crop_share": "all"}, None):
+        stored = content | {"preprocessing": wrong}
+        path.write_text(json.dumps(stored | {"checksum": store._checksum(stored)}))
+        with pytest.raises(InputError, match=r"learner\.json|crop_share|interpolation") as caught:
+            ContinualLearner.load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_drift_of_the_second_format_is_dropped(folder: Path) -> None:

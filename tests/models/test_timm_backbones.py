@@ -1,5 +1,7 @@
 """Backbones of timm: the shipped ImageNet weights are the right ones, and every kind of model gives features."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from pah.core.config import InputError
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.models.backbone import Backbone
 from pah.models.backbones import backbone_options
 from pah.models.batch_norm_folding import fold_batch_norm
@@ -41,6 +44,20 @@ def test_a_colour_backbone_of_grey_images_has_grey_weights() -> None:
     assert normalization is not None
     assert len(normalization.mean) == 1
     assert options.build(1)(torch.rand(2, 1, 64, 64)).shape == (2, 512)
+
+
+def test_start_weights_bring_the_preprocessing_of_their_images(tmp_path: Path) -> None:
+    lite0 = EfficientNetLite0Options()
+    assert (lite0.own_input_size, lite0.start_channels(), lite0.resizing) == (224, 3, Resizing("bicubic", 0.875))
+    assert TimmOptions(model="tf_mobilenetv3_small_100", pretrained=True).resizing == Resizing("bilinear", 0.875)
+    assert TimmOptions(model="volo_d4_448", pretrained=True).resizing == Resizing("bicubic", 1.0)  # 1.15 of timm
+    untrained = TimmOptions(model="mobilenetv3_small_050")
+    assert (untrained.own_input_size, untrained.start_channels(), untrained.resizing) == (None, None, DEFAULT_RESIZING)
+    for channels in (1, 3):
+        body = timm.create_model("mobilenetv3_small_050", in_chans=channels, num_classes=0)
+        torch.save(body.state_dict(), tmp_path / "weights.pth")
+        options = TimmOptions(model="mobilenetv3_small_050", weights=str(tmp_path / "weights.pth"))
+        assert (options.start_channels(), options.resizing) == (channels, Resizing("bicubic", 0.875))
 
 
 def test_the_number_of_features_is_that_of_a_forward_pass() -> None:
@@ -91,3 +108,12 @@ def test_a_batch_norm_whose_convolution_has_another_reader_is_not_folded() -> No
     backbone.input_size = (8, 8)
     folded = fold_batch_norm(backbone)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+
+
+def test_the_images_of_efficientnet_lite0_are_those_that_timm_says() -> None:
+    options = EfficientNetLite0Options()
+    same = TimmOptions(model=options.model, pretrained=True)
+    for name in ("own_input_size", "interpolation", "resizing", "has_fixed_input_size"):
+        assert getattr(options, name) == getattr(same, name)
+    assert options.normalization(3) == same.normalization(3)
+    assert options.start_channels() == same.start_channels()

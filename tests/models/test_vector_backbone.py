@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_sets import refused
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import backbone_options
 from pah.models.vector_backbone import FeaturesOptions
 from pah.training.config import RunConfig, build_method

@@ -11,7 +11,7 @@ from torch import nn
 from pah.core.config import InputError
 from pah.models.backbone import Backbone
 from pah.models.backbones import ConvNetOptions
-from pah.models.weights import read_weights
+from pah.models.weights import read_weights, stem_channels
 
 
 def convnet(width: int = 4, seed: int = 0) -> Backbone:
@@ -24,6 +24,18 @@ def load(path: Path, width: int = 4) -> Backbone:
     backbone = options.build(3)
     options.load_start_weights(backbone)
     return backbone
+
+
+def test_the_channels_of_the_images_are_read_from_the_first_convolution(tmp_path: Path) -> None:
+    path, body = tmp_path / "w.safetensors", convnet().body
+    for channels, expected in ((1, 1), (3, 3), (4, None)):
+        tensors = ConvNetOptions(width=4).build(channels).body.state_dict()
+        safetensors.torch.save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, path)
+        assert stem_channels(body, path) == ConvNetOptions(weights=str(path)).start_channels() == expected
+    safetensors.torch.save_file({"other": torch.zeros(2)}, path)
+    assert stem_channels(body, path) is None
+    assert stem_channels(body, tmp_path / "none.safetensors") is None
+    assert ConvNetOptions().start_channels() is None
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.body.", "model."])

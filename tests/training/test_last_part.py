@@ -15,7 +15,7 @@ from pah.data.augment import AugmentOptions
 from pah.data.stream import Stream
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import Backbone
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import BatchNormStatistics

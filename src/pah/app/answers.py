@@ -13,7 +13,7 @@ import torch
 from pah.app.messages import plain, shortened
 from pah.app.uploads import DECODING_LOCK
 from pah.core.config import InputError
-from pah.data.image import ImageInput, Pixels, to_pixel_array
+from pah.data.image import ImageInput, Pixels
 from pah.learner.learner import ContinualLearner
 from pah.learner.predictor import Predictor
 from pah.learner.store import LEARNER_FILE
@@ -97,7 +97,7 @@ class AcceptedLearner:
         """
         learner = self._require_learner(len(images))
         with DECODING_LOCK:
-            pixels = to_pixel_array(images, learner.predictor.record.image_shape)
+            pixels = learner.predictor.record.decode(images)
         return self._answer(learner, pixels, task, unknown)
 
     def ask_each(self, files: Sequence[str], task: str | None = None, unknown: bool = False) -> list[Answer | Refusal]:
@@ -107,7 +107,7 @@ class AcceptedLearner:
         for file in files:
             try:
                 with DECODING_LOCK:
-                    arrays.append(to_pixel_array([file], learner.predictor.record.image_shape))
+                    arrays.append(learner.predictor.record.decode([file]))
             except InputError as error:
                 arrays.append(Refusal(str(error).replace(file, plain(shortened(Path(file).name)))))
         readable = [pixels for pixels in arrays if not isinstance(pixels, Refusal)]

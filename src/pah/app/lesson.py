@@ -24,11 +24,12 @@ from pah.app.stored_files import belongs_to, metadata_of
 from pah.core import files
 from pah.core.config import InputError
 from pah.data.image import first_line
-from pah.data.lesson import LessonData, load_lesson
+from pah.data.lesson import LessonData
 from pah.data.read_options import ReadOptions
 from pah.data.sources import Source, load_digits
 from pah.learner.defaults import defaults
 from pah.learner.learner import ContinualLearner
+from pah.learner.lesson_data import load_labelled
 from pah.learner.store import LEARNER_FILE, TaughtTask
 from pah.models.network import GeneratedHeads
 from pah.training.config import RunConfig
@@ -181,8 +182,8 @@ def teach(request: Request, output: TextIO, controls: Controls) -> dict[str, Any
     learner.save(folder / MODEL)
     save_prototypes(folder / PROTOTYPES, learner, progress.prototypes)
     if request.keep_check:
-        channels, size, _ = learner.predictor.record.image_shape
-        source = load_lesson(data, size, channels, classes=classes, options=ReadOptions(skip_unreadable=True))
+        options = ReadOptions(skip_unreadable=True)
+        source = load_labelled(data, learner.config, learner.predictor.record, options, classes)
         save_check_images(folder / CHECK, learner.tasks[-1], source)
     return {
         "before": before,

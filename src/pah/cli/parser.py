@@ -18,14 +18,13 @@ from pah.cli.arguments import (
     without_unused_options,
 )
 from pah.cli.errors import readable_error
+from pah.cli.first_lesson import are_vectors, learner_defaults
 from pah.cli.help_texts import CONFIG_HELP, DESCRIPTIONS, USAGES, VALUE_SEPARATOR, Command
 from pah.core.config import InputError, require, unknown_name_error
 from pah.core.devices import DeviceName
 from pah.core.files import read_yaml
 from pah.data.benchmarks import BENCHMARKS, VECTOR_DEFAULTS, find_benchmark
 from pah.data.read_options import ReadOptions
-from pah.data.vector_files import is_npz
-from pah.learner.defaults import IMAGE_SIZE, defaults, vector_defaults
 from pah.methods import METHODS
 from pah.models.backbones import BACKBONES, backbone_options
 from pah.study.ablation import flat_options
@@ -118,25 +117,14 @@ def _choices(arguments: list[str], command: Command, base_defaults: Mapping[str,
     if base_defaults is None:
         learn = command == "learn"
         benchmark = find_benchmark("split" if learn else choice("benchmark", "split-digits"))
-        base_defaults = flat_options(defaults(_image_size(values))) if learn else benchmark.defaults
-        if _are_vectors(values):
-            base_defaults = flat_options(vector_defaults()) if learn else {**base_defaults, **VECTOR_DEFAULTS}
+        vectors = are_vectors(values)
+        base_defaults = flat_options(learner_defaults(values, vectors)) if learn else benchmark.defaults
+        if vectors and not learn:
+            base_defaults = {**base_defaults, **VECTOR_DEFAULTS}
     method = choice("method.name", str(base_defaults.get("method.name", "pah")))
     if method not in METHODS:
         raise unknown_name_error("method", method, METHODS)
     return _Choices(method, choice("backbone.name", str(base_defaults["backbone.name"])), base_defaults)
-
-
-def _are_vectors(values: Mapping[str, Any]) -> bool:
-    """Return whether the options by full name choose the backbone of vectors, or none with data that are vectors."""
-    has_vectors = bool(values.get("column")) or is_npz(values.get("data"))
-    return str(values.get("backbone.name", "features" if has_vectors else "")) == "features"
-
-
-def _image_size(values: Mapping[str, Any]) -> int:
-    """Return the image size of a new learner; the parser refuses an invalid one later."""
-    size = str(values.get("image_size", IMAGE_SIZE))
-    return int(size) if size.isdecimal() and 1 <= int(size) <= 1024 else IMAGE_SIZE
 
 
 def _make_parser(choices: _Choices, command: Command) -> ArgumentParser:

@@ -148,7 +148,7 @@ class _Run:
             return
         remaining = iter(files)
         while names := list(itertools.islice(remaining, self.chunk)):
-            decoded = decode_each(names, record.image_shape, self.options.max_megapixels)
+            decoded = decode_each(names, record, self.options.max_megapixels)
             yield from zip(names, decoded, strict=True)
 
     def _answer(self, files: list[str], pixels: list[Pixels | Vectors]) -> list[Answer]:

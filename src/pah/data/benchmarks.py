@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pah.core.config import InputError, require, unknown_name_error
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.small_lessons import IMAGE_SIZE, SMALL_STREAMS, SmallStream, small_stream_source
 from pah.data.sources import Source, load_digits, load_source
@@ -34,6 +35,7 @@ class Benchmark:
         data: str | None = None,
         image_size: int | None = None,
         options: ReadOptions = DEFAULT_READING,
+        resizing: Resizing = DEFAULT_RESIZING,
         *,
         only_vectors: bool = False,
     ) -> Source:
@@ -43,6 +45,7 @@ class Benchmark:
             data: A path or a hub id; None takes the embedded images or those of the benchmark's hub data set.
             image_size: Height and width to which images are resized; None keeps their own size.
             options: How the images and the labels are read; embedded and synthetic images have none.
+            resizing: How images are resized.
             only_vectors: Whether images are refused, before they are read.
 
         Raises:
@@ -53,14 +56,14 @@ class Benchmark:
             _refuse_read_options(options, "the embedded digits")
             return load_digits()
         if self.small_stream is not None:
-            return _load_small_stream(self.small_stream, data, image_size, options)
+            return _load_small_stream(self.small_stream, data, image_size, options, resizing)
         path_or_hub_id = data if data is not None else self.hub
         if path_or_hub_id is None:
             raise InputError(
                 "benchmark split: expected --data PATH_OR_HUB_ID (a folder of class folders, a folder of Parquet "
                 "files or a Hugging Face data set), got none"
             )
-        return load_source(path_or_hub_id, image_size, options, only_vectors=only_vectors)
+        return load_source(path_or_hub_id, image_size, options, resizing=resizing, only_vectors=only_vectors)
 
 
 def _refuse_read_options(options: ReadOptions, images: str) -> None:
@@ -69,7 +72,9 @@ def _refuse_read_options(options: ReadOptions, images: str) -> None:
         require(value == getattr(DEFAULT_READING, name), name, f"none for {images}", value)
 
 
-def _load_small_stream(stream: SmallStream, data: str | None, image_size: int | None, options: ReadOptions) -> Source:
+def _load_small_stream(
+    stream: SmallStream, data: str | None, image_size: int | None, options: ReadOptions, resizing: Resizing
+) -> Source:
     """Return the images of small lessons; `data` is the folder of the data set, or the folder that contains it."""
     require(image_size in (None, IMAGE_SIZE), "image_size", f"{IMAGE_SIZE} for small lessons, or none", image_size)
     if stream.data_folder is None:
@@ -81,7 +86,7 @@ def _load_small_stream(stream: SmallStream, data: str | None, image_size: int | 
         raise InputError(f"benchmark {name}: expected --data with the folder of {stream.data_folder}, got none")
     subfolder = Path(data) / stream.data_folder
     path = str(subfolder) if subfolder.is_dir() else data
-    return small_stream_source(stream, load_source(path, IMAGE_SIZE, options))
+    return small_stream_source(stream, load_source(path, IMAGE_SIZE, options, resizing=resizing))
 
 
 # Options of a new learner's method and training. The benchmarks of small lessons use them too, so that they measure
@@ -104,6 +109,9 @@ LESSON_DEFAULTS: dict[str, object] = {
     "training.min_steps": 150,
 }
 # Options of vectors, in runs and in a new learner: those that are about images are off.
+FROZEN_LESSON_DEFAULTS: dict[str, object] = {  # of a learner with a frozen backbone
+    "augment.crop": 0,  # the views are the image and its mirror image
+}
 VECTOR_DEFAULTS: dict[str, object] = {
     "backbone.name": "features",
     "augment.crop": 0,

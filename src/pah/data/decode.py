@@ -36,6 +36,7 @@ from pah.data.decode_cache import (
 )
 from pah.data.image import MAX_MEGAPIXELS, ColourError, Pixels, decode_image, first_line, without_pillow_warnings
 from pah.data.image_modes import Mode
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -96,6 +97,7 @@ def decode_once(
     *,
     known_files: Collection[Path] = (),
     max_megapixels: int = MAX_MEGAPIXELS,
+    resizing: Resizing = DEFAULT_RESIZING,
 ) -> DecodedDataSet:
     """Return the decoded data set from the cache; if it is missing or damaged, decode it into the cache first.
 
@@ -107,6 +109,7 @@ def decode_once(
         image_size: Every image is resized and cropped to this height and width; None keeps the images' own size.
         known_files: The files from which `key` was made; rows that name them need no other check.
         max_megapixels: A larger image is refused.
+        resizing: How images are resized; without an `image_size` it has no effect.
 
     Raises:
         InputError: an image is unreadable, images differ in size, or the cache cannot be written.
@@ -121,7 +124,7 @@ def decode_once(
         with lock_data_set(folder):  # another process may be decoding the same data set: wait, then use its result
             if load_cached(folder) is None:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    decoder = _Decoder(image_size, max_megapixels, frozenset(map(str, known_files)), pool)
+                    decoder = _Decoder(image_size, max_megapixels, resizing, frozenset(map(str, known_files)), pool)
                     _decode_to_folder(folder, encoded, decoder)
             cached = load_cached(folder)
     except OSError as error:
@@ -187,10 +190,16 @@ class _Decoder:
     """Decodes splits to one mode, "L" or "RGB", and requires that all images of all splits have one size."""
 
     def __init__(
-        self, image_size: int | None, max_megapixels: int, known_files: frozenset[str], pool: ThreadPoolExecutor
+        self,
+        image_size: int | None,
+        max_megapixels: int,
+        resizing: Resizing,
+        known_files: frozenset[str],
+        pool: ThreadPoolExecutor,
     ) -> None:
         self.size = None if image_size is None else (image_size, image_size)
         self.max_megapixels = max_megapixels
+        self.resizing = resizing
         self.known_files = known_files
         self.pool = pool
         self.row_files: dict[str, Stamp] = {}  # by path: the files that rows name, without the known ones
@@ -240,7 +249,7 @@ class _Decoder:
 
     def _decode_part(self, named_rows: list[tuple[Any, str]]) -> list[Pixels]:
         return [
-            decode_image(row, name, self.mode, self.size, max_megapixels=self.max_megapixels)
+            decode_image(row, name, self.mode, self.size, max_megapixels=self.max_megapixels, resizing=self.resizing)
             for row, name in named_rows
         ]
 

@@ -17,6 +17,7 @@ from pah.data.given_images import GivenImages
 from pah.data.image import ImageInput, Pixels, read_image_size, to_pixel_array
 from pah.data.labelled_splits import describe_resize, describe_unused_names
 from pah.data.listing import choose_test_split, missing_train_error, select_test_fifth, sort_names, unknown_split_error
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import ReadOptions
 from pah.data.vectors import VECTORS_EXPECTED, Vectors, as_pixels, bad_rows, refuse_image_size, require_finite
 
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, options: ReadOptions) -> DecodedDataSet:
+def decode_given(
+    splits: Mapping[str, GivenImages],
+    image_size: int | None,
+    options: ReadOptions,
+    resizing: Resizing = DEFAULT_RESIZING,
+) -> DecodedDataSet:
     """Return given images as arrays; without a test split, a fixed fifth of each class becomes the test part.
 
     Args:
         splits: The images by split; the training split is "train".
         image_size: Height and width to which they are resized; None requires one size, and keeps it.
         options: How they are read.
+        resizing: How they are resized.
 
     Raises:
         InputError: labels and images do not fit together, or an image cannot be read.
@@ -51,7 +58,7 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
     are_images = decoded is None
     if decoded is None:
         size = (image_size, image_size) if image_size is not None else _common_size(parts)
-        decoded = [_decode(cast("ImageInput", part.images), size, options) for part in parts]
+        decoded = [_decode(cast("ImageInput", part.images), size, options, resizing) for part in parts]
     pixels: list[NDArray[Any]] = [images for images, _, _ in decoded]
     labels = [y[kept] for y, (_, kept, _) in zip(labels, decoded, strict=True)]
     if are_images and all(bool((images[:, 1:] == images[:, :1]).all()) for images in pixels):
@@ -62,7 +69,8 @@ def decode_given(splits: Mapping[str, GivenImages], image_size: int | None, opti
     skipped = tuple(name for _, _, names_of_split in decoded for name in names_of_split)
     resized: tuple[str, ...] = ()
     if image_size is not None:
-        resized = _describe_resize(cast("ImageInput", splits["train"].images), decoded[0][1], image_size)
+        first = cast("ImageInput", splits["train"].images)[int(decoded[0][1][0])]  # that is used
+        resized = describe_resize(_image_size(first), image_size, resizing)
     record = ReadingRecord((*splits["train"].notes, *notes, *dropped, *resized), skipped, test_split)
     return DecodedDataSet(names, pixels[0], labels[0], pixels[1], labels[1], record)
 
@@ -154,16 +162,16 @@ def _image_size(image: Any) -> tuple[int, int]:
 
 
 def _decode(
-    images: ImageInput, size: tuple[int, int], options: ReadOptions
+    images: ImageInput, size: tuple[int, int], options: ReadOptions, resizing: Resizing
 ) -> tuple[Pixels, NDArray[np.int64], list[str]]:
     """Return colour pixels (N, 3, H, W), the numbers of the images that are used, and the names of the others."""
     shape = (3, *size)
     if isinstance(images, np.ndarray) or not options.skip_unreadable:
-        return to_pixel_array(images, shape, options.max_megapixels), np.arange(len(images)), []
+        return to_pixel_array(images, shape, options.max_megapixels, resizing), np.arange(len(images)), []
     pixels, kept, skipped = [], [], []
     for number, image in enumerate(images):
         try:
-            pixels.append(to_pixel_array([image], shape, options.max_megapixels))
+            pixels.append(to_pixel_array([image], shape, options.max_megapixels, resizing))
             kept.append(number)
         except InputError:
             skipped.append(_short_name(image, number, images))
@@ -187,8 +195,3 @@ def _test_fifth(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
         rows = np.flatnonzero(labels == y)
         is_test[rows[list(select_test_fifth(len(rows), name))]] = True
     return is_test
-
-
-def _describe_resize(images: ImageInput, kept: NDArray[np.int64], size: int) -> tuple[str, ...]:
-    """Return `describe_resize` of the first image that is used."""
-    return describe_resize(_image_size(images[int(kept[0])]), size)

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 from pah.core.config import InputError
 from pah.data.image_modes import Mode, convert_image, is_grey
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 
 MAX_MEGAPIXELS = 50  # of one image, unless the user allows more; a larger one is treated as a decompression bomb
 MAX_PIXELS = MAX_MEGAPIXELS * 10**6
@@ -55,17 +56,23 @@ def without_pillow_warnings() -> Iterator[None]:
         yield
 
 
-def to_pixel_array(images: AnyImages, shape: tuple[int, int, int], max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
+def to_pixel_array(
+    images: AnyImages,
+    shape: tuple[int, int, int],
+    max_megapixels: int = MAX_MEGAPIXELS,
+    resizing: Resizing = DEFAULT_RESIZING,
+) -> Pixels:
     """Return images as one uint8 array (N, C, H, W), with C, H and W of `shape`.
 
-    An image of another size is resized by its shorter side and its centre is cropped. Colour is converted to grey if C
-    is 1, and grey is repeated if C is 3.
+    An image of another size is resized by its shorter side and its centre is cropped. One that has the size already
+    stays as it is. Colour is converted to grey if C is 1, and grey is repeated if C is 3.
 
     Args:
         images: One image or several. One: an image file, a PIL image, or a uint8 array (H, W) or (H, W, C). Several:
             a list of these, or a uint8 array (N, H, W) or (N, H, W, C). C is 1, 3 or 4, with alpha as the fourth.
         shape: Channels, height and width of the network's input.
         max_megapixels: A larger image is refused.
+        resizing: With which filter images are resized, and how much of them is kept.
 
     Raises:
         InputError: an array is not uint8 (NaN exists only in other types), it may be one image or several, or a file
@@ -77,7 +84,9 @@ def to_pixel_array(images: AnyImages, shape: tuple[int, int, int], max_megapixel
         return np.array(batch).transpose(0, 3, 1, 2)
     mode: Mode = "L" if channels == 1 else "RGB"
     with without_pillow_warnings():
-        arrays = [_decode_input(image, i, mode, (height, width), max_megapixels) for i, image in enumerate(batch)]
+        arrays = [
+            _decode_input(image, i, mode, (height, width), max_megapixels, resizing) for i, image in enumerate(batch)
+        ]
     return np.stack(arrays).transpose(0, 3, 1, 2) if arrays else np.empty((0, *shape), np.uint8)
 
 
@@ -119,11 +128,13 @@ def _as_array_batch(array: NDArray[Any], size: tuple[int, int]) -> Pixels:
     return array[None]
 
 
-def _decode_input(image: Any, index: int, mode: Mode, size: tuple[int, int], max_megapixels: int) -> Pixels:
+def _decode_input(
+    image: Any, index: int, mode: Mode, size: tuple[int, int], max_megapixels: int, resizing: Resizing
+) -> Pixels:
     """Return one of several images as an array (H, W, C)."""
     if isinstance(image, str | Path):
         row = {"path": str(image), "bytes": None}
-        return decode_image(row, str(image), mode, size, grey=True, max_megapixels=max_megapixels)
+        return decode_image(row, str(image), mode, size, grey=True, max_megapixels=max_megapixels, resizing=resizing)
     name = f"image {index + 1}"
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
@@ -136,7 +147,7 @@ def _decode_input(image: Any, index: int, mode: Mode, size: tuple[int, int], max
     if not isinstance(image, Image.Image):
         raise InputError(f"{name}: expected a PIL image, an array or a file, got {type(image).__name__}")
     with _image_errors(name):
-        return _to_array(image, mode, size, max_megapixels)
+        return _to_array(image, mode, size, max_megapixels, resizing)
 
 
 def decode_image(
@@ -147,6 +158,7 @@ def decode_image(
     *,
     grey: bool = False,
     max_megapixels: int = MAX_MEGAPIXELS,
+    resizing: Resizing = DEFAULT_RESIZING,
 ) -> Pixels:
     """Return an image as an array (H, W, C). Of an animation or several pages, it is the first picture.
 
@@ -157,6 +169,7 @@ def decode_image(
         size: (H, W) of the array; None keeps the image's own size.
         grey: Whether a colour image may be converted to grey.
         max_megapixels: A larger image is refused.
+        resizing: With which filter the image is resized, and how much of it is kept.
 
     Raises:
         ColourError: the mode is "L", the image is in colour, and `grey` is false.
@@ -167,7 +180,7 @@ def decode_image(
         with _open(row) as image:
             if mode == "L" and not grey and not is_grey(image):
                 raise ColourError
-            return _to_array(image, mode, size, max_megapixels)
+            return _to_array(image, mode, size, max_megapixels, resizing)
 
     with _image_errors(name):
         try:
@@ -213,13 +226,15 @@ def _image_errors(name: str) -> Iterator[None]:
         raise InputError(f"{name}: expected an image, got: {first_line(error)}") from error
 
 
-def _to_array(image: Image.Image, mode: Mode, size: tuple[int, int] | None, max_megapixels: int) -> Pixels:
+def _to_array(
+    image: Image.Image, mode: Mode, size: tuple[int, int] | None, max_megapixels: int, resizing: Resizing
+) -> Pixels:
     """Return an open image, upright, as an array (H, W, C)."""
     if image.width * image.height > max_megapixels * 10**6:
         raise ValueError(f"{image.width}x{image.height} pixels, {_too_large(max_megapixels)}")
     converted = convert_image(image, mode)
     if size is not None:
-        converted = ImageOps.fit(converted, (size[1], size[0]), Image.Resampling.BILINEAR)
+        converted = resizing.apply(converted, size)
     return np.atleast_3d(np.asarray(converted))
 
 

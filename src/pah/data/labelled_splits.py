@@ -27,6 +27,7 @@ from pah.data.decode import BATCH_ROWS, EncodedDataSet, EncodedSplit, image_name
 from pah.data.decode_cache import Labels, ReadingRecord
 from pah.data.image import decode_image, read_image_size, without_pillow_warnings
 from pah.data.listing import choose_test_split, select_test_fifth, sort_names, unknown_split_error
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import ReadOptions
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class TableReading:
         options: The user's options.
         paths: How paths of image files are read; None takes them as they are.
         image_size: Height and width to which images are resized; None keeps their own size.
+        resizing: How they are resized.
         keep_all_names: Whether names without images are kept, as for class folders, or dropped.
         divide_by_name: Whether the names of the classes, or else their numbers, decide the test fifth of each.
         has_splits: Whether the data set comes in splits; otherwise the only table is all of it.
@@ -50,6 +52,7 @@ class TableReading:
     options: ReadOptions
     paths: FilePaths | None = None
     image_size: int | None = None
+    resizing: Resizing = DEFAULT_RESIZING
     keep_all_names: bool = False
     divide_by_name: bool = False
     has_splits: bool = True
@@ -97,7 +100,7 @@ def read_labelled_splits(tables: SplitTables, data: str, how: TableReading) -> E
     train, test = splits if test_split is not None else _divide(splits[0], class_names if how.divide_by_name else None)
     if not len(train.labels):
         raise InputError(f"{train.name}: expected images that can be read, got none")
-    notes = (*how.notes, *notes, *_describe_resize(train, how.image_size))
+    notes = (*how.notes, *notes, *_describe_resize(train, how))
     return EncodedDataSet(tuple(class_names), train, test, ReadingRecord(notes, skipped, test_split))
 
 
@@ -238,19 +241,22 @@ def _divide(split: EncodedSplit, class_names: Sequence[str] | None) -> tuple[Enc
     return _select_rows(split, np.flatnonzero(~is_test)), _select_rows(split, np.flatnonzero(is_test))
 
 
-def _describe_resize(split: EncodedSplit, image_size: int | None) -> tuple[str, ...]:
+def _describe_resize(split: EncodedSplit, how: TableReading) -> tuple[str, ...]:
     """Return in words how the images are resized, given the first one."""
-    if image_size is None:
+    if how.image_size is None:
         return ()
     first = next(chain.from_iterable(_image_batches(split)))
-    return describe_resize(read_image_size(first, image_name(first, split.place(0))), image_size)
+    return describe_resize(read_image_size(first, image_name(first, split.place(0))), how.image_size, how.resizing)
 
 
-def describe_resize(first_size: tuple[int, int], image_size: int) -> tuple[str, ...]:
+def describe_resize(
+    first_size: tuple[int, int], image_size: int, resizing: Resizing = DEFAULT_RESIZING
+) -> tuple[str, ...]:
     """Return in words how images are resized, given width and height of the first one; empty if it has that size."""
     if first_size == (image_size, image_size):
         return ()
-    return (f"images of {first_size[0]}x{first_size[1]} (the first one) become {image_size}x{image_size}",)
+    details = "" if resizing == DEFAULT_RESIZING else f" ({resizing})"
+    return (f"images of {first_size[0]}x{first_size[1]} (the first one) become {image_size}x{image_size}{details}",)
 
 
 def describe_unused_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pah.core.config import InputError, unknown_name_error
 from pah.data.given_images import GivenData
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.sources import Images, Source, load_source
 
@@ -29,6 +30,7 @@ def load_lesson(
     *,
     classes: Sequence[str] | None = None,
     options: ReadOptions = DEFAULT_READING,
+    resizing: Resizing = DEFAULT_RESIZING,
 ) -> Source:
     """Return training and test images, or vectors, of a lesson.
 
@@ -42,18 +44,21 @@ def load_lesson(
             D, which vectors must have, or None.
         classes: Use only these classes, in this order; all unless given.
         options: How the images and the labels are read.
+        resizing: With which filter images are resized, and how much of them is kept.
 
     Raises:
         InputError: the data are missing or unreadable, a class has no images, or a link leads out of the folder.
     """
-    source = load_source(data, image_size, options, every_class_in_both=False, only_vectors=image_size is None)
+    source = load_source(
+        data, image_size, options, every_class_in_both=False, only_vectors=image_size is None, resizing=resizing
+    )
     if image_size is None and channels is not None and source.numbers != channels:
         expected = f"vectors of {channels} numbers, as in the first lesson"
         raise InputError(f"{source.origin}: expected {expected}, got {source.numbers}")
     if classes is not None:
         source = select_classes(source, classes)
     source = _without_empty_classes(source)
-    return source if channels is None or image_size is None else _with_channels(source, channels)
+    return source if channels is None or image_size is None else with_channels(source, channels)
 
 
 def _without_empty_classes(source: Source) -> Source:
@@ -115,8 +120,8 @@ def _split_unless_known(name: str, known: Container[str]) -> list[str]:
     return [stripped for part in name.split(",") if (stripped := part.strip())]
 
 
-def _with_channels(source: Source, channels: int) -> Source:
-    """Return the source with 1 or 3 channels."""
+def with_channels(source: Source, channels: int) -> Source:
+    """Return the source with 1 or 3 channels, and with a note if this changes its images."""
 
     def convert(images: Images) -> Images:
         return Images(convert_channels(images.pixels, channels), images.labels)

@@ -25,6 +25,7 @@ from pah.data.given_pixels import decode_given, require_kind
 from pah.data.labelled_splits import read_labelled_splits
 from pah.data.listing import select_test_fifth
 from pah.data.located import LocatedSource, locate, locate_in_memory
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.read_options import DEFAULT_READING, ReadOptions
 from pah.data.vector_files import is_npz
 from pah.data.vector_tables import read_vectors, require_table_kind
@@ -132,6 +133,7 @@ def load_source(
     *,
     every_class_in_both: bool = True,
     only_vectors: bool = False,
+    resizing: Resizing = DEFAULT_RESIZING,
 ) -> Source:
     """Return a data set. Its images are decoded once, and memory-mapped from then on. Vectors are read each time.
 
@@ -143,9 +145,11 @@ def load_source(
             `pah.data.given_images.KINDS`; or a `.npz` or `.parquet` file. Without a test split, a fixed fifth of each
             class is for testing.
         image_size: Resize the shorter side of every image to this and crop the centre; None keeps the images' size.
+            Images that have this height and width already stay as they are.
         options: How the images and the labels are read.
         every_class_in_both: Whether every class must have images in the training and in the test split.
         only_vectors: Whether images are refused, before they are decoded.
+        resizing: With which filter images are resized, and how much of them is kept.
 
     Raises:
         InputError: the data are missing, unreadable or not a complete data set.
@@ -154,13 +158,13 @@ def load_source(
     given = as_data_set(data, options)
     if isinstance(given, dict) and not is_hugging_face(given):
         origin = require_kind(given, str(data) if is_npz(data) else None, only_vectors)
-        return _source(origin, decode_given(given, image_size, options), every_class_in_both)
+        return _source(origin, decode_given(given, image_size, options, resizing), every_class_in_both)
     name = given if isinstance(given, str) else "data set"
     require_table_kind(name, image_size, options, only_vectors)
     with reading(name):
         located = locate(given, options) if isinstance(given, str) else locate_in_memory(given, options)
-        key = cache_key(located.files, *_key_options(options, image_size, located.fingerprint))
-    how = replace(located.how, image_size=image_size)
+        key = cache_key(located.files, *_key_options(options, image_size, located.fingerprint, resizing))
+    how = replace(located.how, image_size=image_size, resizing=resizing)
 
     def read() -> EncodedDataSet:
         with reading(name):
@@ -173,7 +177,9 @@ def load_source(
     if options.column is not None:
         decoded = read_vectors(read(), options.skip_unreadable)
     else:
-        decoded = decode_once(key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels)
+        decoded = decode_once(
+            key, read, image_size, known_files=located.files, max_megapixels=options.max_megapixels, resizing=resizing
+        )
     return _with_notes(_source(name, decoded, every_class_in_both), located)
 
 
@@ -205,10 +211,14 @@ def _with_notes(source: Source, located: LocatedSource) -> Source:
     return replace(source, skipped=skipped, conversions=conversions)
 
 
-def _key_options(options: ReadOptions, image_size: int | None, fingerprint: str | None) -> list[str | int | None]:
+def _key_options(
+    options: ReadOptions, image_size: int | None, fingerprint: str | None, resizing: Resizing
+) -> list[str | int | None]:
     """Return what decides how files are read, for `cache_key`; options that were added later only if they are used."""
     added = {name: value for name, value in asdict(options).items() if name != "label_column"}
     changed = [f"{name}={value}" for name, value in added.items() if value != getattr(DEFAULT_READING, name)]
+    if image_size is not None and resizing != DEFAULT_RESIZING:
+        changed.append(f"resizing={resizing.interpolation},{resizing.crop_share!r}")
     return [options.label_column, image_size, *([] if fingerprint is None else [fingerprint]), *changed]
 
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pah.core.config import InputError, require
-from pah.data.image import AnyImages, Pixels, to_pixel_array
+from pah.data.image import AnyImages, Pixels
 from pah.data.vectors import AnyVectors, Vectors, as_pixels, asked_vectors, bad_rows, name_rows, require_finite
 from pah.learner.arguments import unknown_rate
 from pah.learner.prediction import Prediction
 from pah.learner.predictor import Predictor
+from pah.learner.store import Record
 from pah.learner.task_inference import Rule, require_rule
 
 Inputs: TypeAlias = AnyImages | AnyVectors  # of a prediction: images, or vectors for a learner of vectors
@@ -41,24 +42,24 @@ class How(TypedDict, total=False):
 
 def predict(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction]:
     """Return a prediction for each image; InputError if one cannot be read, or if the task or a choice is invalid."""
-    if (numbers := predictor.record.numbers) is not None:
-        vectors = require_finite(asked_vectors(images, numbers))
+    record = predictor.record
+    if record.numbers is not None:
+        vectors = require_finite(asked_vectors(images, record.numbers))
         return _answer(predictor, as_pixels(vectors), task, how)
-    images = cast("AnyImages", images)
-    return _answer(predictor, to_pixel_array(images, predictor.record.image_shape, how["max_megapixels"]), task, how)
+    return _answer(predictor, record.decode(cast("AnyImages", images), how["max_megapixels"]), task, how)
 
 
 def predict_readable(predictor: Predictor, images: Inputs, task: str | None, how: How) -> list[Prediction | None]:
     """Return a prediction for each image, None for those that cannot be read; InputError for an invalid choice."""
-    shape = predictor.record.image_shape
+    record = predictor.record
     decoded: list[Pixels | Vectors | InputError]
-    if (numbers := predictor.record.numbers) is not None:
-        decoded = list(check_each(asked_vectors(images, numbers)))
+    if record.numbers is not None:
+        decoded = list(check_each(asked_vectors(images, record.numbers)))
     else:
-        decoded = list(decode_each(cast("AnyImages", images), shape, how["max_megapixels"]))
+        decoded = list(decode_each(cast("AnyImages", images), record, how["max_megapixels"]))
     readable = [pixels for pixels in decoded if not isinstance(pixels, InputError)]
-    kind = np.uint8 if numbers is None else np.float32
-    pixels: NDArray[Any] = np.stack(readable) if readable else np.empty((0, *shape), kind)
+    kind = np.uint8 if record.numbers is None else np.float32
+    pixels: NDArray[Any] = np.stack(readable) if readable else np.empty((0, *record.image_shape), kind)
     answers = iter(_answer(predictor, pixels, task, how))
     return [None if isinstance(pixels, InputError) else next(answers) for pixels in decoded]
 
@@ -88,19 +89,19 @@ def _answer(predictor: Predictor, pixels: Pixels | Vectors, task: str | None, ho
     return [prediction for batch in batches for prediction in predictor.to_predictions(batch, rate)]
 
 
-def decode_each(images: AnyImages, shape: tuple[int, int, int], max_megapixels: int) -> Iterator[Pixels | InputError]:
+def decode_each(images: AnyImages, record: Record, max_megapixels: int) -> Iterator[Pixels | InputError]:
     """Yield each image as an array (C, H, W), or the reason why it cannot be read.
 
     Args:
         images: As in `ContinualLearner.predict`.
-        shape: Channels, height and width of the network's input.
+        record: The learner's record, which says how images are read.
         max_megapixels: An image with more pixels counts as unreadable.
     """
     if isinstance(images, np.ndarray):
-        yield from to_pixel_array(images, shape, max_megapixels)
+        yield from record.decode(images, max_megapixels)
         return
     for image in [images] if isinstance(images, str | Path | Image.Image) else images:
         try:
-            yield to_pixel_array([image], shape, max_megapixels)[0]
+            yield record.decode([image], max_megapixels)[0]
         except InputError as error:
             yield error

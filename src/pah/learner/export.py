@@ -7,6 +7,7 @@ import copy
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -63,8 +64,12 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
 
     The input `images` is uint8 (N, C, H, W) with any N; for vectors it is `vectors`, float32 (N, D). The output of one
     task is `probabilities` (N, classes). The outputs of all tasks are `probabilities_0`, `probabilities_1`, …, from a
-    single backbone pass. The metadata hold, as JSON, `tasks` (task names and class names, in the order of the outputs)
-    and `image_shape`, or for vectors `numbers`, which is D.
+    single backbone pass. The metadata hold, as JSON, `tasks` (task names and class names, in the order of the outputs),
+    `image_shape` and `resizing`, or for vectors `numbers`, which is D.
+
+    The graph normalises the pixels, and scales them if the backbone does. Its caller decodes and resizes images to
+    `image_shape` as `resizing` says: `interpolation`, and `crop_share`, the share of the shorter side that is kept.
+    Resizing is not in the graph: images of one batch have one size, and only Pillow's filters give the same pixels.
 
     Args:
         learner: The learner.
@@ -103,7 +108,11 @@ def export(learner: ContinualLearner, path: str | Path, task: str | None = None)
     metadata = {
         "pah_format": FORMAT,
         "tasks": [{"name": learner.tasks[k].name, "classes": list(learner.tasks[k].classes)} for k in tasks],
-        **({"image_shape": list(predictor.record.image_shape)} if numbers is None else {"numbers": numbers}),
+        **(
+            {"image_shape": list(predictor.record.image_shape), "resizing": asdict(predictor.record.resizing)}
+            if numbers is None
+            else {"numbers": numbers}
+        ),
     }
     for key, value in metadata.items():
         entry = model.metadata_props.add()

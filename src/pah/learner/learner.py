@@ -15,7 +15,7 @@ from pah.data.read_options import ReadKeywords, ReadOptions
 from pah.data.sources import Source
 from pah.learner import arguments, store
 from pah.learner.answering import How, Inputs, predict, predict_readable
-from pah.learner.defaults import defaults_for
+from pah.learner.defaults import defaults
 from pah.learner.held_out import DriftError as DriftError  # callers import it from here
 from pah.learner.held_out import HeldOutTask, make_lesson, measure, notes_on_limits, refuse_losses, task_losses
 from pah.learner.hub import download, refuse_to_replace, upload, write_learner
@@ -40,8 +40,8 @@ class ContinualLearner:
         config: Method, backbone, training and all other options. Images of any size are resized to its `image_size`.
             Its `stream.validation` is the share of a lesson's images on which probabilities are calibrated.
             `defaults(image_size)` if None.
-        image_size: Pixels a side of the learner's images; 64 if None. Not allowed together with `config`, nor for
-            vectors (backbone "features").
+        image_size: Pixels a side of the learner's images; None for the size for which the pretrained backbone was made,
+            or else 64. Not allowed together with `config`, nor for vectors (backbone "features").
 
     Raises:
         InputError: the backbone is unknown, or `config` has no `image_size`, although it is for images.
@@ -54,8 +54,9 @@ class ContinualLearner:
         arguments.require_type("backbone", backbone, str | None, "the name of a backbone")
         arguments.require_type("image_size", image_size, int | None, "a number of pixels")
         arguments.require_type("config", config, RunConfig | None, "a RunConfig")
-        config = config or defaults_for(backbone, image_size)
-        if backbone is not None:
+        if config is None:
+            config = defaults(image_size, backbone)
+        elif backbone is not None:
             config = dataclasses.replace(config, backbone=backbone, backbone_options=backbone_options(backbone, {}))
         has_size = config.image_size is not None or config.takes_vectors
         require(has_size, "image_size", "the pixels a side of the learner's images", None)

@@ -12,8 +12,9 @@ from pah.core.devices import CPU
 from pah.data.sources import Images, Source
 from pah.data.stream import make_stream
 from pah.data.stream_options import StreamOptions
-from pah.data.task import Task
+from pah.data.task import Normalization, Task
 from pah.learner.calibration import calibrate, calibrate_among_all
+from pah.learner.defaults import start_note
 from pah.learner.drift import estimate_drift, fit_feature_map, update_statistics
 from pah.learner.predictor import Predictor
 from pah.learner.store import Record, TaughtTask
@@ -70,12 +71,16 @@ def run_lesson(
             infinite.
     """
     options = StreamOptions(class_order="natural", validation=config.stream.validation)
-    normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
+    if previous:
+        normalization: Normalization | None = previous.record.normalization
+    else:
+        normalization = config.backbone_options.normalization(source.train.pixels.shape[1])
     stream = make_stream(source, options, 1, config.seed, 1, normalization).to(device)
     if previous:
         start = previous.copy()
     else:
-        record = Record(config, stream.image_shape, stream.normalization)
+        resizing = config.backbone_options.resizing
+        record = Record(config, stream.image_shape, stream.normalization, resizing=resizing)
         start = Predictor(record, build_method(config, stream.image_shape).to(device))
     record, method = start.record, start.method
     method.optimizer_options = config.optimizer  # they may differ from those of the previous lesson
@@ -87,7 +92,7 @@ def run_lesson(
         )
     stream = with_features_if_frozen(stream, method, config, watch)
     index = len(record.tasks)
-    task = dataclasses.replace(stream.tasks[0], index=index, normalization=record.normalization)
+    task = dataclasses.replace(stream.tasks[0], index=index)
     _train(method, task, record, config, watch, validate)
     entry = TaughtTask(name, task.class_names, task.labels, utc_now(), source.origin, len(task.train))
     predictor = Predictor(dataclasses.replace(record, tasks=(*record.tasks, entry)), method)
@@ -103,7 +108,8 @@ def run_lesson(
     if len(task.test):
         images = Images(task.test.inputs(task.test.rows), task.test.labels)
         accuracy = predictor.evaluate(dataclasses.replace(source, test=images), index, None).accuracy
-    return LessonResult(predictor, accuracy, drift, _single_class_notes(predictor))
+    start_notes = (start_note(config),) if previous is None else ()
+    return LessonResult(predictor, accuracy, drift, start_notes + _single_class_notes(predictor))
 
 
 def _train(

@@ -32,12 +32,14 @@ def load_labelled(
     Raises:
         InputError: the data are invalid, or images for a learner of vectors, or the other way round.
     """
-    size, channels = config.image_size, None
-    if record is not None:
+    if record is None:
+        size, backbone = config.image_size, config.backbone_options
+        channels, resizing = backbone.start_channels(), backbone.resizing
+    else:
         channels, height, width = record.image_shape
         require(height == width, "learner", "square images", f"{height}x{width}")
-        size = None if config.takes_vectors else height
-    source = load_lesson(data, size, channels, classes=classes, options=options)
+        size, resizing = None if config.takes_vectors else height, record.resizing
+    source = load_lesson(data, size, channels, classes=classes, options=options, resizing=resizing)
     require_kind(config.backbone, config.backbone_options, source)
     return source
 

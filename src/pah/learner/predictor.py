@@ -34,8 +34,7 @@ from pah.models.network import GeneratedHeads, TaskNetwork
 from pah.training.evaluation import task_logits
 
 MAX_BATCH = 50  # images; larger batches do not fit the CPU cache (500 images of 64x64 take 1.5 times as long)
-MAX_VECTORS = 500
-MAX_BATCH_PIXELS = MAX_BATCH * 64 * 64  # keeps the memory constant for larger images
+MAX_VECTORS, MAX_BATCH_PIXELS = 500, MAX_BATCH * 64 * 64  # keep the memory constant for larger images
 
 
 class Evaluation(NamedTuple):

@@ -10,6 +10,7 @@ from pah.learner.predictor import Predictor
 from pah.learner.store import STATISTICS_PREFIX, Record
 from pah.learner.task_inference import QUANTILE_SHARES
 from pah.methods.base import Method
+from pah.models.backbone import Backbone
 from pah.models.class_statistics import ClassStatistics
 from pah.training.config import build_method
 
@@ -60,6 +61,9 @@ def _require_fitting(record: Record, weights: Mapping[str, Tensor]) -> None:
 def _build_untrained(record: Record) -> Method:
     """Return the untrained method on a network with heads for all tasks of the record."""
     method = build_method(record.config, record.image_shape, start_weights=False)
+    for module in method.network.modules():
+        if isinstance(module, Backbone):
+            module.interpolation = record.resizing.interpolation  # as in its lessons
     for task in record.tasks:
         method.network.grow(len(task.classes))
     method.task = len(record.tasks) - 1

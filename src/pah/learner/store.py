@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pah.core.config import InputError, require_types
 from pah.core.files import read_json, write_file, write_json
+from pah.data.image import MAX_MEGAPIXELS, AnyImages, Pixels, to_pixel_array
+from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
 from pah.data.task import Normalization
 from pah.data.vectors import MAX_NUMBERS
 from pah.learner.privacy import public_old_note, public_origin
@@ -105,6 +107,7 @@ class Record:
     normalization: Normalization
     tasks: tuple[TaughtTask, ...] = ()
     history: tuple[Lesson, ...] = ()
+    resizing: Resizing = DEFAULT_RESIZING
 
     @property
     def numbers(self) -> int | None:
@@ -121,6 +124,23 @@ class Record:
     def class_order(self) -> list[int]:
         """The data sets' labels in the order in which the classes were learned."""
         return [label for task in self.tasks for label in task.labels]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What becomes of an image before the network, in terms of JSON; mean and std are those of pixels in 0..1."""
+        return {"image_size": self.image_shape[1], **asdict(self.normalization), **asdict(self.resizing)}
+
+    def decode(self, images: AnyImages, max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
+        """Return images of any size as pixels (N, channels, height, width) of the learner.
+
+        Args:
+            images: As in `pah.data.image.to_pixel_array`.
+            max_megapixels: A larger image is refused.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        return to_pixel_array(images, self.image_shape, max_megapixels, self.resizing)
 
 
 def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[str, Tensor] | None = None) -> None:
@@ -147,6 +167,7 @@ def save(folder: Path, record: Record, network: nn.Module, statistics: Mapping[s
         **{key: config[key] for key in OPTION_KEYS},
         "image_shape": record.image_shape,
         "normalization": asdict(record.normalization),
+        "preprocessing": record.preprocessing,
         "class_order": record.class_order,
         "tasks": [vars(task) for task in record.tasks],
         "history": [vars(lesson) for lesson in record.history],
@@ -236,6 +257,7 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
         tasks.append(TaughtTask(**task))
     image_shape = _to_tuples(content["image_shape"])
     normalization = _to_tuples(content["normalization"])
+    preprocessing = content.get("preprocessing", {})  # older learners have none
     config = RunConfig.from_dict({key: content[key] for key in OPTION_KEYS if key in content})
     record = Record(
         config=config,
@@ -243,6 +265,7 @@ def _parse_record(content: Mapping[str, Any]) -> Record:
         normalization=Normalization(normalization["mean"], normalization["std"]),
         tasks=tuple(tasks),
         history=tuple(_parse_lesson(_to_tuples(lesson), content["format"]) for lesson in content.get("history", ())),
+        resizing=Resizing(**{name: preprocessing[name] for name in asdict(DEFAULT_RESIZING) if name in preprocessing}),
     )
     _require_valid(record)
     image_size = None if config.takes_vectors else image_shape[1]
@@ -263,7 +286,7 @@ def _parse_lesson(stored: dict[str, Any], version: int) -> Lesson:
 
 def _require_valid(record: Record) -> None:
     """Raise TypeError or ValueError for values that no learner can have."""
-    for part in (record, record.config, record.normalization, *record.tasks, *record.history):
+    for part in (record, record.config, record.normalization, record.resizing, *record.tasks, *record.history):
         require_types(part)
     channels = _valid_channels(record)
     numbers = [*record.normalization.mean, *record.normalization.std, *(task.temperature for task in record.tasks)]

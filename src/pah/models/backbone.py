@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pah.core.config import InputError, require
+from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
 from pah.models.backbone_parts import Parts, find_parts
 from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolutions
-from pah.models.weights import load_weights
+from pah.models.weights import load_weights, stem_channels
 
 Trained = Literal["all", "last", "none"]
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Backbone(nn.Module):
@@ -229,6 +229,23 @@ class BackboneOptions(ABC):
     def has_fixed_input_size(self) -> bool:
         """Whether the backbone takes images of one size only."""
         return False
+
+    @property
+    def resizing(self) -> Resizing:
+        """How the images were resized with which the start weights were trained; the usual way without any."""
+        return DEFAULT_RESIZING
+
+    def start_channels(self) -> int | None:
+        """Return the number of channels of the images with which the start weights were trained.
+
+        It is None if training starts from random weights, which take any images, and if the file of the weights cannot
+        be read: `load_start_weights` reports it.
+        """
+        if self.weights is None:
+            return None
+        with torch.device("meta"):
+            body = self.build(3).body
+        return stem_channels(body, Path(self.weights))
 
     def normalization(self, channels: int) -> Normalization | None:
         """Return the normalisation with which the start weights were trained; None to measure it on the data."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from pah.core.config import InputError, unknown_name_error
 from pah.core.hub import hub_access, hub_is_reachable
+from pah.data.preprocessing import DEFAULT_RESIZING, Interpolation, Resizing
 from pah.data.task import Normalization
-from pah.models.backbone import Backbone, BackboneOptions, Interpolation, Trained
+from pah.models.backbone import Backbone, BackboneOptions, Trained
 from pah.models.modes import evaluating
-from pah.models.weights import fit_weights, load_weights, read_weights
+from pah.models.weights import fit_weights, load_weights, read_weights, stem_channels
 
 INSTALL = "in a clone of pah, run pip install -e '.[pretrained]'"
 
@@ -62,6 +63,20 @@ class TimmOptions(BackboneOptions):
     def has_fixed_input_size(self) -> bool:
         """Whether the model takes images of one size only."""
         return bool(self._data_config().get("fixed_input_size"))
+
+    @property
+    def resizing(self) -> Resizing:
+        """The interpolation and the crop share that belong to the start weights; the usual ones for random weights."""
+        if not self.is_pretrained:
+            return DEFAULT_RESIZING
+        return Resizing(self.interpolation, min(1.0, float(self._data_config().get("crop_pct") or 1.0)))
+
+    def start_channels(self) -> int | None:
+        """Return the number of channels of the images with which the start weights were trained; None as for others."""
+        if self.weights is not None:
+            with torch.device("meta"):
+                return stem_channels(self._create(3), Path(self.weights))
+        return int(self._data_config()["input_size"][0]) if self.pretrained else None
 
     def normalization(self, channels: int) -> Normalization | None:
         """Return the normalisation with which the start weights were trained; None for random weights.
@@ -162,6 +177,17 @@ class EfficientNetLite0Options(TimmOptions):
     pretrained: bool = True
     train: Trained = "none"
     model: str = "tf_efficientnet_lite0"
+
+    def _data_config(self) -> dict[str, Any]:
+        """Return what timm says of this model, without importing timm: defaults must not take a second."""
+        mean_and_std = (0.5, 0.5, 0.5)
+        return {
+            "input_size": (3, 224, 224),
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "mean": mean_and_std,
+            "std": mean_and_std,
+        }
 
     def load_start_weights(self, backbone: Backbone) -> None:
         """Load the weights of the file, or those of the package.

@@ -1,7 +1,7 @@
 """Weights from a file: read without running code, and fitted to a backbone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -61,7 +61,7 @@ def load_weights(body: nn.Module, path: Path) -> None:
 def fit_weights(body: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Do what `load_weights` does with tensors that have been read; `source` names them in messages."""
     expected = body.state_dict()
-    prefix = max(PREFIXES, key=lambda start: sum(start + name in tensors for name in expected))
+    prefix = _prefix(expected, tensors)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     for name in [*expected, *own]:
         if name not in expected and CLASSIFIER.match(name):
@@ -72,6 +72,25 @@ def fit_weights(body: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
                 f"{source}: expected weights of this backbone, whose {name} has the shape {wanted}, got {got}"
             )
     body.load_state_dict({name: own[name] for name in expected if name in own}, strict=False)
+
+
+def stem_channels(body: nn.Module, path: Path) -> int | None:
+    """Return the number of channels of the images, 1 or 3, with which the weights in a file were trained.
+
+    It is read from the first convolution of the body. It is None if the file cannot be read, or lacks this tensor.
+    """
+    try:
+        tensors = read_weights(path)
+    except InputError:
+        return None
+    stem = next((name for name, weight in body.named_parameters() if weight.ndim == 4), None)
+    weight = tensors.get(f"{_prefix(body.state_dict(), tensors)}{stem}")
+    return weight.shape[1] if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3) else None
+
+
+def _prefix(expected: Iterable[str], tensors: Mapping[str, Tensor]) -> str:
+    """Return what stands in a file before the names of the tensors that a backbone expects."""
+    return max(PREFIXES, key=lambda start: sum(start + name in tensors for name in expected))
 
 
 def _first_line(error: BaseException) -> str:

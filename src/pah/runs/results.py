@@ -59,6 +59,7 @@ def save_model(folder: Path, config: RunConfig, stream: Stream, method: Method, 
         config=config,
         image_shape=stream.image_shape,
         normalization=stream.normalization,
+        resizing=config.backbone_options.resizing,
         tasks=tuple(
             TaughtTask(task.name, task.class_names, task.labels, None, stream.origin, len(task.train))
             for task in stream.tasks

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from pah.core.config import InputError, derived_seed, require, require_types, unknown_name_error
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import find_benchmark
+from pah.data.lesson import with_channels
 from pah.data.read_options import ReadOptions
 from pah.data.sources import Source
 from pah.data.stream import Stream, make_stream
@@ -205,14 +206,23 @@ def load_stream(config: RunConfig) -> Stream:
         InputError: the data cannot be read, or cannot be split as asked.
     """
     source = find_benchmark(config.benchmark).load_source(
-        config.data, config.image_size, config.read_options, only_vectors=config.takes_vectors
+        config.data,
+        config.image_size,
+        config.read_options,
+        config.backbone_options.resizing,
+        only_vectors=config.takes_vectors,
     )
     require_kind(config.backbone, config.backbone_options, source)
     return stream_of(config, source)
 
 
 def stream_of(config: RunConfig, source: Source) -> Stream:
-    """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked."""
+    """Return a data set as the run's stream of tasks; InputError if it cannot be split as asked.
+
+    Its images get the channels for which the start weights of the backbone were trained.
+    """
+    if (channels := config.backbone_options.start_channels()) is not None:
+        source = with_channels(source, channels)
     order = config.stream.class_order
     classes = config.stream.classes or len(order if isinstance(order, tuple) else source.class_names)
     tasks = config.stream.tasks or find_benchmark(config.benchmark).tasks or max(1, min(5, classes // 2))
@@ -272,7 +282,15 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
     side = options.input_size or config.image_size or options.own_input_size
     if options.has_fixed_input_size and side != options.own_input_size:
         raise InputError(
-            f"image_size: expected {options.own_input_size}, the only size that {config.backbone} takes, got {side}"
+            f"{'image_size' if options.input_size is None else 'backbone.input_size'}: expected "
+            f"{options.own_input_size}, the only size that {config.backbone} takes, got {side}"
+        )
+    expected = options.start_channels() if start_weights else None
+    if expected not in (None, channels):
+        kinds = {1: "1 channel (grey)", 3: "3 channels (colour)"}
+        raise InputError(
+            f"backbone {config.backbone}: expected images of {kinds[expected]}, with which its weights were trained, "
+            f"got {kinds.get(channels, f'{channels} channels')}"
         )
     input_size = (height, width) if side is None else (side, side)
     backbone = options.build_for(channels, input_size)

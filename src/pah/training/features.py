@@ -113,6 +113,7 @@ def with_features_if_frozen(
                 stacklevel=2,
             )
         return stream
+    keep = keep and not backbone.takes_vectors  # vectors are their features
     cache = FeatureCache(backbone, stream.normalization, repr(views)) if keep else None
     parts = (part for task in stream.tasks for part in (task.train, task.validation, task.test))
     extraction = _Extraction(backbone, stream.normalization, views, cache, report, total=sum(map(len, parts)))

@@ -4,7 +4,7 @@ from pah.core.config import InputError, require
 from pah.data.augment import AugmentOptions
 from pah.data.sources import Source
 from pah.methods.base import MethodOptions
-from pah.methods.pah import PAHOptions
+from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import BackboneOptions
 
 
