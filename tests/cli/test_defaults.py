@@ -9,7 +9,8 @@ import yaml
 from pah import ContinualLearner, InputError
 from pah.app.lesson import Request, new_learner_config
 from pah.cli.parser import config_of, parse
-from pah.learner.defaults import IMAGE_SIZE, defaults
+from pah.learner import defaults as new_learner
+from pah.learner.defaults import DEFAULT_SIZE, IMAGE_SIZE, defaults, start_note
 from pah.training.config import RunConfig
 
 
@@ -28,15 +29,36 @@ def test_command_python_and_page_agree_at_every_size(size: int) -> None:
     assert by_command(f"--image_size={size}") == expected
     assert by_page(size) == expected
     assert ContinualLearner(image_size=size).config.as_dict() == expected
-    assert expected["backbone"]["name"] == ("convnet" if size < 32 else "resnet18-slim")
+    from_scratch = "convnet" if size < 32 else "resnet18-slim"
+    assert expected["backbone"]["name"] == ("efficientnet-lite0" if size >= 64 else from_scratch)
 
 
 def test_without_any_option_they_agree_too() -> None:
     expected = defaults().as_dict()
     assert by_command() == expected
     assert ContinualLearner().config.as_dict() == expected
-    assert by_page(IMAGE_SIZE) == expected
+    assert by_page(DEFAULT_SIZE) == expected
+    assert expected["backbone"]["name"] == "efficientnet-lite0"
+    assert expected["backbone"]["train"] == "none"
+    assert expected["image_size"] == 224
     assert expected["method"]["prototype_start"] == "random", "semantic prototypes would show training images"
+
+
+def test_without_the_extra_a_new_learner_starts_from_scratch_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert start_note(defaults()) == ("starts from pretrained weights: efficientnet-lite0, frozen, images of 224x224")
+    monkeypatch.setattr(new_learner, "pretrained_is_installed", lambda: False)
+    config = defaults()
+    assert (config.backbone, config.image_size) == ("resnet18-slim", 64)
+    assert by_command() == config.as_dict()
+    assert "starts from scratch: resnet18-slim" in start_note(config)
+    assert "extra `pretrained`" in start_note(config)
+
+
+def test_an_option_that_only_small_backbones_have_chooses_one() -> None:
+    assert by_command("--backbone.width=16")["backbone"]["name"] == "resnet18-slim"
+    assert by_command("--backbone.train=last")["backbone"]["name"] == "efficientnet-lite0"
 
 
 def test_a_yaml_with_only_the_epochs_changes_only_the_epochs(tmp_path: Path) -> None:

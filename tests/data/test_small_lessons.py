@@ -72,7 +72,7 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
 def test_benchmark_options_are_the_defaults_of_a_learner() -> None:
     benchmark_options, learner_options = (
         flat_options(run_request(["small-marks"]).config),
-        flat_options(defaults(IMAGE_SIZE)),
+        flat_options(defaults(IMAGE_SIZE, "resnet18-slim")),
     )
     differing = {name for name in benchmark_options if benchmark_options[name] != learner_options[name]}
     of_the_stream = {
@@ -97,7 +97,7 @@ def accuracy_matrix(config: RunConfig) -> list[list[float]]:
 def test_a_learner_forgets_less_than_finetuning() -> None:
     options = ["--backbone.width", "8", "--stream.first", "3", "--stream.images", "60"]
     config = run_request(["small-objects", *options]).config
-    assert config.method_options == defaults(IMAGE_SIZE).method_options
+    assert config.method_options == defaults(IMAGE_SIZE, "resnet18-slim").method_options
     matrices = {"pah": accuracy_matrix(config)}
     finetune_config = run_request(["small-objects", *options, "--method", "finetune"]).config
     assert dataclasses.replace(finetune_config, method="pah", method_options=config.method_options) == config

@@ -27,7 +27,7 @@ from pah.data.image import first_line
 from pah.data.lesson import LessonData
 from pah.data.read_options import ReadOptions
 from pah.data.sources import Source, load_digits
-from pah.learner.defaults import defaults
+from pah.learner.defaults import DEFAULT_SIZE, defaults
 from pah.learner.learner import ContinualLearner
 from pah.learner.lesson_data import load_labelled
 from pah.learner.store import LEARNER_FILE, TaughtTask
@@ -65,7 +65,7 @@ class Request:
     images: str | None
     classes: tuple[str, ...] = ()
     epochs: int = 0
-    image_size: int = 64
+    image_size: int = DEFAULT_SIZE
     checks: str = ""
     keep_check: bool = False
 

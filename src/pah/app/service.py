@@ -21,7 +21,7 @@ from pah.app.prototype_images import load_prototype_images
 from pah.app.stored_files import TEMPORARY
 from pah.core.config import InputError
 from pah.data.image import decode_image, without_pillow_warnings
-from pah.learner.defaults import IMAGE_SIZE as DEFAULT_SIZE
+from pah.learner.defaults import DEFAULT_SIZE
 from pah.learner.export import export
 from pah.learner.learner import ContinualLearner
 

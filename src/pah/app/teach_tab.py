@@ -11,7 +11,7 @@ from pah.app.open_learner import OpenLearner
 from pah.app.service import EPOCHS
 from pah.app.zip_upload import LIMITS
 from pah.core.config import InputError
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import DEFAULT, DEFAULT_SIZE
 
 REFRESH_SECONDS = 1.5  # between two updates of the lessons
 CONFIRMATIONS = {  # by action
@@ -86,7 +86,7 @@ def _lesson_widgets() -> LessonWidgets:
             for action in ACTIONS
         }
         digits = gr.Button("Teach the next digits (no data needed)", visible=False, elem_id="teach-digits")
-    size = gr.Number(DEFAULT.image_size, label=FREE_SIZE, elem_id="teach-size", render=False)
+    size = gr.Number(DEFAULT_SIZE, label=FREE_SIZE, elem_id="teach-size", render=False)
     return LessonWidgets(lessons, gr.HTML(elem_id="teach-message"), gr.State(""), buttons, digits, size)
 
 

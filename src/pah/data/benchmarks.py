@@ -110,7 +110,6 @@ LESSON_DEFAULTS: dict[str, object] = {
 }
 # Options of vectors, in runs and in a new learner: those that are about images are off.
 FROZEN_LESSON_DEFAULTS: dict[str, object] = {  # of a learner with a frozen backbone
-    "augment.crop": 0,  # the views are the image and its mirror image
 }
 VECTOR_DEFAULTS: dict[str, object] = {
     "backbone.name": "features",

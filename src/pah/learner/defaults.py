@@ -5,6 +5,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+from pah.core.config import require
 from pah.data.augment import AugmentOptions
 from pah.data.benchmarks import FROZEN_LESSON_DEFAULTS, LESSON_DEFAULTS, VECTOR_DEFAULTS
 from pah.data.stream_options import StreamOptions
@@ -49,13 +50,14 @@ def defaults(
         given: Values of the backbone's options, which decide about other defaults.
 
     Raises:
-        InputError: the backbone is unknown, or an option has an invalid value.
+        InputError: the backbone is unknown, or an option has an invalid value, such as an image size for vectors.
     """
     given = given or {}
     backbone = backbone or default_backbone(image_size, given)
     options = backbone_options(backbone, {})
     known = {field.name for field in fields(options)}
     options = backbone_options(backbone, {name: value for name, value in given.items() if name in known})
+    require(image_size is None or not options.takes_vectors, "image_size", f"none with backbone {backbone}", image_size)
     size = None if options.takes_vectors else image_size or options.own_input_size or IMAGE_SIZE
     values = RunConfig(
         benchmark="split",
@@ -90,3 +92,4 @@ def start_note(config: RunConfig) -> str:
 
 
 DEFAULT = defaults()
+DEFAULT_SIZE = DEFAULT.image_size or IMAGE_SIZE  # pixels a side

@@ -1,6 +1,5 @@
 """The configuration of a run, and what is built from it: the stream of tasks and the untrained method."""
 
-import copy
 import hashlib
 import json
 import math
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from pah.core.config import InputError, derived_seed, require, require_types, unknown_name_error
 from pah.data.augment import AugmentOptions
@@ -27,14 +24,13 @@ from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import Backbone, BackboneOptions
 from pah.models.backbones import ConvNetOptions, backbone_options
-from pah.models.modes import evaluating
 from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
+from pah.training.single_pixels import halves_single_pixel
 from pah.training.vector_options import refuse_image_options, require_kind
 
 MAX_PIXELS = 2**20  # in an image that a network accepts: 1024x1024
 PRETRAINED_LR_FACTOR = 0.1  # of the learning rate of a backbone that starts from pretrained weights
-LARGE_IMAGE_PIXELS = 2**14  # above this size (128x128) a backbone is checked without computing any values
 OPTION_GROUPS = {  # the groups of options that every run has
     "stream": StreamOptions,
     "augment": AugmentOptions,
@@ -260,14 +256,14 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
         sizes["prototypes"] = (heads.prototypes.size, heads.prototypes.size)
     for kind, (height, width) in sizes.items():
         try:
-            halves_single_pixel = _halves_single_pixel(backbone, channels, height, width)
+            single_pixel = halves_single_pixel(backbone, channels, height, width)
         except Exception as error:  # models of other libraries raise many types of exceptions
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"backbone {config.backbone}: expected one that takes {kind} of {height}x{width}, got: {reason}"
             ) from None
         # torch 2.14.1 on CPUs: two entries of such a convolution's weight gradient are never written
-        if halves_single_pixel and kind == "images" and config.training.precision == "bf16":
+        if single_pixel and kind == "images" and config.training.precision == "bf16":
             raise InputError(
                 f"precision: expected fp32 for {config.backbone} on images of {height}x{width}, which halves maps of a "
                 "single pixel, got bf16; larger images or --training.precision fp32 help"
@@ -305,33 +301,3 @@ def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_
     elif options.train == "last" and not next(backbone.parameters()).is_meta:  # shapes alone have no parts
         backbone.freeze_first_part((channels, *input_size), config.backbone)
     return backbone
-
-
-def _halves_single_pixel(backbone: Backbone, channels: int, height: int, width: int) -> bool:
-    """Return whether a convolution of stride 2 gets a map of one pixel, for images of this size.
-
-    The backbone is run on one image, and its exceptions are passed on. A backbone on the meta device is not checked.
-    """
-    weights = dict((*backbone.named_parameters(), *backbone.named_buffers()))
-    if any(tensor.is_meta for tensor in weights.values()):
-        return False
-    device = torch.device("cpu")
-    # the meta device computes shapes alone: a check must not need the memory of a run, but importing it takes a second
-    if height * width > LARGE_IMAGE_PIXELS:
-        device = torch.device("meta")
-        backbone = copy.deepcopy(backbone)  # some models keep tensors of the last pass
-        weights = {name: tensor.to(device) for name, tensor in weights.items()}
-    single_pixel: list[bool] = []
-
-    def record_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        single_pixel.append(inputs[0].shape[2:] == (1, 1))
-
-    halving = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2)]
-    hooks = [layer.register_forward_pre_hook(record_input) for layer in halving if layer.kernel_size != (1, 1)]
-    try:
-        with torch.no_grad(), evaluating(backbone):
-            functional_call(backbone, weights, torch.zeros(1, channels, height, width, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return any(single_pixel)
