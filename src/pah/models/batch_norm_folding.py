@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pah.models.backbone import Backbone
-from pah.models.layers import BasicBlock
+from pah.models.layers import BasicBlock, StridedPointwise
 
 
 def fold_batch_norm(backbone: Backbone) -> Backbone:
@@ -15,14 +15,15 @@ def fold_batch_norm(backbone: Backbone) -> Backbone:
 
     The copy computes what `backbone` computes in eval mode, up to rounding. It cannot be trained. A convolution with
     weights w gets w' = w γ / √(σ² + ε) and b' = β - μ γ / √(σ² + ε), with μ, σ², γ and β of the batch norm after it.
-    Only the order of this project's own layers is known: in other models the batch norms stay.
+    Only the order of layers in this project's own blocks and in plain sequences is known: other batch norms stay. So do
+    the layers of other libraries that derive from convolutions and batch norms, because they compute more than these.
     """
     folded = copy.deepcopy(backbone).requires_grad_(False).eval()
     for module in folded.modules():
-        if not isinstance(module, nn.Sequential | BasicBlock):
+        if not (isinstance(module, BasicBlock) or type(module).forward is nn.Sequential.forward):
             continue
         for (name, layer), (next_name, next_layer) in pairwise(list(module.named_children())):
-            if isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):
+            if type(layer) in (nn.Conv2d, StridedPointwise) and type(next_layer) is nn.BatchNorm2d:
                 setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
                 setattr(module, next_name, nn.Identity())
     return folded
