@@ -13,7 +13,7 @@ from pah.core.config import InputError
 from pah.models.backbone import Backbone
 from pah.models.backbones import BACKBONES, SlimResNet18Options
 from pah.models.batch_norm_folding import fold_batch_norm
-from pah.models.layers import GlobalPool, StridedPointwise
+from pah.models.layers import GlobalPool, StridedPointwise, to_channels_last
 from pah.models.modes import evaluating, frozen
 from pah.models.timm_backbones import TimmOptions
 
@@ -167,6 +167,12 @@ def test_evaluating_uses_no_tensors_that_were_made_of_earlier_weights() -> None:
             assert torch.equal(backbone(x), 2 * value * x)
         assert all(part.training for part in backbone.modules())
         copy.deepcopy(backbone)  # a kept tensor with a graph could not be copied
+
+
+def test_weights_of_more_axes_than_an_image_keep_their_layout() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3))
+    to_channels_last(module)
+    assert [p.is_contiguous() for p in module.parameters() if p.ndim > 1] == [False, True]
 
 
 def test_weights_that_are_not_available_give_one_line_immediately(
