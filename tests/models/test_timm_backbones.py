@@ -1,13 +1,20 @@
 """Backbones of timm: the shipped ImageNet weights are the right ones, and every kind of model gives features."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
+from pah import ContinualLearner
 from pah.core.config import InputError
+from pah.learner.defaults import defaults
+from pah.learner.export import export
 from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
+from pah.training.config import RunConfig
 
 timm = pytest.importorskip("timm")
 
@@ -50,3 +57,45 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch
     backbone = options.build(3)
     with pytest.raises(InputError, match=r"efficientnet-lite0 needs the extra: .*\[pretrained\]"):
         options.load_start_weights(backbone)
+
+
+KINDS = [("mobilenetv3_small_050", 32, "all"), ("test_vit", 160, "none"), ("test_convnext", 32, "all")]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=[name for name, *_ in KINDS])
+def learner(request: pytest.FixtureRequest) -> ContinualLearner:
+    """Return a learner that was taught two lessons of a few steps."""
+    model, size, train = request.param
+    values = defaults(size).as_dict()
+    values["backbone"] = {"name": f"timm:{model}", "train": train}
+    values["training"] |= {"epochs": 1, "min_steps": 1}
+    learner = ContinualLearner(config=RunConfig.from_dict(values))
+    for lesson in ("first", "second"):
+        learner.learn(lesson, (pictures(learner), [0, 1] * 4, ["a", "b"]))
+    return learner
+
+
+def pictures(learner: ContinualLearner) -> np.ndarray[Any, Any]:
+    """Return images of noise of a learner's size, (8, H, W, 3)."""
+    side = learner.config.image_size or 0
+    return np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+
+
+def test_a_learner_on_each_kind_of_backbone_answers_and_is_saved_and_loaded(
+    learner: ContinualLearner, tmp_path: Path
+) -> None:
+    learner.save(tmp_path)
+    loaded = ContinualLearner.load(tmp_path)
+    for task in ("first", "second", None):
+        assert loaded.predict(pictures(loaded), task) == learner.predict(pictures(learner), task)
+    backbone = learner.predictor.method.network.backbone
+    assert backbone(torch.rand(3, 3, 5, 5)).shape == (3, backbone.features)  # prototypes are scaled
+
+
+def test_a_learner_on_each_kind_of_backbone_is_exported(learner: ContinualLearner, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(learner, tmp_path / "learner.onnx", "second")
+    session = onnxruntime.InferenceSession(tmp_path / "learner.onnx")
+    (probabilities,) = session.run(None, {"images": pictures(learner).transpose(0, 3, 1, 2)})
+    expected = [answer.probability for answer in learner.predict(pictures(learner), "second")]
+    assert np.abs(probabilities.max(axis=1) - expected).max() < 1e-4
