@@ -122,13 +122,11 @@ def test_folding_keeps_a_backbone_whose_layer_order_is_unknown() -> None:
 
 
 def test_folding_keeps_layers_that_compute_more_than_a_convolution_or_a_batch_norm() -> None:
-    pytest.importorskip("timm")
-    from timm.layers import BatchNormAct2d, StdConv2d
-
+    layers = pytest.importorskip("timm.layers")
     body = nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False),
-        BatchNormAct2d(4),
-        StdConv2d(4, 5, 3),
+        layers.BatchNormAct2d(4),
+        layers.StdConv2d(4, 5, 3),
         nn.BatchNorm2d(5),
         nn.Conv2d(5, 6, 1),
         nn.BatchNorm2d(6),
@@ -137,7 +135,9 @@ def test_folding_keeps_layers_that_compute_more_than_a_convolution_or_a_batch_no
     folded = fold_batch_norm(backbone)
     torch.testing.assert_close(folded(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
     first, *_, last = next(folded.body.children()).children()
-    assert (first.bias, type(last)) == (None, nn.Identity)
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is None
+    assert isinstance(last, nn.Identity)
 
 
 class CachedScale(nn.Module):
@@ -160,9 +160,10 @@ class CachedScale(nn.Module):
 
 
 def test_evaluating_uses_no_tensors_that_were_made_of_earlier_weights() -> None:
-    backbone, x = Backbone(CachedScale(), 1), torch.ones(1, 1, 2, 2)
+    layer, x = CachedScale(), torch.ones(1, 1, 2, 2)
+    backbone = Backbone(layer, 1)
     for value in (1.0, 3.0):
-        nn.init.constant_(backbone.body.weight, value)
+        nn.init.constant_(layer.weight, value)
         with evaluating(backbone):
             assert torch.equal(backbone(x), 2 * value * x)
         assert all(part.training for part in backbone.modules())

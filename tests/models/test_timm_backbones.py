@@ -13,6 +13,7 @@ from pah import ContinualLearner
 from pah.core.config import InputError
 from pah.learner.defaults import defaults
 from pah.learner.export import export
+from pah.models.modes import evaluating
 from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
 from pah.training.config import RunConfig
 
@@ -62,7 +63,7 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch
 KINDS = [("mobilenetv3_small_050", 32, "all"), ("test_vit", 160, "none"), ("test_convnext", 32, "all")]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=[name for name, *_ in KINDS])
+@pytest.fixture(scope="module")
 def learner(request: pytest.FixtureRequest) -> ContinualLearner:
     """Return a learner that was taught two lessons of a few steps."""
     model, size, train = request.param
@@ -81,6 +82,7 @@ def pictures(learner: ContinualLearner) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("learner", KINDS, ids=str, indirect=True)
 def test_a_learner_on_each_kind_of_backbone_answers_and_is_saved_and_loaded(
     learner: ContinualLearner, tmp_path: Path
 ) -> None:
@@ -89,9 +91,13 @@ def test_a_learner_on_each_kind_of_backbone_answers_and_is_saved_and_loaded(
     for task in ("first", "second", None):
         assert loaded.predict(pictures(loaded), task) == learner.predict(pictures(learner), task)
     backbone = learner.predictor.method.network.backbone
-    assert backbone(torch.rand(3, 3, 5, 5)).shape == (3, backbone.features)  # prototypes are scaled
+    with evaluating(backbone):
+        assert backbone(torch.rand(3, 3, 5, 5)).shape == (3, backbone.features)  # prototypes are scaled
 
 
+@pytest.mark.parametrize(
+    "learner", [pytest.param(KINDS[0], marks=pytest.mark.slow), *KINDS[1:]], ids=str, indirect=True
+)
 def test_a_learner_on_each_kind_of_backbone_is_exported(learner: ContinualLearner, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     export(learner, tmp_path / "learner.onnx", "second")
