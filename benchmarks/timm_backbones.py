@@ -45,7 +45,7 @@ NAMES = """
     repvit_m0_9 cait_xxs24_224 tnt_s_patch16_224 maxvit_rmlp_pico_rw_256 inception_v3 res2net50_14w_8s mvitv2_tiny
     rdnet_tiny vitamin_small_224 volo_d1_224 davit_tiny focalnet_tiny_srf hiera_tiny_224 swinv2_tiny_window8_256
     swinv2_cr_tiny_224 legacy_xception xception41 nextvit_small hieradet_small convmixer_768_32 densenet121 tresnet_m
-    beit_base_patch16_224 naflexvit_base_patch16_gap samvit_base_patch16 sequencer2d_s qwen3_vit_88m gemma4_vit_167m
+    beit_base_patch16_224 naflexvit_base_patch16_gap sequencer2d_s qwen3_vit_88m gemma4_vit_167m
 """
 SIZES = (64, 96, 128, 160, 192, 224, 256)  # pixels a side that are tried in this order
 IMAGES = 6  # of a class, of which a fifth is for testing

@@ -24,7 +24,7 @@ def fold_batch_norm(backbone: Backbone) -> Backbone:
             continue
         for (name, layer), (next_name, next_layer) in pairwise(list(module.named_children())):
             exact = type(layer) in (nn.Conv2d, StridedPointwise) and type(next_layer) is nn.BatchNorm2d
-            if exact and isinstance(layer, nn.Conv2d):
+            if exact and isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
                 setattr(module, next_name, nn.Identity())
     return folded
