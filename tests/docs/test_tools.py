@@ -122,6 +122,22 @@ def write_answers(results: Path) -> None:
     (results / "small-lessons" / "gauge.json").write_text(json.dumps({"all": judged, "pah": of_pah}))
 
 
+def backbones() -> dict[str, Any]:
+    """Return what is known of three backbones: one does all, one is not exported, one takes no images."""
+    done = dict.fromkeys(("learns", "answers", "saves", "forgets"), "yes")
+    what = {"family": "net", "image_size": 64, "features": 512, "parameters": 4_922_488, "none": done}
+    records = [
+        {"name": "whole", **what, "all": {**done, "exports": "yes"}},
+        {
+            "name": "half",
+            **what,
+            "all": {"learns": "yes", "answers": "yes", "exports": "RuntimeError: no such operator"},
+        },
+        {"name": "bare", "family": "exotic", "why": "it takes no images"},
+    ]
+    return {"versions": {"timm": "1"}, "images": 6, "backbones": records}
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a folder with two studies, one of them with two seeds of PAH, and pages with empty tables."""
@@ -141,6 +157,7 @@ def project(tmp_path: Path) -> Path:
     seconds = {"pah": 5.0, "avalanche, 0 workers": 6.0, "avalanche, 2 workers": 10.0}
     speed = {"seconds_an_epoch": {"lwf": seconds}, "tasks": 3, "batch": 64, "width": 32, "threads": 2, "torch": "2"}
     (tmp_path / "results" / "against-avalanche.json").write_text(json.dumps(speed))
+    (tmp_path / "results" / "timm-backbones.json").write_text(json.dumps(backbones()))
     (tmp_path / "docs").mkdir()
     for page in tables.TABLES:
         (tmp_path / page).write_text(markers(page))
@@ -208,7 +225,16 @@ def test_the_tables_show_every_study_and_method(project: Path) -> None:
         "| seconds an epoch | `pah` | Avalanche, 0 workers | Avalanche, 2 workers | times faster |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| `lwf` | 5.00 | 6.00 | 10.00 | 1.20 |",
+        "| timm name | family | image size | features | million parameters | two lessons | answers | saved and loaded "
+        "| forgets | exported |",
+        "| --- | --- | ---: | ---: | ---: | --- | --- | --- | --- | --- |",
+        "| `bare` | exotic | – | – | – | no | no | no | no | no |",
+        "| `half` | net | 64 | 512 | 4.9 | yes | yes | frozen only | frozen only | no |",
+        "| `whole` | net | 64 | 512 | 4.9 | yes | yes | yes | yes | yes |",
     ]
+    text = (project / "docs" / "backbones.md").read_text()
+    assert "3 models of 2 families, of which 1 do all of it" in text
+    assert "\n* `bare`: it takes no images\n* `half`: RuntimeError: no such operator\n" in text
 
 
 @pytest.mark.parametrize(("right_of_lwf", "words"), [(61, "not significant"), (90, "significant")])
@@ -268,7 +294,9 @@ def test_check_notices_a_stale_page(project: Path, capsys: pytest.CaptureFixture
     assert (project / "README.md").read_text() == before
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
-    assert message.startswith("README.md, docs/results.md, docs/performance.md: expected the tables made from results/")
+    assert message.startswith(
+        "README.md, docs/results.md, docs/performance.md, docs/backbones.md: expected the tables made"
+    )
     tables.main(check[:2])
     assert tables.main(check) == 0
     write_run(project, "others", "pah", 2)

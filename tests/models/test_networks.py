@@ -1,5 +1,6 @@
 """Tests of backbones, batch-norm folding and module modes."""
 
+import copy
 from pathlib import Path
 
 import huggingface_hub
@@ -12,7 +13,7 @@ from pah.core.config import InputError
 from pah.models.backbone import Backbone
 from pah.models.backbones import BACKBONES, SlimResNet18Options
 from pah.models.batch_norm_folding import fold_batch_norm
-from pah.models.layers import StridedPointwise
+from pah.models.layers import GlobalPool, StridedPointwise, to_channels_last
 from pah.models.modes import evaluating, frozen
 from pah.models.timm_backbones import TimmOptions
 
@@ -120,6 +121,61 @@ def test_folding_keeps_a_backbone_whose_layer_order_is_unknown() -> None:
     torch.testing.assert_close(fold_batch_norm(backbone)(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_folding_keeps_layers_that_compute_more_than_a_convolution_or_a_batch_norm() -> None:
+    layers = pytest.importorskip("timm.layers")
+    body = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        layers.BatchNormAct2d(4),
+        layers.StdConv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Conv2d(5, 6, 1),
+        nn.BatchNorm2d(6),
+    )
+    backbone, x = randomize_batch_norm(Backbone(nn.Sequential(body, GlobalPool()), 6)), torch.randn(2, 3, 9, 9)
+    folded = fold_batch_norm(backbone)
+    torch.testing.assert_close(folded(x), backbone.eval()(x), rtol=1e-4, atol=1e-5)
+    first, *_, last = next(folded.body.children()).children()
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is None
+    assert isinstance(last, nn.Identity)
+
+
+class CachedScale(nn.Module):
+    """A layer that keeps what it made of its weight in eval mode, as attention with learned biases does in timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.cache: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> "CachedScale":
+        self.cache = None
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x * (2 * self.weight)
+        self.cache = 2 * self.weight if self.cache is None else self.cache
+        return x * self.cache
+
+
+def test_evaluating_uses_no_tensors_that_were_made_of_earlier_weights() -> None:
+    layer, x = CachedScale(), torch.ones(1, 1, 2, 2)
+    backbone = Backbone(layer, 1)
+    for value in (1.0, 3.0):
+        nn.init.constant_(layer.weight, value)
+        with evaluating(backbone):
+            assert torch.equal(backbone(x), 2 * value * x)
+        assert all(part.training for part in backbone.modules())
+        copy.deepcopy(backbone)  # a kept tensor with a graph could not be copied
+
+
+def test_weights_of_more_axes_than_an_image_keep_their_layout() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3))
+    to_channels_last(module)
+    assert [p.is_contiguous() for p in module.parameters() if p.ndim > 1] == [False, True]
+
+
 def test_weights_that_are_not_available_give_one_line_immediately(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -128,9 +184,20 @@ def test_weights_that_are_not_available_give_one_line_immediately(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     options = TimmOptions(pretrained=True, model="resnet10t")
     backbone = options.build(3)
-    with pytest.raises(InputError, match=r"--backbone\.pretrained false needs none"):
+    with pytest.raises(InputError, match=r"none in the cache, and no network; --backbone\.pretrained false needs none"):
         options.load_start_weights(backbone)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_weights_from_another_place_than_the_hub_are_not_downloaded_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr("pah.models.timm_backbones.hub_is_reachable", lambda: False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: pytest.fail("a download would begin"))
+    with pytest.raises(InputError, match="none in the cache, and no network"):
+        TimmOptions(pretrained=True, model="legacy_seresnet18").load_start_weights(Backbone(nn.Linear(3, 3), 3))
 
 
 def module_in_mixed_modes() -> nn.Sequential:

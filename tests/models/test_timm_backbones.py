@@ -1,6 +1,7 @@
 """Backbones of timm: the shipped ImageNet weights are the right ones, and every kind of model gives features."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,17 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 from torch import nn
 
+from pah import ContinualLearner
 from pah.core.config import InputError
 from pah.data.preprocessing import DEFAULT_RESIZING, Resizing
+from pah.learner.defaults import defaults
+from pah.learner.export import export
 from pah.models.backbone import Backbone
 from pah.models.backbones import backbone_options
 from pah.models.batch_norm_folding import fold_batch_norm
+from pah.models.modes import evaluating
 from pah.models.timm_backbones import EfficientNetLite0Options, TimmOptions
+from pah.training.config import RunConfig
 
 timm = pytest.importorskip("timm")
 
@@ -117,3 +123,50 @@ def test_the_images_of_efficientnet_lite0_are_those_that_timm_says() -> None:
         assert getattr(options, name) == getattr(same, name)
     assert options.normalization(3) == same.normalization(3)
     assert options.start_channels() == same.start_channels()
+
+
+KINDS = [("mobilenetv3_small_050", 32, "all"), ("test_vit", 160, "none"), ("test_convnext", 32, "all")]
+
+
+@pytest.fixture(scope="module")
+def learner(request: pytest.FixtureRequest) -> ContinualLearner:
+    """Return a learner that was taught two lessons of a few steps."""
+    model, size, train = request.param
+    values = defaults(size).as_dict()
+    values["backbone"] = {"name": f"timm:{model}", "train": train}
+    values["training"] |= {"epochs": 1, "min_steps": 1}
+    learner = ContinualLearner(config=RunConfig.from_dict(values))
+    for lesson in ("first", "second"):
+        learner.learn(lesson, (pictures(learner), [0, 1] * 4, ["a", "b"]))
+    return learner
+
+
+def pictures(learner: ContinualLearner) -> np.ndarray[Any, Any]:
+    """Return images of noise of a learner's size, (8, H, W, 3)."""
+    side = learner.config.image_size or 0
+    return np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("learner", KINDS, ids=str, indirect=True)
+def test_a_learner_on_each_kind_of_backbone_answers_and_is_saved_and_loaded(
+    learner: ContinualLearner, tmp_path: Path
+) -> None:
+    learner.save(tmp_path)
+    loaded = ContinualLearner.load(tmp_path)
+    for task in ("first", "second", None):
+        assert loaded.predict(pictures(loaded), task) == learner.predict(pictures(learner), task)
+    backbone = learner.predictor.method.network.backbone
+    with evaluating(backbone):
+        assert backbone(torch.rand(3, 3, 5, 5)).shape == (3, backbone.features)  # prototypes are scaled
+
+
+@pytest.mark.parametrize(
+    "learner", [pytest.param(KINDS[0], marks=pytest.mark.slow), *KINDS[1:]], ids=str, indirect=True
+)
+def test_a_learner_on_each_kind_of_backbone_is_exported(learner: ContinualLearner, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(learner, tmp_path / "learner.onnx", "second")
+    session = onnxruntime.InferenceSession(tmp_path / "learner.onnx")
+    (probabilities,) = session.run(None, {"images": pictures(learner).transpose(0, 3, 1, 2)})
+    expected = [answer.probability for answer in learner.predict(pictures(learner), "second")]
+    assert np.abs(probabilities.max(axis=1) - expected).max() < 1e-4

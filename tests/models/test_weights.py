@@ -72,11 +72,37 @@ def test_a_missing_and_an_unknown_tensor_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "w.pth")
 
 
+def test_tensors_of_other_parts_than_the_backbone_are_refused_unless_a_classifier_has_them(tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in convnet().body.state_dict().items()}
+    torch.save({**state, "last_linear.weight": torch.zeros(2, 16)}, tmp_path / "w.pth")
+    assert load(tmp_path / "w.pth").features == 16
+    torch.save({**state, "decoder.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"whose decoder\.weight has the shape none, got \[2\]$"):
+        load(tmp_path / "w.pth")
+
+
 class Payload:
     """An object whose unpickling would write a file."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Path.touch, (Path("ran"),))
+
+
+def test_objects_in_a_file_of_weights_are_named_and_never_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": convnet().body.state_dict(), "made": Payload()}, "w.pth")
+    with pytest.raises(InputError, match=r"^w\.pth: .* got other content, which may be code \(\S+\); it was not run$"):
+        read_weights(Path("w.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 100, 3000])
+def test_a_file_that_was_cut_off_is_called_damaged(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(convnet().body.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"got a file that is damaged or of another kind$"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of weights", pickle.dumps(Payload())])
@@ -86,7 +112,7 @@ def test_a_damaged_file_and_one_that_holds_code_are_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=r"^w\.\w+: expected .*, got: .+$") as error:
+        with pytest.raises(InputError, match=r"^w\.\w+: expected .*, got.+$") as error:
             read_weights(Path(name))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pah.models.backbone import Backbone
-from pah.models.layers import BasicBlock
+from pah.models.layers import BasicBlock, StridedPointwise
 
 Part = Literal["all", "kept", "trained"]
 
@@ -36,10 +36,11 @@ def fold_batch_norm(backbone: Backbone, part: Part = "all") -> Backbone:
         return _fold_followed(folded, part)
     trained = {id(layer) for module in folded.trained_modules() for layer in module.modules()}
     for module in folded.modules():
-        if not isinstance(module, nn.Sequential | BasicBlock):
+        if not (isinstance(module, BasicBlock) or type(module).forward is nn.Sequential.forward):
             continue
         for (name, layer), (next_name, next_layer) in pairwise(list(module.named_children())):
-            chosen = part != "trained" or id(layer) in trained
+            exact = type(layer) in (nn.Conv2d, StridedPointwise) and type(next_layer) is nn.BatchNorm2d
+            chosen = exact and (part != "trained" or id(layer) in trained)
             if chosen and isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
                 setattr(module, next_name, nn.Identity())

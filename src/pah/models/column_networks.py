@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pah.models.backbone import Backbone
+from pah.models.layers import to_channels_last
 from pah.models.modes import evaluating
 from pah.models.network import Heads, TaskNetwork, apply_heads
 
@@ -40,7 +41,9 @@ class ColumnNetwork(TaskNetwork, ABC):
         """Add a column with random weights and a head for one more task, and freeze the earlier ones."""
         if self.heads.sizes:  # the first task uses `backbone`
             self.requires_grad_(False)
-            self.later.append(self.build_backbone().to(memory_format=torch.channels_last))
+            column = self.build_backbone()
+            to_channels_last(column)
+            self.later.append(column)
         super().grow(classes)
 
     def other_parameters(self, task: int) -> list[nn.Parameter]:

@@ -3,6 +3,7 @@
 B: number of images, H and W: height and width in pixels, D: number of channels.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,16 @@ def replace_unsafe_convolutions(body: nn.Module) -> None:
             and layer.in_channels < MIN_SAFE_CHANNELS * layer.groups
         ):
             layer.__class__ = StridedPointwise
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Store the weights of 2d convolutions channels last.
+
+    Unlike `module.to(memory_format=torch.channels_last)`, it accepts tensors of more axes, which it leaves as they are.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 class BasicBlock(nn.Module):

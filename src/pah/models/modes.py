@@ -44,6 +44,7 @@ def evaluating(*modules: nn.Module, statistics: BatchNormStatistics = "running")
         [submodule for submodule in submodules if isinstance(submodule, _BatchNorm)] if statistics == "batch" else []
     )
     running_statistics = [(norm.running_mean, norm.running_var) for norm in norms]
+    _drop_cached_tensors(submodules)
     for submodule in submodules:
         submodule.training = False
     for norm in norms:
@@ -53,8 +54,19 @@ def evaluating(*modules: nn.Module, statistics: BatchNormStatistics = "running")
     finally:
         for norm, (mean, variance) in zip(norms, running_statistics, strict=True):
             norm.running_mean, norm.running_var = mean, variance
+        _drop_cached_tensors(submodules)
         for submodule, mode in zip(submodules, modes, strict=True):
             submodule.training = mode
+
+
+def _drop_cached_tensors(submodules: Iterable[nn.Module]) -> None:
+    """Let modules with a `train` of their own run it: in timm's models it drops tensors made of earlier weights.
+
+    Attention with learned biases (for instance LeViT and TinyViT) keeps the biases that it looked up in eval mode.
+    """
+    for submodule in submodules:
+        if type(submodule).train is not nn.Module.train:
+            submodule.eval()
 
 
 @contextmanager

@@ -127,8 +127,11 @@ class TimmOptions(BackboneOptions):
         timm = _import_timm(f"timm:{self.model}")
         if not timm.is_model(self.model):
             raise unknown_name_error("timm backbone", self.model, timm.list_models())
+        reachable = not pretrained or hub_is_reachable()
         try:
-            with hub_access(not pretrained or hub_is_reachable()):
+            if not reachable:
+                self._require_cached_download()
+            with hub_access(reachable):
                 model: nn.Module = timm.create_model(
                     self.model, pretrained=pretrained, num_classes=0, in_chans=channels
                 )
@@ -137,8 +140,18 @@ class TimmOptions(BackboneOptions):
             expected, hint = f"a model for images of {channels} channels", ""
             if pretrained:
                 expected, hint = "weights in the cache or from the hub", "; --backbone.pretrained false needs none"
+            if isinstance(error, FileNotFoundError) and not reachable:
+                reason = "none in the cache, and no network"
             raise InputError(f"backbone timm:{self.model}: expected {expected}, got: {reason}{hint}") from None
         return model
+
+    def _require_cached_download(self) -> None:
+        """Raise FileNotFoundError if timm has the weights from another place than the hub and would download them."""
+        config = self._data_config()
+        if config.get("url") and not config.get("hf_hub_id"):
+            name = Path(config["url"]).name
+            if not Path(torch.hub.get_dir(), "checkpoints", name).is_file():
+                raise FileNotFoundError(name)
 
     def _count_features(self, body: nn.Module, channels: int, height: int, width: int) -> int:
         """Return D, the length of the vector that the model returns for one image of zeros.

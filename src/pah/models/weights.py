@@ -1,8 +1,11 @@
 """Weights from a file: read without running code, and fitted to a backbone."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -13,7 +16,9 @@ from pah.core.config import InputError
 
 CONTAINERS = ("state_dict", "model_state_dict", "state_dict_ema", "model")  # keys under which files store the weights
 PREFIXES = ("", "module.", "model.", "backbone.", "backbone.body.", "body.")  # before the names of the weights
-CLASSIFIER = re.compile(r"^(fc|classifier|head|heads|head_dist|statistics|_fc)\b")  # names that a backbone may lack
+CLASSIFIER = re.compile(  # names that a backbone may lack
+    r"^(fc|_fc|classifier|classif|last_linear|head|heads|head_dist|heads_dist|aux_head|statistics)\b"
+)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -23,23 +28,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: the file is missing or damaged, or holds anything but tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load(path.read_bytes()))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content = safetensors.torch.load(file.read()) if path.suffix == ".safetensors" else _read_pth(file)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file of weights, found none") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: expected a file of weights, got: {_first_line(error)}") from None
-    except Exception as error:  # torch raises many kinds for damaged files, and for files that hold code
-        raise InputError(
-            f"{path}: expected weights alone, as torch.save writes a state dict, got: {_first_line(error)}"
-        ) from None
+    except UnpicklingError as error:
+        raise InputError(f"{path}: expected weights alone, as torch.save writes a state dict, got {error}") from None
     for name in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected tensors by name, got {type(content).__name__} of something else")
+        raise InputError(f"{path}: expected tensors by name, got {type(content).__name__} with other values")
     return {str(name): value for name, value in content.items()}
+
+
+def _read_pth(file: BinaryIO) -> object:
+    """Return the content of a .pth file; UnpicklingError, which says what it is instead, without running any code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types of exceptions for damaged files
+        forbidden = re.search(r"Unsupported (?:global|class): GLOBAL (\S+)|(Unsupported \w+ \w+)", str(error))
+        if forbidden is None:
+            raise UnpicklingError("a file that is damaged or of another kind") from None
+        named = f" ({forbidden[1]})" if forbidden[1] else ""
+        raise UnpicklingError(f"other content, which may be code{named}; it was not run") from None
 
 
 def load_weights(body: nn.Module, path: Path) -> None:
@@ -62,7 +78,8 @@ def fit_weights(body: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     """Do what `load_weights` does with tensors that have been read; `source` names them in messages."""
     expected = body.state_dict()
     prefix = _prefix(expected, tensors)
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    own |= {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     for name in [*expected, *own]:
         if name not in expected and CLASSIFIER.match(name):
             continue

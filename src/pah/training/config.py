@@ -24,6 +24,7 @@ from pah.methods.base import Method, MethodOptions, OptimizerOptions
 from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import Backbone, BackboneOptions
 from pah.models.backbones import ConvNetOptions, backbone_options
+from pah.models.layers import to_channels_last
 from pah.models.network import GeneratedHeads, Network
 from pah.training.options import TrainingOptions
 from pah.training.single_pixels import halves_single_pixel
@@ -269,7 +270,8 @@ def build_method(config: RunConfig, image_shape: tuple[int, int, int], start_wei
                 "single pixel, got bf16; larger images or --training.precision fp32 help"
             )
     method = METHODS[config.method].method(network, config.optimizer, config.method_options)
-    return method.to(memory_format=torch.channels_last)
+    to_channels_last(method)
+    return method
 
 
 def _build_backbone(config: RunConfig, image_shape: tuple[int, int, int], start_weights: bool) -> Backbone:
