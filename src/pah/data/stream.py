@@ -160,7 +160,7 @@ def training_batches(
         selection = batches[index][part]
         selected = (pixels[to_device(rows[selection], pixels.device)], labels[selection], task_indices[selection])
         raw, y, batch_tasks = (to_device(tensor, device) for tensor in selected)
-        step = Step(seed, task_index, epoch, index, options, normalization)
+        step = Step(seed, task_index, epoch, index, options, normalization, len(batches))
         if features is None:
             x = step.prepare(raw, first=part.start, slice_of=size)
         else:

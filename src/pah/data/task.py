@@ -119,6 +119,12 @@ class Step:
     index: int
     options: AugmentOptions
     normalization: Normalization
+    steps: int = 1  # of an epoch
+
+    @property
+    def number(self) -> int:
+        """The number of the step within its task, from 0."""
+        return self.epoch * self.steps + self.index
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the generator of this step for one purpose."""

@@ -37,7 +37,7 @@ from pah.models.network import GeneratedHeads, Network, apply_heads
 from pah.models.prototypes import downscale, task_positions
 
 STATISTICS_BATCH_SIZE = 64  # images in a batch when batch-norm statistics are estimated
-FROZEN_ALIGN_EVERY = 20  # default steps from one step on L_sp to the next with a frozen backbone
+FROZEN_ALIGN_EVERY = 100  # default steps from one step on L_sp to the next with a frozen backbone
 
 
 class PAH(Method):
@@ -85,7 +85,7 @@ class PAH(Method):
         weights = {"L_sm": options.stability * sampled_tasks_weight(self.old_tasks, old, options.over_tasks)}
         weights |= {"L_features": options.feature_stability, "L_heads": options.head_stability}
         terms = self._image_terms(batch, old)
-        if not self._aligns or batch.step.index % self._align_every:
+        if not self._aligns or batch.step.number % self._align_every:
             return descend(self.optimizers[0], terms, weights)
         old = sample_old_tasks(self.old_tasks, options.aligned_tasks_per_step, batch.step)
         weights["L_sp"] = options.alignment * sampled_tasks_weight(self.old_tasks, old, options.over_tasks)

@@ -55,8 +55,8 @@ class PAHOptions(MethodOptions):
         old_tasks_per_step: Maximum number of old tasks in L_sm in one step. If there are more, a random sample is
             drawn, so that the cost of a step stays constant (published: all).
         aligned_tasks_per_step: The same for L_sp, whose prototypes need a backbone pass (published: all).
-        align_every: Steps from one step on L_sp to the next, within an epoch (published 1). By default 1, and 20 with a
-            frozen backbone, where that pass would take longer than all other work of a lesson.
+        align_every: Steps from one step on L_sp to the next (published 1). By default 1, and 100 with a frozen
+            backbone, where its pass would take longer than all other work of a lesson.
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"stability": (0.5, 1.0, 3.0, 10.0)}
