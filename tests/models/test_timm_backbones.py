@@ -1,5 +1,6 @@
 """Backbones of timm: the shipped ImageNet weights are the right ones, and every kind of model gives features."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,17 @@ def test_a_learner_on_each_kind_of_backbone_is_exported(learner: ContinualLearne
     (probabilities,) = session.run(None, {"images": pictures(learner).transpose(0, 3, 1, 2)})
     expected = [answer.probability for answer in learner.predict(pictures(learner), "second")]
     assert np.abs(probabilities.max(axis=1) - expected).max() < 1e-4
+
+
+def test_a_frozen_backbone_is_folded_once_and_anew_after_its_weights_changed() -> None:
+    backbone = backbone_options("convnet", {"width": 4}).build(3)
+    assert fold_batch_norm(backbone) is not fold_batch_norm(backbone)  # it may be trained between
+    backbone.freeze()
+    folded = fold_batch_norm(backbone)
+    assert fold_batch_norm(backbone) is folded
+    assert fold_batch_norm(copy.deepcopy(backbone), "kept") is folded
+    images = torch.rand(2, 3, 16, 16)
+    other = backbone_options("convnet", {"width": 4}).build(3)
+    backbone.load_state_dict(other.state_dict())
+    torch.testing.assert_close(fold_batch_norm(backbone)(images), other.eval()(images), rtol=1e-4, atol=1e-5)
+    assert backbone.to(torch.float64).folded.backbone is None

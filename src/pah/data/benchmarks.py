@@ -115,7 +115,6 @@ FROZEN_LESSON_DEFAULTS: dict[str, object] = {  # of a learner with a frozen back
     "method.head_stability": 1.0,
     "method.copies": False,
     "optimizer.lr": 0.002,
-    "training.flip_test": True,  # the mirror image costs training nothing, as it is one of the views
 }
 VECTOR_DEFAULTS: dict[str, object] = {
     "backbone.name": "features",

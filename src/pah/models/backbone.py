@@ -6,9 +6,10 @@ that lessons do not change returns for an image.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,16 @@ from pah.models.layers import BasicBlock, GlobalPool, replace_unsafe_convolution
 from pah.models.weights import load_weights, stem_channels
 
 Trained = Literal["all", "last", "none"]
+
+
+class FoldedCopy:
+    """Holds the copy of a frozen backbone with folded batch norms; copies of the backbone share it."""
+
+    def __init__(self) -> None:
+        self.backbone: Backbone | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "FoldedCopy":
+        return self
 
 
 class Backbone(nn.Module):
@@ -40,6 +51,7 @@ class Backbone(nn.Module):
         parts: The part that lessons train and the part before it, if they train the last part only.
         lr_factor: Factor of the learning rate, if the options give none for the backbone.
         takes_vectors: Whether its input are vectors (B, D, 1, 1) and not images.
+        folded: What `fold_batch_norm` returned for a frozen backbone, which takes a second to find.
     """
 
     def __init__(self, body: nn.Module, features: int) -> None:
@@ -50,6 +62,7 @@ class Backbone(nn.Module):
         self.parts: Parts | None = None
         self.lr_factor = 1.0
         self.takes_vectors = False
+        self.folded = FoldedCopy()
         replace_unsafe_convolutions(body)
         self.body = body
         self.features = features
@@ -95,8 +108,18 @@ class Backbone(nn.Module):
                 layer.training = mode and not isinstance(layer, _BatchNorm)
         return self
 
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        self.folded = FoldedCopy()  # the weights move to another device or memory format
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.folded = FoldedCopy()
+        super()._load_from_state_dict(*arguments, **options)
+
     def freeze(self) -> None:
         """Keep all weights as they are from now on."""
+        self.folded = FoldedCopy()
         self.trained = "none"
         self.requires_grad_(False).eval()
 

@@ -17,7 +17,7 @@ Part = Literal["all", "kept", "trained"]
 
 
 def fold_batch_norm(backbone: Backbone, part: Part = "all") -> Backbone:
-    """Return a frozen copy of a backbone whose batch norms are folded into its convolutions.
+    """Return a frozen copy of a backbone whose batch norms are folded into its convolutions; do not change it.
 
     The copy computes what `backbone` computes in eval mode, up to rounding. It cannot be trained. A convolution with
     weights w gets w' = w γ / √(σ² + ε) and b' = β - μ γ / √(σ² + ε), with μ, σ², γ and β of the batch norm after it.
@@ -29,6 +29,14 @@ def fold_batch_norm(backbone: Backbone, part: Part = "all") -> Backbone:
         part: Which batch norms are folded: all, those of `Backbone.kept`, or those that lessons change. In the last
             case the copy shares the memory of what lessons do not change.
     """
+    if backbone.trained == "none" and part != "trained":
+        if backbone.folded.backbone is None:
+            backbone.folded.backbone = _fold(backbone, part)
+        return backbone.folded.backbone
+    return _fold(backbone, part)
+
+
+def _fold(backbone: Backbone, part: Part) -> Backbone:
     folded = _copied(backbone, part).requires_grad_(False).eval()
     if part == "trained" and not folded.trained_modules():
         return folded
