@@ -32,20 +32,21 @@ from pah.models.timm_backbones import TimmOptions
 from pah.training.config import RunConfig
 
 NAMES = """
-    resnet10t resnetv2_18 regnetx_002 mobilenetv3_small_050 mobilenetv4_conv_small_035 lcnet_035 mobilenetv2_035
-    mnasnet_small ghostnet_050 convnext_atto convnextv2_atto test_vit vit_tiny_patch16_224 deit_tiny_patch16_224
-    levit_128s mobilevit_xxs mobilevitv2_050 poolformer_s12 pvt_v2_b0 mixer_s32_224 gmlp_ti16_224 resmlp_12_224
-    edgenext_xx_small fastvit_t8 repvgg_a0 mobileone_s0 starnet_s050 dla46_c dpn48b inception_next_atto selecsls42
-    rexnet_100 visformer_tiny eva02_tiny_patch14_224 tiny_vit_5m_224 hgnetv2_b0 darknet17 resnest14d skresnet18
-    convit_tiny efficientvit_b0 efficientvit_m0 pit_ti_224 repghostnet_050 legacy_seresnet18 shvit_s1 swiftformer_xs
-    vit_tiny_r_s16_p8_224 test_vit_relpos ese_vovnet19b_slim_dw mambaout_femto hardcorenas_a lambda_resnet26t
-    fasternet_t0 iformer_t lcnetv2_small cpubone_nano coatnet_pico_rw_224 efficientformer_l1 efficientformerv2_s0
-    xcit_nano_12_p16_224 coat_lite_tiny crossvit_tiny_240 nest_tiny swin_tiny_patch4_window7_224 twins_svt_small
-    gcvit_xxtiny hrnet_w18_small vgg11 nf_resnet26 efficientnet_b0 cspnext_tiny efficientvim_m1 lowformer_b0 csatv2
-    repvit_m0_9 cait_xxs24_224 tnt_s_patch16_224 maxvit_rmlp_pico_rw_256 inception_v3 res2net50_14w_8s mvitv2_tiny
-    rdnet_tiny vitamin_small_224 volo_d1_224 davit_tiny focalnet_tiny_srf hiera_tiny_224 swinv2_tiny_window8_256
-    swinv2_cr_tiny_224 legacy_xception xception41 nextvit_small hieradet_small convmixer_768_32 densenet121 tresnet_m
-    beit_base_patch16_224 naflexvit_base_patch16_gap sequencer2d_s qwen3_vit_88m gemma4_vit_167m
+    starnet_s050 resnet10t ese_vovnet19b_slim_dw test_vit fasternet_t0 lcnet_035 cpubone_nano cspnext_tiny
+    regnetx_002 mobilenetv4_conv_small_035 convnext_atto dla46_c mobilenetv3_small_050 mnasnet_small
+    edgenext_xx_small efficientvit_b0 convnextv2_atto inception_next_atto mobilenetv2_035 mobilevitv2_050 hgnetv2_b0
+    hardcorenas_a lcnetv2_small resnetv2_18 pvt_v2_b0 resnest14d legacy_seresnet18 test_vit_relpos efficientvim_m1
+    mobilevit_xxs efficientnet_b0 ghostnet_050 darknet17 mambaout_femto lambda_resnet26t poolformer_s12 dpn48b
+    repvgg_a0 rexnet_100 skresnet18 shvit_s1 iformer_t lowformer_b0 repghostnet_050 levit_128s fastvit_t8
+    nf_resnet26 vit_tiny_r_s16_p8_224 hrnet_w18_small pit_ti_224 legacy_xception tiny_vit_5m_224 mixer_s32_224
+    efficientvit_m0 swiftformer_xs repvit_m0_9 densenet121 xception41 rdnet_tiny selecsls42 vit_tiny_patch16_224
+    deit_tiny_patch16_224 visformer_tiny efficientformerv2_s0 efficientformer_l1 xcit_nano_12_p16_224 davit_tiny
+    focalnet_tiny_srf tresnet_m csatv2 convit_tiny res2net50_14w_8s nextvit_small eva02_tiny_patch14_224
+    inception_v3 coat_lite_tiny gmlp_ti16_224 convmixer_768_32 mobileone_s0 resmlp_12_224 coatnet_pico_rw_224
+    crossvit_tiny_240 gcvit_xxtiny hieradet_small qwen3_vit_88m twins_svt_small naflexvit_base_patch16_gap
+    cait_xxs24_224 maxvit_rmlp_pico_rw_256 swin_tiny_patch4_window7_224 hiera_tiny_224 swinv2_cr_tiny_224
+    mvitv2_tiny nest_tiny tnt_s_patch16_224 vitamin_small_224 vgg11 swinv2_tiny_window8_256 volo_d1_224
+    gemma4_vit_167m beit_base_patch16_224 sequencer2d_s
 """
 SIZES = (64, 96, 128, 160, 192, 224, 256)  # pixels a side that are tried in this order
 IMAGES = 6  # of a class, of which a fifth is for testing

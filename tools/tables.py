@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from backbone_table import backbones_table
 from measurement_tables import (
     avalanche_table,
     estimate_table,
@@ -51,6 +52,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {  # page -> name of the m
         "ratios": step_ratio_table,
         "avalanche": lambda results: avalanche_table(results / "against-avalanche.json"),
     },
+    "docs/backbones.md": {"backbones": lambda results: backbones_table(results / "timm-backbones.json")},
 }
 
 
