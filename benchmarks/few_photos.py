@@ -24,7 +24,7 @@ from pah import ContinualLearner
 from pah.data.benchmarks import find_benchmark
 from pah.data.small_lessons import SMALL_STREAMS
 from pah.data.sources import Images, Source
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.methods import METHODS
 
 STREAMS = ("small-patterns", "small-alike", "small-few")
@@ -67,7 +67,7 @@ def two_lessons(
         In percent, "first": the accuracy on the first lesson right after it; "first_after" and "second": on both
         lessons at the end; "estimated": what the learner estimates the first lesson to have lost.
     """
-    config = replace(DEFAULT, seed=seed, training=replace(DEFAULT.training, epochs=epochs))
+    config = replace(FROM_SCRATCH, seed=seed, training=replace(FROM_SCRATCH.training, epochs=epochs))
     if method != "pah":
         config = replace(config, method=method, method_options=METHODS[method].options())
     learner = ContinualLearner(config=config)
@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--methods", default="pah,lwf,finetune")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--photos", type=int, default=24, help="photos of a class")
-    parser.add_argument("--epochs", type=int, default=DEFAULT.training.epochs)
+    parser.add_argument("--epochs", type=int, default=FROM_SCRATCH.training.epochs)
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = []

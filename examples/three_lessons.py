@@ -20,7 +20,7 @@ import torch
 
 from pah import ContinualLearner
 from pah.data.sources import load_source
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.models.backbones import SlimResNet18Options
 from pah.models.modes import evaluating
 from pah.training.options import TrainingOptions
@@ -102,7 +102,7 @@ def main() -> None:
     }
     tests = {name: images(path, names, "test") for name, (path, names) in lessons.items()}
     config = dataclasses.replace(
-        DEFAULT,
+        FROM_SCRATCH,
         backbone_options=SlimResNet18Options(width=16),
         training=TrainingOptions(epochs=options.epochs, batch_size=64),
     )

@@ -11,7 +11,7 @@ from pah.data.sources import Source, load_digits
 from pah.data.stream import Stream, make_stream
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Batch, Step, Task
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.methods.base import Method, OptimizerOptions
 from pah.methods.pah import PAH
 from pah.methods.pah_options import PAHOptions
@@ -22,7 +22,7 @@ from pah.training.options import TrainingOptions
 
 DIGITS: Source = load_digits()
 QUICK_LEARNER = dataclasses.replace(  # the options of a learner of 8x8 images whose lessons take a moment
-    DEFAULT,
+    FROM_SCRATCH,
     image_size=8,
     backbone="convnet",
     backbone_options=ConvNetOptions(4),

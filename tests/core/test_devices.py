@@ -17,7 +17,7 @@ from helpers import DIGITS, digits
 from pah import AugmentOptions, ContinualLearner, InputError, RunConfig, TrainingOptions, TrainState, train
 from pah.cli import main
 from pah.core.devices import CPU, find_device, fits_on_gpu
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.methods import METHODS
 from pah.methods.base import Method, OptimizerOptions, Terms, descend
 from pah.models.backbones import ConvNetOptions
@@ -190,9 +190,9 @@ def test_a_run_on_a_device_writes_the_same_files_as_on_the_cpu(
 
 
 def test_a_learner_learns_predicts_and_is_saved_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = dataclasses.replace(DEFAULT.training, epochs=1)
+    training = dataclasses.replace(FROM_SCRATCH.training, epochs=1)
     config = dataclasses.replace(
-        DEFAULT, image_size=8, backbone="convnet", backbone_options=ConvNetOptions(width=4), training=training
+        FROM_SCRATCH, image_size=8, backbone="convnet", backbone_options=ConvNetOptions(width=4), training=training
     )
     pixels, labels = DIGITS.train.pixels[:, 0].numpy(), DIGITS.train.labels.numpy()
     names = [str(digit) for digit in range(10)]

@@ -23,7 +23,7 @@ from conftest import TINY
 from fenced_blocks import SERVED, Block, blocks
 from pah.cli.main import main
 from pah.data.benchmarks import BENCHMARKS
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.methods import METHODS, Entry
 from pah.models.backbones import BACKBONES
 from pah.study.grid import run_cells
@@ -37,7 +37,7 @@ PAGES = [
 NO_CODE = {"", "text", "bibtex"}  # languages of blocks that are not run
 
 QUICK_PYTHON = {  # text of a block -> text that runs faster
-    'backbone="resnet18-slim"': '"convnet", quick',
+    "ContinualLearner()": 'ContinualLearner("convnet", quick)',
     "epochs=20": "epochs=1",
 }
 A_RUN = ("--epochs", "1", "--backbone.width", "4", "--training.batch_size", "32", "--overwrite")
@@ -142,7 +142,7 @@ def namespace(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Return the namespace of a module in which all Python of a page runs: a dataclass looks up its module."""
     module = ModuleType(f"page_{name}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    quick = replace(DEFAULT, training=replace(DEFAULT.training, epochs=1))
+    quick = replace(FROM_SCRATCH, training=replace(FROM_SCRATCH.training, epochs=1))
     module.__dict__.update(METHODS=METHODS, Entry=Entry, quick=quick)  # a block may be a line of methods/__init__.py
     return module.__dict__
 

@@ -14,7 +14,7 @@ from pah import ContinualLearner, DriftError, InputError, TaughtTask
 from pah.data.augment import AugmentOptions
 from pah.data.stream_options import StreamOptions
 from pah.data.task import Examples
-from pah.learner.defaults import DEFAULT
+from pah.learner.defaults import FROM_SCRATCH
 from pah.learner.drift import fit_feature_map
 from pah.learner.task_inference import AMONG_ALL
 from pah.methods import METHODS
@@ -30,7 +30,7 @@ from pah.training.state import StepDone
 Lesson = tuple[np.ndarray, list[int], list[str]]
 
 QUICK = dataclasses.replace(
-    DEFAULT,
+    FROM_SCRATCH,
     image_size=8,
     backbone="convnet",
     backbone_options=ConvNetOptions(8),

@@ -147,7 +147,7 @@ def test_reports_and_comparisons_leave_a_task_without_test_images_out(tmp_path: 
 
 def test_data_without_any_test_image_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Images(DIGITS.test.pixels[:0], DIGITS.test.labels[:0])
-    monkeypatch.setattr(Benchmark, "load_source", lambda *_: dataclasses.replace(DIGITS, test=nothing))
+    monkeypatch.setattr(Benchmark, "load_source", lambda *_, **__: dataclasses.replace(DIGITS, test=nothing))
     with pytest.raises(InputError, match="expected test images, got none in any class"):
         load_stream(RunConfig())
     load_stream(tiny("--stream.validation", "0.2", "--training.evaluate_on", "validation"))

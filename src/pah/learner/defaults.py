@@ -91,5 +91,6 @@ def start_note(config: RunConfig) -> str:
     return f"starts from pretrained weights: {config.backbone}, {trained}, {size}"
 
 
+FROM_SCRATCH = defaults(backbone="resnet18-slim")
 DEFAULT = defaults()
 DEFAULT_SIZE = DEFAULT.image_size or IMAGE_SIZE  # pixels a side
