@@ -22,6 +22,7 @@ from measurement_tables import (
     step_table,
     three_lessons_table,
 )
+from pretrained_tables import few_images_table, photo_lessons_table
 from run_tables import LEGEND, comparisons, read_runs, runs_table, summary_rows
 
 from pah.core.config import InputError
@@ -42,11 +43,13 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {  # page -> name of the m
     "docs/results.md": {
         "results": lambda results: f"{runs_table(read_runs(results))}\n\n{LEGEND}",
         "comparison": comparisons,
+        "few": lambda results: few_images_table(results / "pretrained" / "few-images.json"),
         "small": lambda results: small_lessons_table(results / "small-lessons" / "table.json"),
         "estimate": lambda results: estimate_table(results / "small-lessons" / "gauge.json"),
         "lessons": lambda results: three_lessons_table(results / "three-lessons.json"),
         "inference": lambda results: inference_table(results / "task-inference" / "test.json"),
     },
+    "docs/own-data.md": {"photos": lambda results: photo_lessons_table(results / "pretrained" / "photo-lessons.json")},
     "docs/performance.md": {
         "steps": lambda results: step_table(results / "step-cost.json"),
         "ratios": step_ratio_table,

@@ -138,6 +138,19 @@ def backbones() -> dict[str, Any]:
     return {"versions": {"timm": "1"}, "images": 6, "backbones": records}
 
 
+def write_pretrained(folder: Path) -> None:
+    """Write what the two programs on pretrained weights measured."""
+    folder.mkdir()
+    figures = {"average_accuracy": 80.0, "forgetting": 0.5, "class_incremental_accuracy": 40.0}
+    runs = [
+        {"method": method, "images": 5, "seed": seed, **figures} for method in ("pah", "finetune") for seed in (0, 1)
+    ]
+    (folder / "few-images.json").write_text(json.dumps({"runs": runs}))
+    measured = {figure: {"animals": 10.0, "insects": 20.0, "ten": 30.0} for figure in ("seconds", "accuracy")}
+    lessons = {"threads": 2, "photos": 60, "size": [640, 480], "scratch": measured, "pretrained": measured}
+    (folder / "photo-lessons.json").write_text(json.dumps(lessons))
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a folder with two studies, one of them with two seeds of PAH, and pages with empty tables."""
@@ -158,6 +171,7 @@ def project(tmp_path: Path) -> Path:
     speed = {"seconds_an_epoch": {"lwf": seconds}, "tasks": 3, "batch": 64, "width": 32, "threads": 2, "torch": "2"}
     (tmp_path / "results" / "against-avalanche.json").write_text(json.dumps(speed))
     (tmp_path / "results" / "timm-backbones.json").write_text(json.dumps(backbones()))
+    write_pretrained(tmp_path / "results" / "pretrained")
     (tmp_path / "docs").mkdir()
     for page in tables.TABLES:
         (tmp_path / page).write_text(markers(page))
@@ -198,6 +212,10 @@ def test_the_tables_show_every_study_and_method(project: Path) -> None:
         "| --- |" + " ---: |" * 11,
         "| er | 2 | 80.00 ± 0.00 | 3.00 ± 0.00 | -3.00 ± 0.00 | 82.00 ± 0.00 | 40.00 ± 0.00 "
         "| – | 200 | 1.1 k | 20 | – |",
+        "| images a class | PAH | a linear head for each task (`finetune`) | forgetting of PAH, points "
+        "| PAH, task not given |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        "| 5 | 80.00 ± 0.00 | 80.00 ± 0.00 | 0.50 ± 0.00 | 40.00 ± 0.00 |",
         "| stream | settings | pah, AA / FM | lwf, AA / FM | finetune, AA / FM | independent, AA / FM "
         "| joint, AA / FM | LwF minus PAH [95 % interval] |",
         "| --- | --- |" + " ---: |" * 6,
@@ -216,6 +234,11 @@ def test_the_tables_show_every_study_and_method(project: Path) -> None:
         "| `energy` (default) | 40.0 | 36.0 |",
         "| by chance | 10.0 | 8.0 |",
         "| task given | – | 80.0 |",
+        "| start | 3 classes: seconds / accuracy, % | then 2 classes: seconds / accuracy, % "
+        "| 10 classes: seconds / accuracy, % |",
+        "| --- | ---: | ---: | ---: |",
+        "| from scratch (`--backbone resnet18-slim`) | 10 / 10 | 20 / 20 | 30 / 30 |",
+        "| from ImageNet weights (the default) | 10 / 10 | 20 / 20 | 30 / 30 |",
         "| tasks learned | finetune, ms | PAH, ms | PAH, a pass per old head, ms | PAH / finetune | per head / PAH |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         "| 5 | 100 | 150 | 1200 | 1.50 | 8.0 |",
@@ -295,7 +318,7 @@ def test_check_notices_a_stale_page(project: Path, capsys: pytest.CaptureFixture
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert message.startswith(
-        "README.md, docs/results.md, docs/performance.md, docs/backbones.md: expected the tables made"
+        "README.md, docs/results.md, docs/own-data.md, docs/performance.md, docs/backbones.md: expected the tables made"
     )
     tables.main(check[:2])
     assert tables.main(check) == 0

@@ -20,6 +20,7 @@ from pah.runs.progress import StoppedError
 from pah.runs.run import resume_run, start_run
 from pah.training import features
 from pah.training.config import RunConfig, build_method, load_stream
+from pah.training.evaluation import task_logits
 from pah.training.features import Views, with_features_if_frozen
 from pah.training.loop import train
 from pah.training.options import TrainingOptions
@@ -202,3 +203,17 @@ def test_a_refused_method_leaves_the_old_run_in_place(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="share the features"):
         start_run(config_of("pnn"), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_the_accuracy_without_flip_is_that_of_the_images_alone() -> None:
+    config = config_of("finetune", training=TrainingOptions(epochs=1, flip_test=True))
+    stream = load_stream(config)
+    method = build_method(config, stream.image_shape)
+    method.begin_task(stream.tasks[0])
+    features = with_features_if_frozen(stream, method, config).tasks[0].test
+    x = features.inputs(features.rows)
+    assert x.shape[1] == 2
+    with torch.no_grad():
+        alone = task_logits(method, x, [0], flip=False)[0]
+        assert torch.equal(alone, task_logits(method, x[:, :1], [0], flip=True)[0])
+        assert not torch.equal(alone, task_logits(method, x, [0], flip=True)[0])

@@ -84,10 +84,11 @@ def task_logits(method: Method, x: Tensor, tasks: Sequence[int], flip: bool) -> 
         method: The method.
         x: Normalized images, (B, channels, H, W), or the features of V views of each image, (B, V, D).
         tasks: Indices of the tasks.
-        flip: Whether to average the logits of each image and its mirror image. For features, the logits of all views
-            are averaged.
+        flip: Whether to average the logits of each image and its mirror image. For features, these are the views;
+            without it the first view counts.
     """
     if x.ndim == 3:
+        x = x if flip else x[:, :1]
         logits = method.logits_per_task(x.flatten(0, 1), tasks)
         return [task_logits.unflatten(0, x.shape[:2]).mean(dim=1) for task_logits in logits]
     logits = method.logits_per_task(x, tasks)
