@@ -1,7 +1,9 @@
 """Helpers of several tests: small streams of real images, and methods on small networks."""
 
 import dataclasses
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,8 +19,12 @@ from pah.methods.pah import PAH
 from pah.methods.pah_options import PAHOptions
 from pah.models.backbones import ConvNetOptions
 from pah.models.network import Network
+from pah.runs.progress import Progress, StoppedError
+from pah.runs.run import resume_run, start_run
+from pah.training.config import RunConfig
 from pah.training.loop import begin
 from pah.training.options import TrainingOptions
+from pah.training.state import StepDone
 
 DIGITS: Source = load_digits()
 QUICK_LEARNER = dataclasses.replace(  # the options of a learner of 8x8 images whose lessons take a moment
@@ -71,3 +77,19 @@ def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
 def changed_tensors(module: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
     """Return the names of the parameters and buffers that are not bit for bit equal to `before`."""
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def require_exact_resume(config: RunConfig, folder: Path) -> None:
+    """Check that a run that is stopped in its second task and resumed equals an uninterrupted one, bit for bit."""
+    whole = start_run(config, folder / "whole")
+    in_second_task: list[bool] = []
+
+    def watch(progress: Progress) -> None:
+        in_second_task.append(isinstance(progress.event, StepDone) and progress.state.task == 1)
+
+    with pytest.raises(StoppedError):  # not while images pass through a frozen backbone
+        start_run(config, folder / "parts", watch=watch, stop=lambda: sum(in_second_task) >= 2)
+    parts = resume_run(config, folder / "parts")
+    assert parts["accuracy_matrix"] == whole["accuracy_matrix"]
+    models = [(folder / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import DIGITS
+from helpers import DIGITS, require_exact_resume
 from pah import ContinualLearner
 from pah.core.config import InputError
 from pah.data.augment import AugmentOptions
@@ -159,15 +159,7 @@ def test_features_are_those_of_the_backbone_also_in_a_file(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("method", ["pah", "er"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
-    config = config_of(method)
-    whole = start_run(config, tmp_path / "whole")
-    steps = iter(range(1000))
-    with pytest.raises(StoppedError):
-        start_run(config, tmp_path / "parts", stop=lambda: next(steps) == 7)
-    parts = resume_run(config, tmp_path / "parts")
-    assert parts["accuracy_matrix"] == whole["accuracy_matrix"]
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert models[0] == models[1]
+    require_exact_resume(config_of(method), tmp_path)
 
 
 def test_a_lesson_with_a_frozen_backbone_costs_old_tasks_no_features(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import DIGITS, changed_tensors, digits, snapshot, train_few_steps
+from helpers import DIGITS, changed_tensors, digits, require_exact_resume, snapshot, train_few_steps
 from pah import ContinualLearner
 from pah.core.config import InputError, RecoveryWarning
 from pah.data.augment import AugmentOptions
@@ -19,8 +19,6 @@ from pah.methods.pah_options import PAHOptions
 from pah.models.backbone import Backbone
 from pah.models.backbones import ConvNetOptions
 from pah.models.modes import BatchNormStatistics
-from pah.runs.progress import StoppedError
-from pah.runs.run import resume_run, start_run
 from pah.training import features
 from pah.training.config import RunConfig, build_method, load_stream
 from pah.training.features import with_features_if_frozen
@@ -103,15 +101,7 @@ def test_outputs_that_are_too_large_are_not_kept_and_images_pass_whole(monkeypat
 
 @pytest.mark.parametrize("method", ["pah", "der++"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
-    config = config_of(method)
-    whole = start_run(config, tmp_path / "whole")
-    steps = iter(range(1000))
-    with pytest.raises(StoppedError):
-        start_run(config, tmp_path / "parts", stop=lambda: next(steps) == 7)
-    parts = resume_run(config, tmp_path / "parts")
-    assert parts["accuracy_matrix"] == whole["accuracy_matrix"]
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert models[0] == models[1]
+    require_exact_resume(config_of(method), tmp_path)
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])

@@ -167,6 +167,7 @@ class Backbone(nn.Module):
                 if id(tensor) in shared:
                     delattr(module, name)
                     module.register_buffer(name, tensor.detach(), persistent=False)
+        copied.register_load_state_dict_post_hook(_ignore_counters)
         return copied
 
     def stages(self) -> list[nn.Sequential]:
@@ -290,6 +291,11 @@ class BackboneOptions(ABC):
         """
         if self.weights is not None:
             load_weights(backbone.body, Path(self.weights))
+
+
+def _ignore_counters(_: nn.Module, keys: Any) -> None:
+    """Let a state be loaded although torch adds to it the counters of batch norms that it lacks."""
+    keys.unexpected_keys[:] = [key for key in keys.unexpected_keys if not key.endswith("num_batches_tracked")]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
