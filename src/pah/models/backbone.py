@@ -167,7 +167,7 @@ class Backbone(nn.Module):
                 if id(tensor) in shared:
                     delattr(module, name)
                     module.register_buffer(name, tensor.detach(), persistent=False)
-        copied.register_load_state_dict_post_hook(_ignore_counters)
+        copied.register_load_state_dict_post_hook(_ignore_counters)  # type: ignore[no-untyped-call]
         return copied
 
     def stages(self) -> list[nn.Sequential]:
